@@ -1,0 +1,68 @@
+"""Argument checks that several blocks share; each raises an error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError unless every size is an integer of at least 1.
+
+    Example:
+        >>> check_positive(num_experts=0)
+        Traceback (most recent call last):
+        ValueError: num_experts: got 0, expected an integer >= 1
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}: got {size!r}, expected an integer >= 1")
+
+
+def check_last_dim(name: str, tensor: Tensor, size: int, wanted: str, *, ndim: int = 1) -> None:
+    """Raise ValueError unless `tensor` has at least `ndim` dimensions and its last one is `size`."""
+    if tensor.ndim < ndim:
+        raise ValueError(f"{name}: has shape {tuple(tensor.shape)}, expected at least {ndim} dimensions")
+    if tensor.shape[-1] != size:
+        raise ValueError(f"{name}: last dimension is {tensor.shape[-1]}, expected {wanted}={size}")
+
+
+def check_batch_shapes(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:
+    """Raise ValueError unless both batch shapes are the same: nothing is broadcast silently."""
+    if tuple(first_shape) != tuple(second_shape):
+        raise ValueError(
+            f"{second}: has batch shape {tuple(second_shape)}, expected that of {first}, {tuple(first_shape)}"
+        )
+
+
+def upsampling_channels(image_size: int, channels: Sequence[int] | None, *, first: int) -> tuple[int, ...]:
+    """Return one channel count for each doubling between 4 pixels and `image_size`.
+
+    Args:
+        image_size: height and width in pixels, 4 * 2**n with n >= 1.
+        channels: the counts themselves (n of them), or None for `first`, halved at each doubling.
+        first: the count at 4 pixels when `channels` is None.
+
+    Raises:
+        ValueError: another image size, or a list of the wrong length.
+
+    Example:
+        >>> upsampling_channels(64, None, first=512)
+        (512, 256, 128, 64)
+    """
+    if not isinstance(image_size, int) or image_size < 8 or image_size & (image_size - 1):
+        raise ValueError(
+            f"image_size: got {image_size!r}, expected one integer 4 * 2**n for square images (8, 16, 32, 64, 128, ...)"
+        )
+    num_doublings = image_size.bit_length() - 3
+    if channels is None:
+        channels = [max(1, first // 2**i) for i in range(num_doublings)]
+    if len(channels) != num_doublings:
+        raise ValueError(
+            f"channels: got {len(channels)} values {tuple(channels)}, expected {num_doublings} for "
+            f"image_size={image_size} (4 * 2**{num_doublings} pixels)"
+        )
+    for i, count in enumerate(channels):
+        check_positive(**{f"channels[{i}]": count})
+    return tuple(channels)

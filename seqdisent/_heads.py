@@ -1,0 +1,51 @@
+"""The last layer of every conditional distribution: features in, a diagonal Normal out."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32 if it is in half precision (autocast), else unchanged."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Independent:
+    """Return the Normal with event shape (D,) and independent coordinates."""
+    # validate_args=False: a NaN must reach the ledger, which can name the term (law 8)
+    return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+
+class NormalHead(nn.Module):
+    """Linear layers for the location and, through softplus, the scale of a diagonal Normal.
+
+    Computed in float32 under autocast. The scale is `softplus(.) + min_scale`, bounded away from 0.
+
+    Args:
+        in_features: size of the features.
+        latent_dim: size of the event.
+        min_scale: the smallest scale.
+        initial_scale: the scale around which training starts (the bias of its layer); softplus(0) = 0.69 by default.
+    """
+
+    def __init__(
+        self, in_features: int, latent_dim: int, *, min_scale: float = 1e-4, initial_scale: float = math.log(2.0)
+    ) -> None:
+        super().__init__()
+        self.loc = nn.Linear(in_features, latent_dim)
+        self.scale = nn.Linear(in_features, latent_dim)
+        self.min_scale = min_scale
+        if initial_scale <= min_scale:
+            raise ValueError(f"initial_scale: got {initial_scale}, expected more than min_scale={min_scale}")
+        nn.init.constant_(self.scale.bias, math.log(math.expm1(initial_scale - min_scale)))
+
+    def forward(self, features: Tensor) -> dist.Independent:
+        """Return Normal *B | latent_dim for features (*B, in_features)."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = full_precision(features)
+            scale = nn.functional.softplus(self.scale(features)) + self.min_scale
+            return diagonal_normal(self.loc(features), scale)

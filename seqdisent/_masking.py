@@ -1,0 +1,48 @@
+"""Masks of ragged batches: bool (B, T), True where a step is real, padding on the right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int) -> Tensor:
+    """Return `mask` expanded to (*batch_shape, num_steps), or say what is wrong with it.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: wrong shape, a hole (padding must be on the right), or a row without a real step.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: has dtype {mask.dtype}, expected torch.bool (True where a step is real)")
+    if mask.ndim < 1 or mask.shape[-1] != num_steps:
+        raise ValueError(f"mask: has shape {tuple(mask.shape)}, expected (*B, T) with T={num_steps} steps")
+    if not mask[..., 0].all():
+        raise ValueError("mask: a row has no real first step; every sequence needs at least one, padding on the right")
+    if (mask[..., 1:] & ~mask[..., :-1]).any():
+        raise ValueError("mask: a row has a hole; real steps come first, padding on the right")
+    try:
+        return mask.expand(*batch_shape, num_steps)
+    except RuntimeError as error:
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)}, expected one that expands to {(*batch_shape, num_steps)}"
+        ) from error
+
+
+def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
+    r"""Return `values` with 0 wherever `mask` is False, so that padding reaches no value and no gradient.
+
+    Args:
+        values: (\*S, \*B, T, \*E), with `event_dims` dimensions E: 1 for vectors, 0 for one number a step.
+        mask: (\*B, T) bool.
+        event_dims: dimensions to the right of time.
+    """
+    return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
+
+
+def repeat_first_step(path: Tensor, mask: Tensor) -> Tensor:
+    r"""Return `path` (\*S, \*B, T, D) with each row's first step wherever `mask` (\*B, T) is False.
+
+    The first step is always real, so its value lies in the support of the steps and is scored without NaN.
+    """
+    return torch.where(mask.unsqueeze(-1), path, path[..., :1, :].detach())

@@ -1,0 +1,364 @@
+"""A whole latent trajectory as one random variable."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from seqdisent._checks import check_positive
+from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
+
+
+class Conditionals(NamedTuple):
+    r"""The conditionals of a chain at a given path.
+
+    Attributes:
+        initial: distribution of the first step, batch \*B, event (D,).
+        steps: distribution of each later step given the one before, batch (T - 1, \*S, \*B), event (D,); None if T = 1.
+    """
+
+    initial: Any
+    steps: Any
+
+    def log_prob_per_step(self, path: Tensor) -> Tensor:
+        r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, D), in nats."""
+        first = self.initial.log_prob(path[..., 0, :])
+        if self.steps is None:
+            return first.unsqueeze(-1)  # type: ignore[no-any-return]
+        later = self.steps.log_prob(path[..., 1:, :].movedim(-2, 0)).movedim(0, -1)
+        return torch.cat([first.unsqueeze(-1), later], -1)
+
+
+@runtime_checkable
+class Chain(Protocol):
+    """What the ledger and the interventions know a chain by; a class of your own may have just these."""
+
+    @property
+    def step_mask(self) -> Tensor | None:
+        r"""Which steps are real, bool (\*B, T), or None if all are."""
+
+    def conditionals(self, path: Tensor) -> Conditionals:
+        """Return every step's conditional distribution at `path`."""
+
+    def log_prob_per_step(self, path: Tensor) -> Tensor:
+        """Return every step's log-density at `path`, in nats, 0 at padding."""
+
+    def mean_path(self) -> Tensor:
+        """Return the path on which every step is its conditional's mean."""
+
+    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
+        """Return `prefix` followed by `num_steps` further steps."""
+
+
+class MarkovChain(TorchDistribution):  # type: ignore[misc]
+    r"""A Markov chain in continuous space, :math:`p(z_1) \prod_{t=2}^T p(z_t \mid z_{t-1}, u_t)`, as one distribution.
+
+    Sampling walks through time. Scoring does not: given a path, all conditionals come from **one** call of the
+    transition on a batch (T - 1, \*S, \*B), time on the left, so that a static context of shape (\*B, C) broadcasts.
+
+    Args:
+        initial: distribution of z_1, batch \*B, event (D,).
+        transition: a function of z_prev, or of z_prev and inputs_t if `inputs` are given, that returns the
+            distribution of z_t with the leading dimensions of z_prev as batch. It must be deterministic (dropout in
+            training mode is refused: sampling and scoring would differ) and must treat leading dimensions alike.
+        num_steps: T.
+        inputs: (\*B, T, I), what each step reads beside z_prev. inputs[..., 0, :] is never read: `initial` is built
+            by the caller. inputs_t reaches the transition with exactly the leading dimensions of z_prev.
+        mask: (\*B, T) bool, True where a step is real, padding on the right. Padded steps are 0 in a sample, have
+            log-density 0, and neither their inputs nor their values reach any value or gradient.
+
+    Shape:
+        - batch \*B, event (T, D)
+        - a path: (\*S, \*B, T, D)
+
+    Raises:
+        TypeError: `transition` cannot be called, or the mask is not bool.
+        ValueError: an initial distribution whose event is not a vector, inputs or mask of another shape, dropout.
+
+    Example:
+        A random walk of two coordinates.
+
+        >>> _ = torch.manual_seed(0)
+        >>> def step(z_prev):
+        ...     return dist.Normal(z_prev, 0.1).to_event(1)
+        >>> walk = MarkovChain(dist.Normal(torch.zeros(4, 2), 1.0).to_event(1), step, num_steps=5)
+        >>> path = walk.rsample()
+        >>> walk.batch_shape, walk.event_shape, walk.log_prob(path).shape
+        (torch.Size([4]), torch.Size([5, 2]), torch.Size([4]))
+
+    References:
+        Krishnan, Shalit and Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017, for
+        the factorisation; ``MarkovChain`` of TensorFlow Probability for the idea of one distribution.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        initial: TorchDistribution,
+        transition: Callable[..., TorchDistribution],
+        num_steps: int,
+        *,
+        inputs: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        check_positive(num_steps=num_steps)
+        if len(initial.event_shape) != 1:
+            raise ValueError(
+                f"initial: has event shape {tuple(initial.event_shape)}, expected a vector (D,); add .to_event(1)"
+            )
+        if not callable(transition):
+            raise TypeError(f"transition: got {type(transition).__name__}, expected a function of z_prev")
+        for module in _modules_of(transition):
+            if module.training and _drops_out(module):
+                raise ValueError(
+                    f"transition: {type(module).__name__} drops units at random, so a path would be scored under "
+                    "another transition than the one that drew it; remove it or call .eval()"
+                )
+        batch_shape = initial.batch_shape
+        if inputs is not None:
+            if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
+                raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, I) with T={num_steps}")
+            try:
+                inputs = inputs.expand(*batch_shape, *inputs.shape[-2:])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"inputs: has shape {tuple(inputs.shape)}, expected the batch {tuple(batch_shape)} of `initial`"
+                ) from error
+        if mask is not None:
+            mask = check_mask(mask, batch_shape, num_steps)
+            if inputs is not None:
+                inputs = overwrite_padding(inputs, mask)
+        self.initial = initial
+        self.transition = transition
+        self.num_steps = num_steps
+        self._inputs = inputs
+        self._step_mask = mask
+        super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
+
+    @property
+    def step_mask(self) -> Tensor | None:
+        r"""Which steps are real, bool (\*B, T), or None if all are."""
+        return self._step_mask
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of the initial distribution at every step."""
+        return constraints.independent(self.initial.support, 1)
+
+    @functools.cached_property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether every conditional can be reparameterised (one call of the transition finds out)."""
+        if not self.initial.has_rsample or self.num_steps == 1:
+            return bool(self.initial.has_rsample)
+        with torch.no_grad():
+            try:
+                z_prev = self._initial_mean()
+            except NotImplementedError:  # a flow, say
+                z_prev = self.initial.sample()
+            return bool(self._step(z_prev, self._unbound_inputs(z_prev), 1).has_rsample)
+
+    def expand(self, batch_shape: torch.Size | tuple[int, ...], _instance: object = None) -> MarkovChain:
+        """Return this chain with a larger batch; a particle plate calls it."""
+        batch_shape = torch.Size(batch_shape)
+        inputs, mask = self._inputs, self._step_mask
+        if inputs is not None:
+            inputs = inputs.expand(*batch_shape, *inputs.shape[-2:])
+        if mask is not None:
+            mask = mask.expand(*batch_shape, self.num_steps)
+        return MarkovChain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
+        return self._hide_padding(self._walk([self.initial.rsample(sample_shape)], self.num_steps, "rsample"))
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
+        with torch.no_grad():
+            return self._hide_padding(self._walk([self.initial.sample(sample_shape)], self.num_steps, "sample"))
+
+    def mean_path(self) -> Tensor:
+        r"""Return the path (\*B, T, D) on which every step is its conditional's mean given the step before.
+
+        It is the mean of the chain only where the transition is linear in z_prev.
+        """
+        return self._hide_padding(self._walk([self._initial_mean()], self.num_steps, "mean"))
+
+    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
+        r"""Continue a path.
+
+        Args:
+            prefix: (\*S, \*B, T', D), at least one step.
+            num_steps: how many steps to add. If the chain has inputs, they must cover T' + num_steps steps.
+            mask: (\*B, T') bool, which steps of the prefix are real; a shorter row is continued from its own last step.
+            sample: draw each step, or take its conditional's mean.
+
+        Returns:
+            (\*S, \*B, T' + num_steps, D), the prefix first.
+
+        Raises:
+            ValueError: a prefix of length 0 or another size, or inputs that end too early.
+        """
+        check_positive(num_steps=num_steps)
+        if prefix.ndim < 2 or prefix.shape[-2] == 0 or prefix.shape[-1:] != self.initial.event_shape:
+            raise ValueError(
+                f"prefix: has shape {tuple(prefix.shape)}, expected (*B, T, {self.event_shape[-1]}) with T >= 1"
+            )
+        length = prefix.shape[-2]
+        total = length + num_steps
+        if self._inputs is not None and self._inputs.shape[-2] < total:
+            raise ValueError(
+                f"num_steps: the chain has inputs for {self._inputs.shape[-2]} steps, expected "
+                f"{length} of the prefix + {num_steps}; build it with num_steps={total} and as many inputs"
+            )
+        how = ("rsample" if self.has_rsample else "sample") if sample else "mean"
+        if mask is None:
+            return self._walk(list(prefix.unbind(-2)), total, how)
+        mask = check_mask(mask, prefix.shape[:-2], length)
+        return self._walk([prefix[..., 0, :]], total, how, known=(prefix, mask))
+
+    def conditionals(self, path: Tensor) -> Conditionals:
+        r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
+        return self._conditionals(self._check_path(path))
+
+    def log_prob_per_step(self, path: Tensor) -> Tensor:
+        r"""Return the log-density (\*S, \*B, T) of each step given the one before, in nats; 0 at padding."""
+        path = self._check_path(path)
+        log_prob = self._conditionals(path).log_prob_per_step(path)
+        if self._step_mask is None:
+            return log_prob
+        return overwrite_padding(log_prob, self._step_mask, event_dims=0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Return the log-density (\*S, \*B) of paths (\*S, \*B, T, D), in nats."""
+        return self.log_prob_per_step(value).sum(-1)
+
+    def _conditionals(self, path: Tensor) -> Conditionals:
+        if self.num_steps == 1:
+            return Conditionals(self.initial, None)
+        z_prev = path[..., :-1, :].movedim(-2, 0)
+        if self._inputs is None:
+            return Conditionals(self.initial, self.transition(z_prev))
+        inputs = self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1:, :].movedim(-2, 0)
+        return Conditionals(self.initial, self.transition(z_prev, inputs))
+
+    def _check_path(self, path: Tensor) -> Tensor:
+        if path.ndim < 2 or path.shape[-2:] != self.event_shape:
+            raise ValueError(
+                f"path: has shape {tuple(path.shape)}, expected (*S, *B, T, D) ending in {tuple(self.event_shape)}"
+            )
+        if self._step_mask is None:
+            return path
+        return repeat_first_step(path, self._step_mask)
+
+    def _initial_mean(self) -> Tensor:
+        return self.initial.mean.expand(*self.batch_shape, *self.initial.event_shape)
+
+    def _unbound_inputs(self, z: Tensor) -> tuple[Tensor, ...] | None:
+        """Unbind the inputs once: indexing them inside the loop makes the backward pass quadratic in T."""
+        if self._inputs is None:
+            return None
+        return self._inputs.expand(*z.shape[:-1], *self._inputs.shape[-2:]).unbind(-2)
+
+    def _step(self, z_prev: Tensor, inputs: tuple[Tensor, ...] | None, t: int) -> TorchDistribution:
+        return self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs[t])
+
+    def _walk(self, path: list[Tensor], num_steps: int, how: str, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Lengthen `path` to `num_steps`, keeping steps that are already known."""
+        inputs = self._unbound_inputs(path[0])
+        for t in range(len(path), num_steps):
+            conditional = self._step(path[-1], inputs, t)
+            z = conditional.mean if how == "mean" else getattr(conditional, how)()
+            if known is not None and t < known[0].shape[-2]:
+                z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
+            path.append(z)
+        return torch.stack(path, -2)
+
+    def _hide_padding(self, path: Tensor) -> Tensor:
+        return path if self._step_mask is None else overwrite_padding(path, self._step_mask)
+
+
+class _FactorisedChain:
+    """A diagonal Normal with event (T, D), seen as a chain whose steps ignore the step before."""
+
+    step_mask = None
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+
+    def conditionals(self, path: Tensor) -> Conditionals:
+        initial = self._normal(self.loc[..., 0, :], self.scale[..., 0, :])
+        if self.loc.shape[-2] == 1:
+            return Conditionals(initial, None)
+        # the sample dimensions of the path stand between time and the batch
+        num_sample_dims = path.ndim - self.loc.ndim
+        loc, scale = (
+            x[..., 1:, :].movedim(-2, 0).reshape(x.shape[-2] - 1, *(1,) * num_sample_dims, *x.shape[:-2], x.shape[-1])
+            for x in (self.loc, self.scale)
+        )
+        shape = (self.loc.shape[-2] - 1, *path.shape[:-2], path.shape[-1])
+        return Conditionals(initial, self._normal(loc.expand(shape), scale.expand(shape)))
+
+    def log_prob_per_step(self, path: Tensor) -> Tensor:
+        return self._normal(self.loc, self.scale).log_prob(path)  # type: ignore[no-any-return]
+
+    def mean_path(self) -> Tensor:
+        return self.loc
+
+    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
+        total = prefix.shape[-2] + num_steps
+        if self.loc.shape[-2] < total:
+            raise ValueError(f"num_steps: the distribution has {self.loc.shape[-2]} steps, expected {total}")
+        normal = self._normal(self.loc[..., :total, :], self.scale[..., :total, :])
+        path: Tensor = normal.rsample() if sample else normal.mean
+        known = torch.cat([prefix, prefix.new_zeros(*prefix.shape[:-2], num_steps, prefix.shape[-1])], -2)
+        is_known = torch.arange(total, device=prefix.device) < prefix.shape[-2]
+        if mask is not None:
+            is_known = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], num_steps)], -1)
+        return torch.where(is_known.unsqueeze(-1), known, path)
+
+    @staticmethod
+    def _normal(loc: Tensor, scale: Tensor) -> Any:
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+
+def as_chain(distribution: TorchDistribution) -> Chain | None:
+    """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None."""
+    if isinstance(distribution, Chain):
+        return distribution
+    if len(distribution.event_shape) != 2:
+        return None
+    base = distribution
+    while isinstance(base, dist.Independent):
+        base = base.base_dist
+    if not isinstance(base, dist.Normal) or base.event_shape:
+        return None
+    return _FactorisedChain(base.loc, base.scale)
+
+
+def _drops_out(module: nn.Module) -> bool:
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+
+
+def _modules_of(function: object) -> Iterator[nn.Module]:
+    """Find the modules that a function can reach without being called: itself, what it is bound to, its closure."""
+    found: list[object] = [function, getattr(function, "__self__", None)]
+    if isinstance(function, functools.partial):
+        found += [function.func, *function.args, *function.keywords.values()]
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # a name that is not bound yet
+            continue
+    for value in found:
+        if isinstance(value, nn.Module):
+            yield from value.modules()

@@ -1,0 +1,251 @@
+"""Encoders: a frame to features, a sequence of features to what is static in it and to its dynamics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from seqdisent._checks import check_last_dim, check_positive, upsampling_channels
+from seqdisent._heads import NormalHead
+from seqdisent._masking import check_mask, overwrite_padding
+
+
+def _blur_pool(channels: int) -> nn.Module:
+    # imported here: antialiased-cnns is CC BY-NC-SA 4.0, and `downsample` must be able to do without it
+    from antialiased_cnns import BlurPool
+
+    module: nn.Module = BlurPool(channels, filt_size=4, stride=2)
+    return module
+
+
+class ConvEncoder(nn.Module):
+    r"""Anti-aliased convolutions from a frame to a feature vector.
+
+    For each halving of the image: a 4x4 convolution of stride 1 and padding 1, LeakyReLU (slope 0.01), and BlurPool of
+    stride 2 (Zhang, 2019). At 4x4 pixels a last 4x4 convolution gives `feature_dim` values, LeakyReLU again
+    (paper, section 3.1 and appendix D). The stride is in BlurPool alone: with the paper's strided convolutions on top
+    of it, 64 pixels are used up before the last layer.
+
+    Args:
+        feature_dim: size of the features.
+        in_channels: colours of the image.
+        image_size: height and width in pixels, 4 * 2**n.
+        channels: the width of each of the n convolutions, first to last; None for 32, doubled at each of the last
+            n - 2 at most to 64 (32, 32, 64, 64 at 64 pixels).
+        downsample: a function of the number of channels that returns a module halving the image (rounding up).
+            None: BlurPool of antialiased-cnns, **whose licence (CC BY-NC-SA 4.0) forbids commercial use**; give your
+            own, such as ``lambda channels: nn.AvgPool2d(2, ceil_mode=True)``, and that package is never imported.
+
+    Shape:
+        - frames: (\*B, in_channels, image_size, image_size)
+        - output: (\*B, feature_dim)
+
+    Raises:
+        ValueError: a size that does not fit (what would is named), or frames of another shape.
+        TypeError: frames that are not floating point.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> encoder = ConvEncoder(10, image_size=16, channels=(4, 8))
+        >>> encoder(torch.rand(2, 7, 3, 16, 16)).shape
+        torch.Size([2, 7, 10])
+
+    References:
+        Zhang, "Making convolutional networks shift-invariant again", ICML 2019. The released VDSM code writes
+        ``LeakyReLU(True)``, a slope of 1, which makes its convolutions linear.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        in_channels: int = 3,
+        image_size: int = 64,
+        channels: Sequence[int] | None = None,
+        downsample: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(feature_dim=feature_dim, in_channels=in_channels)
+        num_halvings = len(upsampling_channels(image_size, None, first=1))
+        if channels is None:
+            channels = [32] * min(2, num_halvings) + [64] * max(0, num_halvings - 2)
+        channels = upsampling_channels(image_size, channels, first=1)
+        self.frame_shape = (in_channels, image_size, image_size)
+        self.feature_dim = feature_dim
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip((in_channels, *channels[:-1]), channels, strict=True):
+            layers += [nn.Conv2d(width_in, width_out, 4, padding=1), nn.LeakyReLU(0.01)]
+            layers += [(downsample or _blur_pool)(width_out)]
+        self.convolutions = nn.Sequential(*layers, nn.Conv2d(channels[-1], feature_dim, 4), nn.LeakyReLU(0.01))
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                # torch's default shrinks the signal about 3-fold a layer: features of nearly 0 that all look alike
+                nn.init.kaiming_normal_(layer.weight, a=0.01, nonlinearity="leaky_relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return the features of each frame."""
+        if frames.ndim < 3 or tuple(frames.shape[-3:]) != self.frame_shape:
+            raise ValueError(
+                f"frames: has shape {tuple(frames.shape)}, expected (*B, {', '.join(map(str, self.frame_shape))})"
+            )
+        if not frames.is_floating_point():
+            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        batch_shape = frames.shape[:-3]
+        # channels last: the depthwise blur is several times faster on a CPU
+        flat = frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
+        return self.convolutions(flat).reshape(*batch_shape, self.feature_dim)
+
+
+class StaticEncoder(nn.Module):
+    r"""What stays the same over a sequence: a Normal from the average of its steps' embeddings.
+
+    .. math:: q(s | x_{1:T}) = \mathcal N(f_{loc}(\bar e), f_{scale}(\bar e)), \quad
+        \bar e = \tfrac1T \sum_t \mathrm{LeakyReLU}(W e_t + b)
+
+    (paper, equation 2: the average over time keeps out what changes). The average is over real steps alone, and knows
+    no order, so the steps may be any group of frames of one identity.
+
+    Args:
+        feature_dim: size of each step's features.
+        static_dim: size of the static latent.
+        hidden_dim: width of the embedding that is averaged.
+        initial_scale: scale of the posterior around which training starts.
+
+    Shape:
+        - features: (\*B, T, feature_dim)
+        - mask: (\*B, T) bool, or None if every step is real
+        - output: Normal, batch \*B, event (static_dim,)
+
+    Raises:
+        ValueError: features of another size, or a mask with a hole or an empty row.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> encoder = StaticEncoder(10, 4, hidden_dim=8)
+        >>> posterior = encoder(torch.randn(2, 7, 10))
+        >>> posterior.batch_shape, posterior.event_shape
+        (torch.Size([2]), torch.Size([4]))
+
+    References:
+        Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, equation 2. The released code averages the locations of the
+        steps instead (see the documentation page "The paper against the released code").
+    """
+
+    def __init__(
+        self, feature_dim: int, static_dim: int, *, hidden_dim: int = 128, initial_scale: float = math.log(2.0)
+    ) -> None:
+        super().__init__()
+        check_positive(feature_dim=feature_dim, static_dim=static_dim, hidden_dim=hidden_dim)
+        self.feature_dim = feature_dim
+        self.embedding = nn.Linear(feature_dim, hidden_dim)
+        nn.init.kaiming_normal_(self.embedding.weight, a=0.01, nonlinearity="leaky_relu")
+        nn.init.zeros_(self.embedding.bias)
+        self.head = NormalHead(hidden_dim, static_dim, initial_scale=initial_scale)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> dist.Independent:
+        """Return q(s | features)."""
+        check_last_dim("features", features, self.feature_dim, "feature_dim", ndim=2)
+        if mask is None:
+            mean = F.leaky_relu(self.embedding(features)).mean(-2)
+        else:
+            mask = check_mask(mask, features.shape[:-2], features.shape[-2])
+            embedded = F.leaky_relu(self.embedding(overwrite_padding(features, mask)))
+            mean = overwrite_padding(embedded, mask).sum(-2) / mask.sum(-1, keepdim=True)
+        return self.head(mean)
+
+
+class Seq2SeqDynamicsEncoder(nn.Module):
+    r"""A sequence-to-sequence network whose bottleneck is the dynamics of the sequence.
+
+    The encoder, a bidirectional LSTM, reads the embeddings; the final states of all its layers and directions give
+    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder, an LSTM whose initial states are linear in d, unrolls d to
+    :math:`\bar h_{1:T}`, which a :class:`~seqdisent.Combiner` reads step by step.
+
+    Ragged batches are packed: the backward direction starts at each sequence's last real step.
+
+    Args:
+        input_dim: size of each step's embedding.
+        dynamics_dim: size of d.
+        hidden_dim: width of both LSTMs.
+        num_layers: layers of both LSTMs.
+        dropout: probability between the layers of the LSTMs, in training mode.
+
+    Shape:
+        - embeddings: (\*B, T, input_dim)
+        - mask: (\*B, T) bool, or None if every step is real
+        - output: Normal, batch \*B, event (dynamics_dim,)
+
+    Raises:
+        ValueError: embeddings of another size, a mask with a hole or a sequence of length 0.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> encoder = Seq2SeqDynamicsEncoder(6, 4, hidden_dim=8, num_layers=2)
+        >>> posterior = encoder(torch.randn(2, 7, 6))
+        >>> posterior.event_shape, encoder.unroll(posterior.mean, 9).shape
+        (torch.Size([4]), torch.Size([2, 9, 8]))
+
+    References:
+        Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1 and Table 5. The paper copies d into the decoder's
+        states; its size differs from theirs, so linear maps to h_0 and c_0 of every layer stand between. The released
+        code feeds each output back as the next input; here the input is a learnt constant, so that the unrolling is one
+        fused call.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        dynamics_dim: int,
+        *,
+        hidden_dim: int = 512,
+        num_layers: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_positive(input_dim=input_dim, dynamics_dim=dynamics_dim, hidden_dim=hidden_dim, num_layers=num_layers)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout: got {dropout}, expected a probability in [0, 1)")
+        self.input_dim = input_dim
+        self.dynamics_dim = dynamics_dim
+        self.encoder = nn.LSTM(input_dim, hidden_dim, num_layers, batch_first=True, dropout=dropout, bidirectional=True)
+        self.head = NormalHead(2 * num_layers * hidden_dim, dynamics_dim)
+        self.initial_states = nn.Linear(dynamics_dim, 2 * num_layers * hidden_dim)
+        self.decoder_input = nn.Parameter(torch.zeros(hidden_dim))
+        self.decoder = nn.LSTM(hidden_dim, hidden_dim, num_layers, batch_first=True, dropout=dropout)
+
+    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> dist.Independent:
+        """Return q(d | embeddings)."""
+        check_last_dim("embeddings", embeddings, self.input_dim, "input_dim", ndim=2)
+        batch_shape, num_steps = embeddings.shape[:-2], embeddings.shape[-2]
+        if num_steps == 0:
+            raise ValueError("embeddings: has length 0, expected at least one step")
+        if mask is None:
+            _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))
+        else:
+            mask = check_mask(mask, batch_shape, num_steps)
+            flat = overwrite_padding(embeddings, mask).reshape(-1, num_steps, self.input_dim)
+            lengths = mask.sum(-1).reshape(-1).cpu()
+            packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
+            _, (final, _) = self.encoder(packed)
+        # (layers * directions, N, hidden) -> (*B, layers * directions * hidden)
+        return self.head(final.transpose(0, 1).reshape(*batch_shape, -1))
+
+    def unroll(self, dynamics: Tensor, num_steps: int) -> Tensor:
+        r"""Unroll dynamics (\*B, dynamics_dim) to the decoder's outputs (\*B, num_steps, hidden_dim)."""
+        check_last_dim("dynamics", dynamics, self.dynamics_dim, "dynamics_dim")
+        check_positive(num_steps=num_steps)
+        batch_shape = dynamics.shape[:-1]
+        flat = dynamics.reshape(-1, self.dynamics_dim)
+        num_layers, hidden_dim = self.decoder.num_layers, self.decoder.hidden_size
+        states = self.initial_states(flat).view(-1, 2 * num_layers, hidden_dim).transpose(0, 1)
+        hidden, cell = torch.tanh(states[:num_layers]).contiguous(), states[num_layers:].contiguous()
+        inputs = self.decoder_input.expand(flat.shape[0], num_steps, hidden_dim)
+        output, _ = self.decoder(inputs, (hidden, cell))
+        return output.reshape(*batch_shape, num_steps, hidden_dim)

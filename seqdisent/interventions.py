@@ -1,0 +1,301 @@
+"""What a trained model is for: infer, reconstruct, swap, generate, forecast; for any model and guide, by site name.
+
+Models and guides are Pyro programs of this form:
+
+.. code-block:: python
+
+    model(frames=None, mask=None, *, num_sequences=None, num_steps=None, **inputs)   # frames=None: nothing is observed
+    guide(frames, mask=None, **inputs)
+
+None of the functions here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as you would
+with a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from seqdisent._checks import check_positive
+from seqdisent._masking import check_mask
+from seqdisent.distributions import as_chain
+
+
+class Inferred(NamedTuple):
+    """What a guide says of one latent site.
+
+    Attributes:
+        distribution: the posterior, given the values of the sites before it.
+        value: its mean (for a chain, every conditional's mean in turn), or a sample.
+    """
+
+    distribution: TorchDistribution
+    value: Tensor
+
+
+def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs: Any) -> dict[str, Inferred]:
+    r"""Run the guide and return {site: its distribution and value}.
+
+    Args:
+        guide: a Pyro guide.
+        *args: frames, and a mask (\*B, T) where they are ragged.
+        sample: draw every site, or feed each conditional's mean forward.
+        **inputs: further arguments of the guide.
+
+    Returns:
+        {site: :class:`Inferred`}, in the guide's order.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def guide(frames, mask=None):
+        ...     with pyro.plate("sequences", len(frames)):
+        ...         return pyro.sample("s", dist.Normal(frames.mean(1), 1.0))
+        >>> infer(guide, torch.ones(2, 3))["s"].value
+        tensor([1., 1.])
+    """
+    return {name: Inferred(site["fn"], site["value"]) for name, site in _run(guide, {}, sample, args, inputs).items()}
+
+
+def reconstruct(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs: Any
+) -> dict[str, TorchDistribution]:
+    """Encode and decode: return {emission site: its distribution given the inferred latents}.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide.
+        *args: frames, and a mask where they are ragged.
+        sample: draw the latents, or use their means.
+        **inputs: further arguments of both.
+
+    Returns:
+        The emission sites are those of the model that the guide does not have. A distribution's mean is the picture.
+    """
+    frames, mask = _frames_and_mask("args", args)
+    latents = _values(_run(guide, {}, sample, args, inputs))
+    return _emit(model, latents, frames.shape[0], frames.shape[1], mask, sample, inputs)
+
+
+def swap(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    source: Tensor | Sequence[Any],
+    donor: Tensor | Sequence[Any],
+    *,
+    sites: Sequence[str],
+    keep: Sequence[str] = (),
+    sample: bool = False,
+    **inputs: Any,
+) -> dict[str, TorchDistribution]:
+    """Decode the source with some sites taken from a donor.
+
+    `sites` come from the donor, `keep` from the source, and every other latent is inferred again from the source given
+    those: in VDSM, swapping d alone gives the poses z that the donor's dynamics imply.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide.
+        source: frames, or (frames, mask).
+        donor: frames, or (frames, mask), as many sequences as the source.
+        sites: latents that follow the donor. If a trajectory is among them, the result has the donor's length.
+        keep: latents that stay the source's though they depend on a swapped one.
+        sample: draw the latents, or use their means.
+        **inputs: further arguments of both programs.
+
+    Returns:
+        {emission site: its distribution}
+
+    Raises:
+        ValueError: a site that the guide does not have, one in both lists, none at all, or batches that differ.
+    """
+    source_args, donor_args = _as_args("source", source), _as_args("donor", donor)
+    frames, mask = _frames_and_mask("source", source_args)
+    donor_frames, donor_mask = _frames_and_mask("donor", donor_args)
+    if len(frames) != len(donor_frames):
+        raise ValueError(f"donor: has {len(donor_frames)} sequences, expected as many as the source, {len(frames)}")
+    donor_sites = _run(guide, {}, sample, donor_args, inputs)
+    known = sorted(donor_sites)
+    for argument, names in (("sites", sites), ("keep", keep)):
+        if isinstance(names, str):
+            raise ValueError(
+                f"{argument}: got the string {names!r}, expected a sequence of site names such as [{names!r}]"
+            )
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {known}")
+    if not sites:
+        raise ValueError(f"sites: is empty, expected at least one of {known}")
+    if both := sorted(set(sites) & set(keep)):
+        raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
+    source_values = _values(_run(guide, {}, sample, source_args, inputs)) if keep else {}
+    chosen = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
+    latents = _values(_run(guide, chosen, sample, source_args, inputs))
+    if any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
+        frames, mask = donor_frames, donor_mask
+    return _emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
+
+
+def generate(
+    model: Callable[..., Any],
+    *,
+    num_sequences: int,
+    num_steps: int,
+    given: Mapping[str, Tensor] | None = None,
+    emissions: Sequence[str] | None = None,
+    sample: bool = True,
+    **inputs: Any,
+) -> dict[str, TorchDistribution]:
+    """Draw from the prior, at any length.
+
+    Args:
+        model: a Pyro model.
+        num_sequences: how many.
+        num_steps: how long; nothing ties it to the length of training clips.
+        given: {site: value} of latents to hold fixed. A trajectory that is shorter than `num_steps` is continued.
+        emissions: the sites to return; None for the model's last one.
+        sample: draw the latents, or use each conditional's mean.
+        **inputs: further arguments of the model.
+
+    Returns:
+        {emission site: its distribution}
+
+    Raises:
+        ValueError: `given` or `emissions` names a site that the model does not have.
+    """
+    check_positive(num_sequences=num_sequences, num_steps=num_steps)
+    given = dict(given or {})
+    arguments = {"num_sequences": num_sequences, "num_steps": num_steps, **inputs}
+    trace = _run(model, given, sample, (), arguments)
+    for argument, names in (("given", given), ("emissions", emissions or ())):
+        if unknown := sorted(set(names) - set(trace)):
+            raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
+    return {name: trace[name]["fn"] for name in (emissions or [list(trace)[-1]])}
+
+
+def forecast(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_steps: int,
+    sample: bool = True,
+    **inputs: Any,
+) -> dict[str, TorchDistribution]:
+    """Continue sequences by `num_steps` steps of the model's prior.
+
+    Args:
+        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say).
+        guide: its guide.
+        *args: one frame or more, (B, T, ...), and a mask where they are ragged: a shorter sequence is continued from
+            its own last frame.
+        num_steps: how many steps to add.
+        sample: draw the latents, or feed each conditional's mean forward.
+        **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
+
+    Returns:
+        {emission site: its distribution} over T + num_steps steps, those of the given frames first.
+
+    Raises:
+        ValueError: no frame, or fewer than one step to add.
+    """
+    check_positive(num_steps=num_steps)
+    frames, mask = _frames_and_mask("args", args)
+    latents = _values(_run(guide, {}, sample, args, inputs))
+    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, inputs, prefix_mask=mask)
+
+
+class _Fill(Messenger):  # type: ignore[misc]
+    """Give sites their chosen values; continue trajectories that are too short; other sites get their means."""
+
+    def __init__(self, chosen: Mapping[str, Tensor], sample: bool, prefix_mask: Tensor | None) -> None:
+        super().__init__()
+        self.chosen, self.sample, self.prefix_mask = chosen, sample, prefix_mask
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
+            return
+        fn = msg["fn"]
+        if msg["name"] in self.chosen:
+            msg["value"] = self._continued(fn, self.chosen[msg["name"]])
+        elif not self.sample:
+            chain = as_chain(fn)
+            try:
+                msg["value"] = fn.mean if chain is None else chain.mean_path()
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"sample: site {msg['name']!r} ({type(fn).__name__}) has no mean, expected sample=True for it"
+                ) from error
+
+    def _continued(self, fn: TorchDistribution, value: Tensor) -> Tensor:
+        chain = as_chain(fn)
+        if chain is None:
+            return value
+        missing = fn.event_shape[0] - value.shape[-2]
+        if missing <= 0:
+            return value
+        return chain.extend(value, missing, mask=self.prefix_mask, sample=self.sample)
+
+
+def _run(
+    program: Callable[..., Any],
+    chosen: Mapping[str, Tensor],
+    sample: bool,
+    args: Sequence[Any],
+    inputs: Mapping[str, Any],
+    prefix_mask: Tensor | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run a program and return its sample sites."""
+    with _Fill(chosen, sample, prefix_mask):
+        trace = poutine.trace(program).get_trace(*args, **inputs)
+    return {
+        name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def _emit(
+    model: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    num_sequences: int,
+    num_steps: int,
+    mask: Tensor | None,
+    sample: bool,
+    inputs: Mapping[str, Any],
+    prefix_mask: Tensor | None = None,
+) -> dict[str, TorchDistribution]:
+    """Run the model on given latents with nothing observed; return the sites that are not among them."""
+    arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
+    trace = _run(model, latents, sample, (), arguments, prefix_mask)
+    if missing := sorted(set(latents) - set(trace)):
+        raise ValueError(f"model: has no site {missing}, which the guide samples")
+    return {name: site["fn"] for name, site in trace.items() if name not in latents}
+
+
+def _values(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in sites.items()}
+
+
+def _as_args(name: str, value: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if not isinstance(value, tuple | list) or not value:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected frames or (frames, mask)")
+    return tuple(value)
+
+
+def _frames_and_mask(name: str, args: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    if not args or not isinstance(args[0], Tensor):
+        raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
+    frames, mask = args[0], args[1] if len(args) > 1 else None
+    if frames.ndim < 2 or 0 in frames.shape[:2]:
+        raise ValueError(
+            f"{name}: frames have shape {tuple(frames.shape)}, expected (B, T, ...) with at least one frame"
+        )
+    if mask is not None:
+        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
+    return frames, mask

@@ -1,0 +1,149 @@
+"""One step of a chain: the gated transition of the prior and the combiner of the posterior."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqdisent._checks import check_last_dim, check_positive
+from seqdisent._heads import NormalHead, diagonal_normal, full_precision
+
+
+def _expand(context: Tensor, z_prev: Tensor, context_dim: int) -> Tensor:
+    """Return `context` with the batch shape of `z_prev`: a chain is scored with its steps on the left of the batch."""
+    check_last_dim("context", context, context_dim, "context_dim")
+    wanted = (*z_prev.shape[:-1], context_dim)
+    try:
+        return context.expand(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"context: has shape {tuple(context.shape)}, expected one that expands to {wanted}") from error
+
+
+def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: int) -> Tensor:
+    """Check both and return {z_prev, context}, concatenated."""
+    check_last_dim("z_prev", z_prev, latent_dim, "latent_dim")
+    if context_dim == 0:
+        if context is not None:
+            raise ValueError(f"context: got shape {tuple(context.shape)}, expected None since context_dim=0")
+        return z_prev
+    if context is None:
+        raise ValueError(f"context: got None, expected a tensor whose last dimension is context_dim={context_dim}")
+    return torch.cat([z_prev, _expand(context, z_prev, context_dim)], -1)
+
+
+class GatedTransition(nn.Module):
+    r"""The gated transition of a deep Markov model, p(z_t | z_{t-1}, context).
+
+    With :math:`u = \{z_{t-1}, c\}` (paper, section 3.1, "Transition Network"):
+
+    .. math::
+        g &= \mathrm{sigmoid}(f_2(\mathrm{ReLU}(f_1(u)))), \qquad h = f_4(\mathrm{ReLU}(f_3(u))) \\
+        \mathrm{loc} &= g \circ h + (1 - g) \circ f_5(u), \qquad
+        \mathrm{scale} = \mathrm{softplus}(f_6(\mathrm{ReLU}(h))) + \mathrm{min\_scale}
+
+    The linear path f5 starts as the identity on z and zero on the context.
+
+    Args:
+        latent_dim: size of z.
+        hidden_dim: width of f1 and f3.
+        context_dim: size of what is known beside z (dynamics, actions); 0 for none.
+        min_scale: the smallest scale.
+
+    Shape:
+        - z_prev: (\*B, latent_dim)
+        - context: (\*B, context_dim) or what expands to it (steps come on the left, so a static context need not know
+          of them); None when context_dim is 0
+        - output: Normal, batch \*B, event (latent_dim,)
+
+    Raises:
+        ValueError: inputs of another size, or a context where none was declared (or none where one was).
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> transition = GatedTransition(3, 8, context_dim=2)
+        >>> transition(torch.randn(5, 3), torch.randn(5, 2)).mean.shape
+        torch.Size([5, 3])
+
+    References:
+        Krishnan, Shalit and Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017.
+        The released VDSM code gives f5 only z and overwrites its identity start.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int, *, context_dim: int = 0, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim)
+        if context_dim < 0:
+            raise ValueError(f"context_dim: got {context_dim}, expected an integer >= 0")
+        self.latent_dim, self.context_dim, self.min_scale = latent_dim, context_dim, min_scale
+        in_features = latent_dim + context_dim
+        self.gate = nn.Sequential(
+            nn.Linear(in_features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, latent_dim), nn.Sigmoid()
+        )
+        self.proposal = nn.Sequential(nn.Linear(in_features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, latent_dim))
+        self.linear = nn.Linear(in_features, latent_dim)
+        self.scale = nn.Linear(latent_dim, latent_dim)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(latent_dim, in_features))
+            self.linear.bias.zero_()
+
+    def forward(self, z_prev: Tensor, context: Tensor | None = None) -> dist.Independent:
+        """Return p(z_t | z_prev, context)."""
+        u = _join(z_prev, context, self.latent_dim, self.context_dim)
+        g, h = self.gate(u), self.proposal(u)
+        with torch.autocast(u.device.type, enabled=False):
+            g, h, u = full_precision(g), full_precision(h), full_precision(u)
+            loc = g * h + (1 - g) * self.linear(u)
+            scale = F.softplus(self.scale(F.relu(h))) + self.min_scale
+            return diagonal_normal(loc, scale)
+
+
+class Combiner(nn.Module):
+    r"""The combiner of a structured inference network, q(z_t | z_{t-1}, context).
+
+    With the context :math:`c = \{\bar h_t, d\}` (paper, equation 5):
+
+    .. math::
+        e &= \tfrac12 (\tanh(f_7(z_{t-1})) + W c + b) \\
+        \mathrm{loc} &= f_8(e), \qquad \mathrm{scale} = \mathrm{softplus}(f_9(e)) + \mathrm{min\_scale}
+
+    The paper adds c itself; the layer W brings it to the width of f7.
+
+    Args:
+        latent_dim: size of z.
+        hidden_dim: width of e.
+        context_dim: size of the context.
+        min_scale: the smallest scale.
+
+    Shape:
+        - z_prev: (\*B, latent_dim)
+        - context: (\*B, context_dim) or what expands to it
+        - output: Normal, batch \*B, event (latent_dim,)
+
+    Raises:
+        ValueError: inputs of another size.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> combiner = Combiner(3, 8, context_dim=2)
+        >>> combiner(torch.randn(5, 3), torch.randn(5, 2)).mean.shape
+        torch.Size([5, 3])
+
+    References:
+        Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, equation 5, after Krishnan, Shalit and Sontag, AAAI 2017.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int, *, context_dim: int, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim, context_dim=context_dim)
+        self.latent_dim, self.context_dim = latent_dim, context_dim
+        self.previous = nn.Linear(latent_dim, hidden_dim)
+        self.context = nn.Linear(context_dim, hidden_dim)
+        self.head = NormalHead(hidden_dim, latent_dim, min_scale=min_scale)
+
+    def forward(self, z_prev: Tensor, context: Tensor) -> dist.Independent:
+        """Return q(z_t | z_prev, context)."""
+        check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
+        context = _expand(context, z_prev, self.context_dim)
+        return self.head(0.5 * (torch.tanh(self.previous(z_prev)) + self.context(context)))
