@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -18,6 +19,13 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name}: got {size!r}, expected an integer >= 1")
+
+
+def check_scale(**scales: float) -> None:
+    """Raise ValueError unless every scale is a positive finite number."""
+    for name, scale in scales.items():
+        if not 0 < scale < math.inf:
+            raise ValueError(f"{name}: got {scale!r}, expected a positive finite number")
 
 
 def check_last_dim(name: str, tensor: Tensor, size: int, wanted: str, *, ndim: int = 1) -> None:

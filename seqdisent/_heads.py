@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from seqdisent._checks import check_scale
+
 
 def full_precision(tensor: Tensor) -> Tensor:
     """Return `tensor` in float32 if it is in half precision (autocast), else unchanged."""
@@ -17,7 +19,8 @@ def full_precision(tensor: Tensor) -> Tensor:
 def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Independent:
     """Return the Normal with event shape (D,) and independent coordinates."""
     # validate_args=False: a NaN must reach the ledger, which can name the term (law 8)
-    return dist.Normal(loc, scale, validate_args=False).to_event(1)
+    normal: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(1)
+    return normal
 
 
 class NormalHead(nn.Module):
@@ -29,19 +32,26 @@ class NormalHead(nn.Module):
         in_features: size of the features.
         latent_dim: size of the event.
         min_scale: the smallest scale.
-        initial_scale: the scale around which training starts (the bias of its layer); softplus(0) = 0.69 by default.
+        initial_scale: the scale around which training starts (it sets the bias of its layer). None: bias 0, so about
+            softplus(0) = 0.69.
     """
 
     def __init__(
-        self, in_features: int, latent_dim: int, *, min_scale: float = 1e-4, initial_scale: float = math.log(2.0)
+        self, in_features: int, latent_dim: int, *, min_scale: float = 1e-4, initial_scale: float | None = None
     ) -> None:
         super().__init__()
+        check_scale(min_scale=min_scale)
         self.loc = nn.Linear(in_features, latent_dim)
         self.scale = nn.Linear(in_features, latent_dim)
         self.min_scale = min_scale
-        if initial_scale <= min_scale:
-            raise ValueError(f"initial_scale: got {initial_scale}, expected more than min_scale={min_scale}")
-        nn.init.constant_(self.scale.bias, math.log(math.expm1(initial_scale - min_scale)))
+        bias = 0.0
+        if initial_scale is not None:
+            check_scale(initial_scale=initial_scale)
+            if initial_scale <= min_scale:
+                raise ValueError(f"initial_scale: got {initial_scale}, expected more than min_scale={min_scale}")
+            wanted = initial_scale - min_scale  # the softplus of the bias
+            bias = wanted + math.log(-math.expm1(-wanted))  # the inverse of softplus, safe for large values
+        nn.init.constant_(self.scale.bias, bias)
 
     def forward(self, features: Tensor) -> dist.Independent:
         """Return Normal *B | latent_dim for features (*B, in_features)."""

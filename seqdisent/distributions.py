@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -116,12 +118,6 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
             )
         if not callable(transition):
             raise TypeError(f"transition: got {type(transition).__name__}, expected a function of z_prev")
-        for module in _modules_of(transition):
-            if module.training and _drops_out(module):
-                raise ValueError(
-                    f"transition: {type(module).__name__} drops units at random, so a path would be scored under "
-                    "another transition than the one that drew it; remove it or call .eval()"
-                )
         batch_shape = initial.batch_shape
         if inputs is not None:
             if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
@@ -142,6 +138,7 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
         self._inputs = inputs
         self._step_mask = mask
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
+        self._refuse_dropout()
 
     @property
     def step_mask(self) -> Tensor | None:
@@ -158,12 +155,7 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
         """Whether every conditional can be reparameterised (one call of the transition finds out)."""
         if not self.initial.has_rsample or self.num_steps == 1:
             return bool(self.initial.has_rsample)
-        with torch.no_grad():
-            try:
-                z_prev = self._initial_mean()
-            except NotImplementedError:  # a flow, say
-                z_prev = self.initial.sample()
-            return bool(self._step(z_prev, self._unbound_inputs(z_prev), 1).has_rsample)
+        return bool(self._trial_step().has_rsample)
 
     def expand(self, batch_shape: torch.Size | tuple[int, ...], _instance: object = None) -> MarkovChain:
         """Return this chain with a larger batch; a particle plate calls it."""
@@ -177,19 +169,19 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
-        return self._hide_padding(self._walk([self.initial.rsample(sample_shape)], self.num_steps, "rsample"))
+        return self._walk_unpadded(self.initial.rsample(sample_shape), "rsample")
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._hide_padding(self._walk([self.initial.sample(sample_shape)], self.num_steps, "sample"))
+            return self._walk_unpadded(self.initial.sample(sample_shape), "sample")
 
     def mean_path(self) -> Tensor:
         r"""Return the path (\*B, T, D) on which every step is its conditional's mean given the step before.
 
         It is the mean of the chain only where the transition is linear in z_prev.
         """
-        return self._hide_padding(self._walk([self._initial_mean()], self.num_steps, "mean"))
+        return self._walk_unpadded(self._initial_mean(), "mean")
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
         r"""Continue a path.
@@ -243,17 +235,56 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
     def _conditionals(self, path: Tensor) -> Conditionals:
         if self.num_steps == 1:
             return Conditionals(self.initial, None)
-        z_prev = path[..., :-1, :].movedim(-2, 0)
+        z_prev = path[..., :-1, :]
+        if self._step_mask is not None:  # nor may the step after the last one overflow
+            z_prev = torch.where(self._step_mask[..., 1:, None], z_prev, path[..., :1, :].detach())
+        z_prev = z_prev.movedim(-2, 0)
         if self._inputs is None:
-            return Conditionals(self.initial, self.transition(z_prev))
+            return Conditionals(self.initial, self._checked(self.transition(z_prev), z_prev))
         inputs = self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1:, :].movedim(-2, 0)
-        return Conditionals(self.initial, self.transition(z_prev, inputs))
+        return Conditionals(self.initial, self._checked(self.transition(z_prev, inputs), z_prev))
+
+    def _trial_step(self) -> TorchDistribution:
+        """Return some second step, for what does not depend on the path."""
+        with torch.no_grad():
+            try:
+                z_prev = self._initial_mean()
+            except NotImplementedError:  # a flow, say
+                z_prev = self.initial.sample()
+            return self._step(z_prev, self._unbound_inputs(z_prev), 1)
+
+    def _refuse_dropout(self) -> None:
+        """Raise if the transition calls a module that drops units; one that it could reach but does not is no harm."""
+        suspects = [module for module in _modules_of(self.transition) if module.training and _drops_out(module)]
+        if not suspects or self.num_steps == 1:
+            return
+        called: list[str] = []
+        handles = [
+            module.register_forward_pre_hook(lambda module, _: called.append(type(module).__name__))
+            for module in suspects
+        ]
+        try:
+            self._trial_step()
+        finally:
+            for handle in handles:
+                handle.remove()
+        if called:
+            raise ValueError(
+                f"transition: {called[0]} drops units at random, so a path would be scored under "
+                "another transition than the one that drew it; remove it or call .eval()"
+            )
 
     def _check_path(self, path: Tensor) -> Tensor:
-        if path.ndim < 2 or path.shape[-2:] != self.event_shape:
+        try:
+            batch_shape = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+        except RuntimeError:
+            batch_shape = None
+        if batch_shape is None or path.shape[-2:] != self.event_shape:
             raise ValueError(
-                f"path: has shape {tuple(path.shape)}, expected (*S, *B, T, D) ending in {tuple(self.event_shape)}"
+                f"path: has shape {tuple(path.shape)}, expected (*S, *B, T, D) ending in "
+                f"{(*self.batch_shape, *self.event_shape)}"
             )
+        path = path.expand(*batch_shape, *self.event_shape)
         if self._step_mask is None:
             return path
         return repeat_first_step(path, self._step_mask)
@@ -268,21 +299,45 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
         return self._inputs.expand(*z.shape[:-1], *self._inputs.shape[-2:]).unbind(-2)
 
     def _step(self, z_prev: Tensor, inputs: tuple[Tensor, ...] | None, t: int) -> TorchDistribution:
-        return self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs[t])
+        conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs[t])
+        return self._checked(conditional, z_prev)
 
-    def _walk(self, path: list[Tensor], num_steps: int, how: str, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Lengthen `path` to `num_steps`, keeping steps that are already known."""
+    def _checked(self, conditional: TorchDistribution, z_prev: Tensor) -> TorchDistribution:
+        wanted = (z_prev.shape[:-1], self.initial.event_shape)
+        if (conditional.batch_shape, conditional.event_shape) != wanted:
+            raise ValueError(
+                f"transition: returned batch {tuple(conditional.batch_shape)} and event "
+                f"{tuple(conditional.event_shape)} for z_prev of shape {tuple(z_prev.shape)}, expected "
+                f"{tuple(wanted[0])} and {tuple(wanted[1])}; .to_event(1) makes the last dimension the event"
+            )
+        return conditional
+
+    def _walk(
+        self,
+        path: list[Tensor],
+        num_steps: int,
+        how: str,
+        *,
+        known: tuple[Tensor, Tensor] | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Lengthen `path` to `num_steps`, keeping steps that are `known`; steps that are `hidden` follow the first."""
         inputs = self._unbound_inputs(path[0])
         for t in range(len(path), num_steps):
-            conditional = self._step(path[-1], inputs, t)
+            z_prev = path[-1]
+            if hidden is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
+                z_prev = torch.where(hidden[..., t, None], z_prev, path[0].detach())
+            conditional = self._step(z_prev, inputs, t)
             z = conditional.mean if how == "mean" else getattr(conditional, how)()
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)
         return torch.stack(path, -2)
 
-    def _hide_padding(self, path: Tensor) -> Tensor:
-        return path if self._step_mask is None else overwrite_padding(path, self._step_mask)
+    def _walk_unpadded(self, first: Tensor, how: str) -> Tensor:
+        mask = self._step_mask
+        path = self._walk([first], self.num_steps, how, hidden=mask)
+        return path if mask is None else overwrite_padding(path, mask)
 
 
 class _FactorisedChain:
@@ -316,7 +371,8 @@ class _FactorisedChain:
         total = prefix.shape[-2] + num_steps
         if self.loc.shape[-2] < total:
             raise ValueError(f"num_steps: the distribution has {self.loc.shape[-2]} steps, expected {total}")
-        normal = self._normal(self.loc[..., :total, :], self.scale[..., :total, :])
+        shape = (*prefix.shape[:-2], total, prefix.shape[-1])
+        normal = self._normal(self.loc[..., :total, :].expand(shape), self.scale[..., :total, :].expand(shape))
         path: Tensor = normal.rsample() if sample else normal.mean
         known = torch.cat([prefix, prefix.new_zeros(*prefix.shape[:-2], num_steps, prefix.shape[-1])], -2)
         is_known = torch.arange(total, device=prefix.device) < prefix.shape[-2]
@@ -331,6 +387,8 @@ class _FactorisedChain:
 
 def as_chain(distribution: TorchDistribution) -> Chain | None:
     """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None."""
+    while isinstance(distribution, dist.MaskedDistribution):
+        distribution = distribution.base_dist
     if isinstance(distribution, Chain):
         return distribution
     if len(distribution.event_shape) != 2:
@@ -344,21 +402,24 @@ def as_chain(distribution: TorchDistribution) -> Chain | None:
 
 
 def _drops_out(module: nn.Module) -> bool:
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         return module.dropout > 0
     return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _modules_of(function: object) -> Iterator[nn.Module]:
-    """Find the modules that a function can reach without being called: itself, what it is bound to, its closure."""
-    found: list[object] = [function, getattr(function, "__self__", None)]
-    if isinstance(function, functools.partial):
-        found += [function.func, *function.args, *function.keywords.values()]
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # a name that is not bound yet
-            continue
-    for value in found:
-        if isinstance(value, nn.Module):
-            yield from value.modules()
+    """Find the modules a function can reach: itself, what it is bound to, its arguments, closure and globals."""
+    if isinstance(function, nn.Module):
+        yield from function.modules()
+    elif isinstance(function, functools.partial):
+        for part in (function.func, *function.args, *function.keywords.values()):
+            yield from _modules_of(part)
+    elif isinstance(function, types.MethodType):
+        yield from _modules_of(function.__self__)
+        yield from _modules_of(function.__func__)
+    elif isinstance(function, types.FunctionType):
+        names = inspect.getclosurevars(function)
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        for value in (*names.nonlocals.values(), *names.globals.values(), *defaults):
+            if isinstance(value, nn.Module):
+                yield from value.modules()

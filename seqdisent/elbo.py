@@ -13,12 +13,12 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import overwrite_padding, repeat_first_step
+from seqdisent._sites import sample_sites
 from seqdisent.distributions import Chain, Conditionals, as_chain
 
 _PARTICLES = "_seqdisent_particles"
@@ -97,8 +97,8 @@ class ELBOTerms:
         r"""Return the importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k)` of each sequence, (B,).
 
         Raises:
-            ValueError: the terms are not all Monte Carlo estimates (``elbo_terms(..., kl="monte-carlo")``), or a latent
-                site lies outside the sequences' plate, so that the weights do not factorise over sequences.
+            ValueError: the terms are not all Monte Carlo estimates (``elbo_terms(..., kl="monte-carlo")``), or a site
+                lies outside the sequences' plate, so that the weights do not factorise over sequences.
 
         References:
             Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
@@ -107,7 +107,7 @@ class ELBOTerms:
             raise ValueError(
                 'importance_weighted: the KL terms are analytic, expected elbo_terms(..., kl="monte-carlo")'
             )
-        outside = sorted(set(self.kl) - self._in_plate)
+        outside = sorted({*self.kl, *self.log_likelihood} - self._in_plate)
         if outside and self._in_plate:
             raise ValueError(
                 f"importance_weighted: {outside} lie outside the sequences' plate; their weights are shared"
@@ -170,8 +170,8 @@ def elbo_terms(
 
     For VDSM these are the terms of the paper's equation 4, and of equation 7 at its first stage. With
     ``kl="analytic"`` a term is a closed-form KL divergence; for a chain, :math:`\sum_t \mathrm{KL}(q(z_t | z_{t-1}) \|
-    p(z_t | z_{t-1}))`, each in closed form at the sampled path: the expectation of :math:`\log q - \log p`, usually with
-    a lower variance. A pair without closed form (a flow) is Monte Carlo, and named in ``monte_carlo``. With
+    p(z_t | z_{t-1}))`, each in closed form at the sampled path: the expectation of :math:`\log q - \log p`, usually
+    with a lower variance. A pair without closed form (a flow) is Monte Carlo, and named in ``monte_carlo``. With
     ``kl="monte-carlo"`` and unit weights the ledger is Pyro's ``Trace_ELBO`` on the same sample.
 
     The sequences' plate is the leftmost plate of the observed sites (batch first); a term is summed over everything
@@ -276,8 +276,8 @@ def _one_run(
     model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, kl: str, num_particles: int | None
 ) -> ELBOTerms:
     model_trace, guide_trace = _traces(model, guide, args, kwargs)
-    guide_sites = _sample_sites(guide_trace)
-    model_sites = _sample_sites(model_trace)
+    guide_sites = sample_sites(guide_trace)
+    model_sites = sample_sites(model_trace)
     observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
     latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     _check_sites(observed, latent, guide_sites)
@@ -310,6 +310,9 @@ def _traces(
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Run the guide, then the model on the guide's sample."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    for name, site in sample_sites(guide_trace).items():
+        if site["is_observed"]:
+            raise ValueError(f"guide: site {name!r} is observed, expected a sample")
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
 
@@ -322,7 +325,8 @@ def _kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[Tenso
     _check_agreement(name, q_site, p_site, q_mask, p_mask)
     if q.event_shape != p.event_shape:
         raise ValueError(
-            f"site {name!r}: has event shape {tuple(q.event_shape)} in the guide, expected the model's {tuple(p.event_shape)}"
+            f"site {name!r}: has event shape {tuple(q.event_shape)} in the guide, "
+            f"expected the model's {tuple(p.event_shape)}"
         )
     q_chain, p_chain = as_chain(q), as_chain(p)
     if q_chain is not None and p_chain is not None:
@@ -365,10 +369,6 @@ def _pair_kl(q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, boo
     return q.log_prob(value) - p.log_prob(value), False
 
 
-def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
-    return {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
-
-
 def _check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
     if not observed:
         raise ValueError("model: observes nothing, expected at least one site with obs=...")
@@ -382,11 +382,10 @@ def _check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites
             f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
         )
     for name, site in guide_sites.items():
-        if site["is_observed"]:
-            raise ValueError(f"guide: site {name!r} is observed, expected a sample")
-        if site["infer"].get("enumerate") or latent[name]["infer"].get("enumerate"):
+        if site["infer"].get("enumerate"):
             raise ValueError(
-                f"guide: site {name!r} is enumerated, which the ledger does not support; expected a reparameterised sample"
+                f"guide: site {name!r} is enumerated, which the ledger does not support; "
+                "expected a reparameterised sample"
             )
         if not site["fn"].has_rsample:
             raise ValueError(
@@ -398,8 +397,8 @@ def _check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites
 def _check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
     if not _same(q_site["scale"], p_site["scale"]):
         raise ValueError(
-            f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, expected "
-            "the same; put the weight of a term into ELBOTerms.elbo(weights)"
+            f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, "
+            "expected the same; put the weight of a term into ELBOTerms.elbo(weights)"
         )
     if not _same(q_mask, p_mask):
         raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
@@ -415,12 +414,12 @@ def _unmasked(site: Site) -> tuple[Any, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        try:
-            return a is b or bool((a == b).all())
-        except RuntimeError:  # shapes that do not broadcast
-            return False
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+    if a is b or a is None or b is None:
+        return a is b
+    try:
+        return bool(torch.as_tensor(a == b).all())
+    except RuntimeError:  # shapes that do not broadcast
+        return False
 
 
 def _to_step(factor: Any) -> Any:
@@ -464,5 +463,5 @@ def _max_plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], arg
     """Run both once, without touching the random state, to find the leftmost plate."""
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         traces = _traces(model, guide, args, kwargs)
-    frames = [f for trace in traces for s in _sample_sites(trace).values() for f in s["cond_indep_stack"]]
+    frames = [f for trace in traces for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)

@@ -47,7 +47,8 @@ class ConvEncoder(nn.Module):
         - output: (\*B, feature_dim)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), or frames of another shape.
+        ValueError: a size that does not fit (what would is named), frames of another shape, or a `downsample` that
+            does not halve them.
         TypeError: frames that are not floating point.
 
     Example:
@@ -87,7 +88,8 @@ class ConvEncoder(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 # torch's default shrinks the signal about 3-fold a layer: features of nearly 0 that all look alike
                 nn.init.kaiming_normal_(layer.weight, a=0.01, nonlinearity="leaky_relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the features of each frame."""
@@ -100,7 +102,34 @@ class ConvEncoder(nn.Module):
         batch_shape = frames.shape[:-3]
         # channels last: the depthwise blur is several times faster on a CPU
         flat = frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
-        return self.convolutions(flat).reshape(*batch_shape, self.feature_dim)
+        hidden = self.convolutions[:-2](flat)
+        if tuple(hidden.shape[-2:]) != (4, 4):
+            raise ValueError(
+                f"downsample: leaves {tuple(hidden.shape[-2:])} pixels to the last convolution, expected (4, 4); "
+                "each call must halve the image, rounding up (such as ceil_mode=True of a pooling)"
+            )
+        features: Tensor = self.convolutions[-2:](hidden)
+        return features.reshape(*batch_shape, self.feature_dim)
+
+    @torch.no_grad()
+    def calibrate(self, frames: Tensor) -> None:
+        r"""Rescale the initial weights so that frames look different from each other from the first step on.
+
+        Layer by layer, every channel before its activation gets mean 0 and deviation 1 over `frames` (data-dependent
+        initialisation). Where frames are alike, as those of one data set are against a common background, a random
+        encoder hardly tells them apart, and learning starts with a long plateau. Call it once, before training.
+
+        Args:
+            frames: (\*B, in_channels, image_size, image_size), a few hundred of the training frames.
+
+        References:
+            Salimans and Kingma, "Weight normalization", NeurIPS 2016, section 3.
+        """
+        hidden = frames.reshape(-1, *self.frame_shape)
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                _standardise(layer, layer(hidden))
+            hidden = layer(hidden)
 
 
 class StaticEncoder(nn.Module):
@@ -124,7 +153,7 @@ class StaticEncoder(nn.Module):
         - output: Normal, batch \*B, event (static_dim,)
 
     Raises:
-        ValueError: features of another size, or a mask with a hole or an empty row.
+        ValueError: features of another size or of length 0, or a mask with a hole or an empty row.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -152,13 +181,25 @@ class StaticEncoder(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> dist.Independent:
         """Return q(s | features)."""
         check_last_dim("features", features, self.feature_dim, "feature_dim", ndim=2)
+        if features.shape[-2] == 0:
+            raise ValueError("features: has length 0, expected at least one step")
         if mask is None:
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
         else:
             mask = check_mask(mask, features.shape[:-2], features.shape[-2])
             embedded = F.leaky_relu(self.embedding(overwrite_padding(features, mask)))
             mean = overwrite_padding(embedded, mask).sum(-2) / mask.sum(-1, keepdim=True)
-        return self.head(mean)
+        posterior: dist.Independent = self.head(mean)
+        return posterior
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        r"""Rescale the initial embedding to mean 0 and deviation 1 over `features` (\*B, feature_dim).
+
+        See :meth:`ConvEncoder.calibrate`, whose calibrated features this wants.
+        """
+        check_last_dim("features", features, self.feature_dim, "feature_dim")
+        _standardise(self.embedding, self.embedding(features.reshape(-1, self.feature_dim)))
 
 
 class Seq2SeqDynamicsEncoder(nn.Module):
@@ -235,7 +276,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
             packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
             _, (final, _) = self.encoder(packed)
         # (layers * directions, N, hidden) -> (*B, layers * directions * hidden)
-        return self.head(final.transpose(0, 1).reshape(*batch_shape, -1))
+        posterior: dist.Independent = self.head(final.transpose(0, 1).reshape(*batch_shape, -1))
+        return posterior
 
     def unroll(self, dynamics: Tensor, num_steps: int) -> Tensor:
         r"""Unroll dynamics (\*B, dynamics_dim) to the decoder's outputs (\*B, num_steps, hidden_dim)."""
@@ -247,5 +289,14 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         states = self.initial_states(flat).view(-1, 2 * num_layers, hidden_dim).transpose(0, 1)
         hidden, cell = torch.tanh(states[:num_layers]).contiguous(), states[num_layers:].contiguous()
         inputs = self.decoder_input.expand(flat.shape[0], num_steps, hidden_dim)
-        output, _ = self.decoder(inputs, (hidden, cell))
+        output: Tensor = self.decoder(inputs, (hidden, cell))[0]
         return output.reshape(*batch_shape, num_steps, hidden_dim)
+
+
+def _standardise(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
+    """Rescale a layer whose output was (N, C, ...) so that each channel has mean 0 and deviation 1."""
+    channels = output.transpose(0, 1).flatten(1)
+    mean, deviation = channels.mean(1), channels.std(1).clamp_min(1e-6)
+    layer.weight.div_(deviation.reshape(-1, *(1,) * (layer.weight.ndim - 1)))
+    if layer.bias is not None:
+        layer.bias.copy_((layer.bias - mean) / deviation)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from seqdisent._checks import check_batch_shapes, check_last_dim, check_positive, upsampling_channels
 from seqdisent._heads import full_precision
@@ -17,7 +19,7 @@ from seqdisent._heads import full_precision
 
 def _blend(bank: Tensor, weights: Tensor) -> Tensor:
     """Average a bank (K, ...) by weights (N, K) in one matrix product: (N, ...)."""
-    return (weights @ bank.flatten(1)).unflatten(-1, bank.shape[1:])
+    return (weights @ bank.flatten(1)).reshape(*weights.shape[:-1], *bank.shape[1:])
 
 
 class MixtureOfExperts(nn.Module):
@@ -27,8 +29,9 @@ class MixtureOfExperts(nn.Module):
     :math:`f(x_b; \sum_k w_{bk} \theta_k)`: one forward pass of one expert, whatever K (paper, section 3.1,
     "Mixture of Experts Decoder"). The average of outputs, as in a classic mixture of experts, is something else.
 
-    The K experts are drawn independently by `expert()`. A parameter that they do not share from the start (random
-    weights) is scaled by :math:`\sqrt K`, so that the uniform average has the spread that one expert was meant to have.
+    The K experts are drawn by `expert()`. A parameter that they do not share from the start (random weights, taken to
+    have mean 0) becomes :math:`\sqrt K (\bar\theta + 0.3 (\theta_k - \bar\theta))`: the uniform average has the spread
+    that one expert was meant to have, and the experts differ enough for the mixture weights to matter.
 
     Args:
         expert: returns a new expert each time it is called, for instance ``lambda: nn.Linear(3, 2)``.
@@ -42,8 +45,8 @@ class MixtureOfExperts(nn.Module):
     Raises:
         TypeError: `expert` cannot be called or returns no module.
         ValueError: the expert cannot be blended: batch norm with running statistics, spectral norm or another
-            parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, no parameters,
-            parameters that are not floating point; or inputs of the wrong shape.
+            parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, lazy modules, no
+            parameters, parameters that are not floating point; or inputs of the wrong shape.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -99,9 +102,10 @@ class MixtureOfExpertsConvDecoder(nn.Module):
     :math:`w`, kernels **and** biases of layer l are :math:`\sum_k w_k \theta_{kl}` (paper, section 3.1).
     The whole bank is blended by one matrix product a layer, never by a loop over experts.
 
-    The experts are drawn independently (He et al.) and scaled by :math:`\sqrt K`: at uniform weights the average of K
-    independent kernels is smaller than one kernel by that factor, in every layer, and the output would start at
-    nearly 0 whatever the latents are.
+    The bank starts as :math:`\theta_k = \theta + 0.3 \sqrt K \epsilon_k`, with :math:`\theta` and the centred
+    :math:`\epsilon_k` of the size that He et al. give one decoder. At uniform weights the blend is
+    :math:`\theta`, a decoder of the right size; K independent decoders would average to one that is smaller by
+    :math:`\sqrt K` in every layer, and paint nearly the same whatever the latents are.
 
     Args:
         latent_dim: size of each step's latent vector.
@@ -152,12 +156,14 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the bank again: He-normal kernels times sqrt(num_experts), biases 0."""
+        """Draw the bank again; its biases are 0."""
         gain = nn.init.calculate_gain("leaky_relu", 0.01)
         for i, kernel in enumerate(self.kernels):
             # an output pixel sees all inputs once in the first layer, and 2x2 pixels of them where the stride is 2
             fan_in = kernel.shape[1] * (1 if i == 0 else 4)
-            nn.init.normal_(kernel, std=gain * math.sqrt(self.num_experts / fan_in))
+            nn.init.normal_(kernel, std=gain / math.sqrt(fan_in))
+            with torch.no_grad():
+                kernel.copy_(_spread(kernel))
         for bias in self.biases:
             nn.init.zeros_(bias)
 
@@ -165,6 +171,8 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         """Decode each sequence of latents with the decoder that its weights blend."""
         check_last_dim("latents", latents, self.latent_dim, "latent_dim", ndim=2)
         check_last_dim("weights", weights, self.num_experts, "num_experts")
+        if latents.shape[-2] == 0:
+            raise ValueError("latents: has length 0, expected at least one step")
         batch_shape = latents.shape[:-2]
         check_batch_shapes("latents", batch_shape, "weights", weights.shape[:-1])
         flat_weights = weights.reshape(-1, self.num_experts)
@@ -197,6 +205,16 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         )
 
 
+def _spread(bank: Tensor) -> Tensor:
+    """Return K independent draws (K, ...) as a common start of the same size, and deviations from it.
+
+    The average of K draws is smaller than one by sqrt(K), hence the factor. The share of the deviations, 0.3, is
+    measured (documentation page "The paper against the released code").
+    """
+    start = bank.mean(0, keepdim=True)
+    return math.sqrt(len(bank)) * (start + 0.3 * (bank - start))
+
+
 def _check_blendable(expert: object) -> None:
     if not isinstance(expert, nn.Module):
         raise TypeError(f"expert: returned {type(expert).__name__}, expected a torch.nn.Module")
@@ -206,8 +224,11 @@ def _check_blendable(expert: object) -> None:
             raise ValueError(f"{where}: it writes running statistics in forward; use LayerNorm, GroupNorm or none")
         if isinstance(module, nn.RNNBase):
             raise ValueError(f"{where}: fused recurrent networks keep their weights apart; use cells or convolutions")
-        if parametrize.is_parametrized(module) or any("_u" in b for b, _ in module.named_buffers(recurse=False)):
-            raise ValueError(f"{where}: its weights are computed in forward (a parametrisation or spectral norm)")
+        hooks = module._forward_pre_hooks.values()
+        if parametrize.is_parametrized(module) or any(isinstance(hook, SpectralNorm | WeightNorm) for hook in hooks):
+            raise ValueError(f"{where}: its weights are computed in forward (parametrised, spectral or weight norm)")
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise ValueError(f"{where}: its parameters have no sizes yet; give it its input size")
     if not any(True for _ in expert.parameters()):
         raise ValueError("expert: has no parameters to blend")
     for name, parameter in expert.named_parameters():
@@ -216,7 +237,7 @@ def _check_blendable(expert: object) -> None:
 
 
 def _stack(experts: list[nn.Module]) -> nn.Module:
-    """Return one module whose parameters are (K, ...): the experts' own, random ones scaled by sqrt(K)."""
+    """Return one module whose parameters are (K, ...): the experts' own, random ones spread."""
     bank = copy.deepcopy(experts[0])
     stacked: dict[int, nn.Parameter] = {}  # a tied parameter stays tied
     for name, module in bank.named_modules():
@@ -226,7 +247,7 @@ def _stack(experts: list[nn.Module]) -> nn.Module:
                     [expert.get_submodule(name).get_parameter(parameter_name).detach() for expert in experts]
                 )
                 drawn_apart = bool((each != each[0]).any())
-                values = each * math.sqrt(len(experts)) if drawn_apart else each
+                values = _spread(each) if drawn_apart else each
                 stacked[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             setattr(module, parameter_name, stacked[id(parameter)])
     return bank

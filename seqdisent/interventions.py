@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask
+from seqdisent._sites import sample_sites
 from seqdisent.distributions import as_chain
 
 
@@ -105,7 +107,8 @@ def swap(
         guide: its guide.
         source: frames, or (frames, mask).
         donor: frames, or (frames, mask), as many sequences as the source.
-        sites: latents that follow the donor. If a trajectory is among them, the result has the donor's length.
+        sites: latents that follow the donor. If a trajectory is among them, the result has the donor's length, and
+            other trajectories, which are the source's, are cut to it or continued by the model.
         keep: latents that stay the source's though they depend on a swapped one.
         sample: draw the latents, or use their means.
         **inputs: further arguments of both programs.
@@ -136,10 +139,16 @@ def swap(
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
     source_values = _values(_run(guide, {}, sample, source_args, inputs)) if keep else {}
     chosen = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
-    latents = _values(_run(guide, chosen, sample, source_args, inputs))
-    if any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
-        frames, mask = donor_frames, donor_mask
-    return _emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
+    inferred = _run(guide, chosen, sample, source_args, inputs)
+    latents = _values(inferred)
+    if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
+        return _emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
+    length = donor_frames.shape[1]  # trajectories of the source are cut to it, or continued by the model
+    for name in set(latents) - set(sites):
+        if as_chain(inferred[name]["fn"]) is not None:
+            latents[name] = latents[name][..., :length, :]
+    source_mask = None if mask is None else mask[:, :length]
+    return _emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefix_mask=source_mask)
 
 
 def generate(
@@ -167,16 +176,17 @@ def generate(
         {emission site: its distribution}
 
     Raises:
-        ValueError: `given` or `emissions` names a site that the model does not have.
+        ValueError: `given` or `emissions` names a site that the model does not have, or a value has another shape
+            than its site.
     """
     check_positive(num_sequences=num_sequences, num_steps=num_steps)
     given = dict(given or {})
     arguments = {"num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = _run(model, given, sample, (), arguments)
+    trace = _run(model, given, sample, (), arguments, fit=True)
     for argument, names in (("given", given), ("emissions", emissions or ())):
         if unknown := sorted(set(names) - set(trace)):
             raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
-    return {name: trace[name]["fn"] for name in (emissions or [list(trace)[-1]])}
+    return {name: trace[name]["fn"] for name in (emissions or [_without_factors(trace)[-1]])}
 
 
 def forecast(
@@ -211,18 +221,19 @@ def forecast(
 
 
 class _Fill(Messenger):  # type: ignore[misc]
-    """Give sites their chosen values; continue trajectories that are too short; other sites get their means."""
+    """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means."""
 
-    def __init__(self, chosen: Mapping[str, Tensor], sample: bool, prefix_mask: Tensor | None) -> None:
+    def __init__(self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefix_mask: Tensor | None) -> None:
         super().__init__()
-        self.chosen, self.sample, self.prefix_mask = chosen, sample, prefix_mask
+        self.chosen, self.sample, self.fit, self.prefix_mask = chosen, sample, fit, prefix_mask
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
         fn = msg["fn"]
         if msg["name"] in self.chosen:
-            msg["value"] = self._continued(fn, self.chosen[msg["name"]])
+            value = self.chosen[msg["name"]]
+            msg["value"] = self._fitted(msg["name"], fn, value) if self.fit else value
         elif not self.sample:
             chain = as_chain(fn)
             try:
@@ -232,14 +243,18 @@ class _Fill(Messenger):  # type: ignore[misc]
                     f"sample: site {msg['name']!r} ({type(fn).__name__}) has no mean, expected sample=True for it"
                 ) from error
 
-    def _continued(self, fn: TorchDistribution, value: Tensor) -> Tensor:
+    def _fitted(self, name: str, fn: TorchDistribution, value: Tensor) -> Tensor:
         chain = as_chain(fn)
-        if chain is None:
-            return value
-        missing = fn.event_shape[0] - value.shape[-2]
-        if missing <= 0:
-            return value
-        return chain.extend(value, missing, mask=self.prefix_mask, sample=self.sample)
+        if chain is not None and value.ndim >= 2 and value.shape[-2] < fn.event_shape[0]:
+            missing = fn.event_shape[0] - value.shape[-2]
+            value = chain.extend(value, missing, mask=self.prefix_mask, sample=self.sample)
+        try:
+            fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
+        except RuntimeError:
+            fits = False
+        if not fits or value.shape[value.ndim - fn.event_dim :] != fn.event_shape:
+            raise ValueError(f"site {name!r}: the value has shape {tuple(value.shape)}, expected {tuple(fn.shape())}")
+        return value
 
 
 def _run(
@@ -248,14 +263,14 @@ def _run(
     sample: bool,
     args: Sequence[Any],
     inputs: Mapping[str, Any],
+    *,
+    fit: bool = False,
     prefix_mask: Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run a program and return its sample sites."""
-    with _Fill(chosen, sample, prefix_mask):
+    with _Fill(chosen, sample, fit, prefix_mask):
         trace = poutine.trace(program).get_trace(*args, **inputs)
-    return {
-        name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)
-    }
+    return sample_sites(trace)
 
 
 def _emit(
@@ -270,10 +285,15 @@ def _emit(
 ) -> dict[str, TorchDistribution]:
     """Run the model on given latents with nothing observed; return the sites that are not among them."""
     arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = _run(model, latents, sample, (), arguments, prefix_mask)
+    trace = _run(model, latents, sample, (), arguments, fit=True, prefix_mask=prefix_mask)
     if missing := sorted(set(latents) - set(trace)):
         raise ValueError(f"model: has no site {missing}, which the guide samples")
-    return {name: site["fn"] for name, site in trace.items() if name not in latents}
+    return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}
+
+
+def _without_factors(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the sites that are not ``pyro.factor``, which has no picture."""
+    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
 
 
 def _values(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class AnnealingSchedule(ABC):
                 is theirs.
 
         Raises:
-            ValueError: fewer than two points, steps that do not increase, or a value that is not finite.
+            ValueError: fewer than two points, steps that do not increase, or a number that is not finite.
 
         Example:
             >>> schedule = AnnealingSchedule.quadratic([(0, 30.0), (50, 0.2), (100, 0.4), (200, 1.0)])
@@ -112,7 +112,10 @@ class AnnealingSchedule(ABC):
 
         Raises:
             ValueError: this schedule has no end (a constant without `num_steps`, an endless cycle).
+            TypeError: `other` is not a schedule.
         """
+        if not isinstance(other, AnnealingSchedule):
+            raise TypeError(f"other: got {other!r}, expected a schedule (constant(v) for a number)")
         return _Then(self, other)
 
     def clamp(self, low: float, high: float) -> AnnealingSchedule:
@@ -141,16 +144,19 @@ class _Ramp(AnnealingSchedule):
         """Return the value at a part in [0, 1) of the way."""
 
 
+@dataclass(frozen=True)
 class _Linear(_Ramp):
     def _between(self, part: float) -> float:
         return self.start + (self.end - self.start) * part
 
 
+@dataclass(frozen=True)
 class _Cosine(_Ramp):
     def _between(self, part: float) -> float:
         return self.start + (self.end - self.start) * (1 - math.cos(math.pi * part)) / 2
 
 
+@dataclass(frozen=True)
 class _Geometric(_Ramp):
     def _between(self, part: float) -> float:
         return float(self.start * (self.end / self.start) ** part)
@@ -163,11 +169,12 @@ class _Quadratic(AnnealingSchedule):
     def __post_init__(self) -> None:
         if len(self.points) < 2:
             raise ValueError(f"points: got {len(self.points)}, expected at least two (step, value) pairs")
+        for point in self.points:
+            for number in point:
+                _finite("points", number)
         steps = [step for step, _ in self.points]
         if steps[0] < 0 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
             raise ValueError(f"points: steps are {steps}, expected them to increase from 0 or more")
-        for _, value in self.points:
-            _finite("points", value)
 
     @property
     def num_steps(self) -> float:

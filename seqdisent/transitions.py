@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_last_dim, check_positive
+from seqdisent._checks import check_last_dim, check_positive, check_scale
 from seqdisent._heads import NormalHead, diagonal_normal, full_precision
 
 
-def _expand(context: Tensor, z_prev: Tensor, context_dim: int) -> Tensor:
+def _expand(context: Tensor | None, z_prev: Tensor, context_dim: int) -> Tensor:
     """Return `context` with the batch shape of `z_prev`: a chain is scored with its steps on the left of the batch."""
+    if context is None:
+        raise ValueError(f"context: got None, expected a tensor whose last dimension is context_dim={context_dim}")
     check_last_dim("context", context, context_dim, "context_dim")
     wanted = (*z_prev.shape[:-1], context_dim)
     try:
@@ -28,8 +30,6 @@ def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: 
         if context is not None:
             raise ValueError(f"context: got shape {tuple(context.shape)}, expected None since context_dim=0")
         return z_prev
-    if context is None:
-        raise ValueError(f"context: got None, expected a tensor whose last dimension is context_dim={context_dim}")
     return torch.cat([z_prev, _expand(context, z_prev, context_dim)], -1)
 
 
@@ -74,8 +74,9 @@ class GatedTransition(nn.Module):
     def __init__(self, latent_dim: int, hidden_dim: int, *, context_dim: int = 0, min_scale: float = 1e-4) -> None:
         super().__init__()
         check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim)
-        if context_dim < 0:
-            raise ValueError(f"context_dim: got {context_dim}, expected an integer >= 0")
+        check_scale(min_scale=min_scale)
+        if not isinstance(context_dim, int) or isinstance(context_dim, bool) or context_dim < 0:
+            raise ValueError(f"context_dim: got {context_dim!r}, expected an integer >= 0")
         self.latent_dim, self.context_dim, self.min_scale = latent_dim, context_dim, min_scale
         in_features = latent_dim + context_dim
         self.gate = nn.Sequential(
@@ -122,7 +123,7 @@ class Combiner(nn.Module):
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        ValueError: inputs of another size.
+        ValueError: inputs of another size, or no context.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -146,4 +147,5 @@ class Combiner(nn.Module):
         """Return q(z_t | z_prev, context)."""
         check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
         context = _expand(context, z_prev, self.context_dim)
-        return self.head(0.5 * (torch.tanh(self.previous(z_prev)) + self.context(context)))
+        posterior: dist.Independent = self.head(0.5 * (torch.tanh(self.previous(z_prev)) + self.context(context)))
+        return posterior

@@ -1,0 +1,395 @@
+"""VDSM: who is in a video, and what they do, without a label (Vowels, Camgoz and Bowden, CVPR 2021).
+
+    python examples/vdsm.py                                   train on pendula that it generates itself
+    python examples/vdsm.py --data sprites --preset cpu       train on Sprites
+    python examples/vdsm.py --data FOLDER_OR_NPZ              train on your own clips
+    python examples/vdsm.py generate RUN                      draw new clips from the prior
+    python examples/vdsm.py swap RUN --content CLIP --motion CLIP
+    python examples/vdsm.py forecast RUN --from FRAMES
+
+The first half of this file is the model as the paper has it, the second half its hyperparameters and stages. The
+command line, run folders and pictures are in `run_folder.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from run_folder import Example, main
+from torch import Tensor, nn
+
+from seqdisent import (
+    AnnealingSchedule,
+    Combiner,
+    ConvEncoder,
+    GatedTransition,
+    MarkovChain,
+    MixtureOfExpertsConvDecoder,
+    Seq2SeqDynamicsEncoder,
+    StaticEncoder,
+)
+from seqdisent.datasets import Clips
+from seqdisent.training import ELBOTraining
+
+
+class VDSM(nn.Module):
+    """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make each frame x_t.
+
+    `model` and `guide` are equations 1 and 2; `pretraining_model` and `pretraining_guide` treat frames as an unordered
+    group of one identity (equation 7), and are of use by themselves on still images (paper, Figure 8).
+    """
+
+    def __init__(self, frame_shape: tuple[int, int, int], sizes: Sizes) -> None:
+        super().__init__()
+        colours, image_size, _ = frame_shape
+        self.sizes = sizes
+        self.encoder = ConvEncoder(
+            sizes.feature_dim, in_channels=colours, image_size=image_size, channels=sizes.encoder_channels
+        )
+        self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=0.1)
+        self.pose = nn.Linear(sizes.feature_dim, 2 * sizes.pose_dim)
+        self.dynamics = Seq2SeqDynamicsEncoder(
+            2 * sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
+        )
+        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + sizes.dynamics_dim)
+        self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
+        self.transition = GatedTransition(sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim)
+        self.decoder = MixtureOfExpertsConvDecoder(
+            sizes.num_experts + sizes.pose_dim,
+            sizes.num_experts,
+            out_channels=colours,
+            image_size=image_size,
+            channels=sizes.decoder_channels,
+        )
+
+    # The generative model p(s) p(d) p(z_1) prod_t p(z_t | z_{t-1}, d) p(x_t | s, z_t), equation 1
+
+    def model(self, frames=None, mask=None, features=None, *, num_sequences=None, num_steps=None, temperature=None):
+        num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            s = pyro.sample("s", self.static_prior())
+            d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
+            z = pyro.sample("z", self.pose_prior(d, num_sequences, num_steps, mask))
+            pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
+
+    def static_prior(self) -> TorchDistribution:
+        # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
+        return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)
+
+    def pose_prior(self, d: Tensor, num_sequences: int, num_steps: int, mask: Tensor | None) -> MarkovChain:
+        initial = self.normal(self.sizes.pose_dim).expand([num_sequences])
+        return MarkovChain(initial, lambda z_prev: self.transition(z_prev, d), num_steps, mask=mask)
+
+    def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
+        temperature = self.sizes.temperature if temperature is None else temperature
+        latents = torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
+        logits = self.decoder(latents, torch.softmax(s / temperature, -1))
+        # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
+        frame = dist.Bernoulli(logits=logits, validate_args=False).to_event(3)
+        return (frame if mask is None else frame.mask(mask)).to_event(1)
+
+    # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
+
+    def guide(self, frames, mask=None, features=None, *, temperature=None):
+        features = self.features(frames, mask) if features is None else features
+        num_steps = frames.shape[1]
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("s", self.static(features, mask))
+            d = pyro.sample("d", self.dynamics(self.pose(features), mask))
+            unrolled = self.dynamics.unroll(d, num_steps)
+            context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
+            initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
+            pyro.sample("z", MarkovChain(initial, self.combiner, num_steps, inputs=context, mask=mask))
+
+    def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.encoder(_real_pixels(frames, mask))
+
+    # Stage 1: the same static factors and decoder, every frame with a pose of its own, equation 7
+
+    def pretraining_model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, temperature=None):
+        num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            s = pyro.sample("s", self.static_prior())
+            z = pyro.sample("z", self.normal(num_steps, self.sizes.pose_dim))
+            pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
+
+    def pretraining_guide(self, frames, mask=None, *, temperature=None):
+        features = self.features(frames, mask)
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("s", self.static(features, mask))
+            loc, scale = self.pose(features).chunk(2, -1)
+            scale = nn.functional.softplus(scale) + 1e-4
+            pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(2))
+
+    @torch.no_grad()
+    def calibrate(self, frames: Tensor) -> None:
+        """Start where frames look different to the encoder and the decoder paints the average pixel."""
+        self.encoder.calibrate(frames)
+        self.static.calibrate(self.encoder(frames))
+        self.decoder.biases[-1].copy_(
+            frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(self.decoder.biases[-1])
+        )
+
+    def normal(self, *event_shape: int, scale: float = 1.0) -> TorchDistribution:
+        loc = self.initial_pose.new_zeros(event_shape)
+        return dist.Normal(loc, scale, validate_args=False).to_event(len(event_shape))
+
+
+def _lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
+    if frames is not None:
+        return frames.shape[0], frames.shape[1]
+    if num_sequences is None or num_steps is None:
+        raise ValueError("num_sequences, num_steps: got None without frames, expected both")
+    return num_sequences, num_steps
+
+
+def _real_pixels(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Check the range that a Bernoulli wants; whatever padding holds stays out of values and gradients."""
+    if frames is None:
+        return None
+    if mask is not None:
+        frames = torch.where(mask[..., None, None, None], frames, 0.0)
+    if frames.amin() < 0 or frames.amax() > 1:
+        raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected pixels in [0, 1]")
+    return frames
+
+
+# Hyperparameters
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the network is built from; the defaults are the paper's (appendix D, Table 5)."""
+
+    num_experts: int  # N_s, also the size of s
+    pose_dim: int = 30
+    dynamics_dim: int = 50
+    feature_dim: int = 256
+    encoder_channels: tuple[int, ...] | None = (32, 32, 32, 64)
+    decoder_channels: tuple[int, ...] | None = None  # 512, 256, 128, 64
+    rnn_dim: int = 512
+    rnn_layers: int = 3
+    transition_dim: int = 64
+    combiner_dim: int = 512
+    temperature: float = 0.1  # tau once it is annealed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Both stages of training; the defaults are the paper's (Table 4, Figures 9 and 10)."""
+
+    sizes: Sizes
+    pretraining_steps: int
+    pretraining_rate: float
+    sequence_steps: int
+    sequence_rate: float
+    clip_length: int  # frames of a clip at stage 2
+    num_groups: int = 20
+    frames_per_group: int = 20
+    num_clips: int = 20
+    # stage 1: where the weight of KL(z), the weight of KL(s) and tau start, and over what part of the stage they change
+    pose_weight: float = 30.0
+    static_weight: float = 0.1
+    temperature: float = 1.0
+    pose_part: float = 1.0
+    static_part: float = 1.0
+    temperature_part: float = 1.0
+    geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
+    # the optimiser
+    warm_up: int = 1  # steps over which the learning rate rises
+    decays: bool = False  # whether it then falls to 0 along a cosine
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = None
+    checkpoint_every: int = 500
+
+
+def plan_from(config: dict) -> Plan:
+    """Return the plan that `dataclasses.asdict` and JSON have taken apart."""
+
+    def tuples(values: dict) -> dict:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    return Plan(**{**tuples(config), "sizes": Sizes(**tuples(config["sizes"]))})
+
+
+def _paper(num_experts: int, clip_length: int, epochs: tuple[int, int], rates: tuple[float, float], **changes) -> Plan:
+    pretraining, sequence = epochs
+    return Plan(
+        Sizes(num_experts), 50 * pretraining, rates[0], 50 * sequence, rates[1], clip_length,
+        frames_per_group=clip_length, **changes,
+    )  # fmt: skip
+
+
+_CPU = {
+    "static_part": 0.3, "pose_part": 0.3, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
+    "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
+}  # fmt: skip
+
+PRESETS = {
+    "paper": {  # Tables 4 and 5; a folder of one's own clips gets the sizes for MUG
+        "clips": _paper(15, 20, (250, 200), (1e-3, 1e-3)),
+        "sprites": _paper(40, 8, (300, 200), (8e-3, 1e-3)),
+        "pendulum": _paper(8, 16, (200, 100), (5e-4, 1e-3), num_groups=50),
+    },
+    "cpu": {  # sized for two cores: an hour on Sprites, under five minutes on pendula
+        "sprites": Plan(
+            Sizes(
+                num_experts=24,
+                encoder_channels=(16, 16, 32, 32),
+                decoder_channels=(256, 128, 64, 32),
+                rnn_dim=128,
+                rnn_layers=1,
+                combiner_dim=256,
+            ),
+            pretraining_steps=9000,
+            pretraining_rate=4e-3,
+            sequence_steps=4000,
+            sequence_rate=2e-3,
+            clip_length=8,
+            num_groups=8,
+            frames_per_group=8,
+            num_clips=20,
+            **_CPU,
+        ),
+        "pendulum": Plan(
+            Sizes(
+                num_experts=8,
+                pose_dim=8,
+                dynamics_dim=16,
+                feature_dim=128,
+                encoder_channels=(16, 16, 32, 32),
+                decoder_channels=(64, 32, 16, 16),
+                rnn_dim=96,
+                rnn_layers=1,
+                combiner_dim=96,
+            ),
+            pretraining_steps=800,
+            pretraining_rate=4e-3,
+            sequence_steps=1000,
+            sequence_rate=3e-3,
+            clip_length=16,
+            num_groups=8,
+            frames_per_group=8,
+            num_clips=16,
+            **_CPU,
+        ),
+    },
+    "tiny": {  # for tests: it runs, it does not learn
+        "clips": Plan(
+            Sizes(
+                num_experts=3,
+                pose_dim=3,
+                dynamics_dim=4,
+                feature_dim=8,
+                encoder_channels=None,
+                decoder_channels=None,
+                rnn_dim=8,
+                rnn_layers=1,
+                transition_dim=8,
+                combiner_dim=8,
+            ),
+            pretraining_steps=6,
+            pretraining_rate=1e-3,
+            sequence_steps=6,
+            sequence_rate=1e-3,
+            clip_length=8,
+            num_groups=2,
+            frames_per_group=3,
+            num_clips=2,
+            checkpoint_every=2,
+        ),
+    },
+}
+
+
+PRESETS["cpu"]["clips"] = PRESETS["cpu"]["sprites"]
+
+
+def learning_rate(rate: float, num_steps: int, plan: Plan) -> AnnealingSchedule:
+    warm_up = AnnealingSchedule.linear(rate / plan.warm_up, rate, plan.warm_up)
+    if not plan.decays:
+        return warm_up
+    return warm_up.then(AnnealingSchedule.cosine(rate, 0.0, num_steps - plan.warm_up))
+
+
+# Stage 1: encoder, static factors, poses of single frames and the bank of decoders
+
+
+def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
+    n = plan.pretraining_steps
+    change = AnnealingSchedule.geometric if plan.geometric else AnnealingSchedule.cosine
+    vdsm.calibrate(clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1))
+    vdsm.requires_grad_(False)
+    for part in (vdsm.encoder, vdsm.static, vdsm.pose, vdsm.decoder):
+        part.requires_grad_(True)
+    return ELBOTraining(
+        vdsm,
+        vdsm.pretraining_model,
+        vdsm.pretraining_guide,
+        partial(clips.draw_groups, plan.num_groups, plan.frames_per_group),
+        num_steps=n,
+        learning_rate=learning_rate(plan.pretraining_rate, n, plan),
+        weights={
+            "z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
+            "s": change(plan.static_weight, 1.0, round(n * plan.static_part)),
+        },
+        inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},
+        betas=plan.betas,
+        terms_per_step=plan.num_groups * plan.frames_per_group,
+        seed=seed,
+    )
+
+
+# Stage 2: the dynamics, on the features of a frozen encoder; the last layers of s and z go on learning
+
+
+class EncodedBatch(NamedTuple):
+    frames: Tensor
+    mask: Tensor
+    features: Tensor
+
+
+def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
+    n = plan.sequence_steps
+    vdsm.requires_grad_(True)
+    vdsm.encoder.requires_grad_(False)
+    vdsm.decoder.requires_grad_(False)
+    features = cache(partial(encode_all, vdsm, clips))  # once, when training starts
+
+    def draw(generator: torch.Generator) -> EncodedBatch:
+        batch = clips.draw_clips(plan.num_clips, generator, num_steps=plan.clip_length)
+        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions])
+
+    return ELBOTraining(
+        vdsm,
+        vdsm.model,
+        vdsm.guide,
+        draw,
+        num_steps=n,
+        learning_rate=learning_rate(plan.sequence_rate, n, plan),
+        # the paper's curve for z; it names none for d, which follows it here
+        weights={site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, 1.0)]) for site in ("z", "d")},
+        arguments=lambda batch: (batch.frames, None if batch.mask.all() else batch.mask, batch.features),
+        terms_per_step=plan.num_clips * plan.clip_length,
+        betas=plan.betas,
+        seed=seed + 1,
+    )
+
+
+@torch.no_grad()
+def encode_all(vdsm: VDSM, clips: Clips, batch_size: int = 256) -> Tensor:
+    """Return the features of every frame of the data, padding included, (N * T, feature_dim)."""
+    frames = clips.frames.flatten(0, 1)
+    device = vdsm.initial_pose.device
+    chunks = [vdsm.encoder(chunk.to(device).float() / 255).cpu() for chunk in frames.split(batch_size)]
+    return torch.cat(chunks)
+
+
+if __name__ == "__main__":
+    main(Example(__doc__, VDSM, plan_from, PRESETS, {"stage1": pretraining, "stage2": sequence_training}))

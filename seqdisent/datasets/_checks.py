@@ -1,0 +1,110 @@
+"""Checks of arguments that the data sets share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def check_count(name: str, value: object, minimum: int = 1) -> int:
+    """The value as a whole number of at least `minimum`.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What came.
+        minimum: The least number allowed.
+
+    Returns:
+        The same number, typed.
+
+    Raises:
+        TypeError: `value` is not an int (a bool is not one either).
+        ValueError: `value` is below `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int")
+    if value < minimum:
+        raise ValueError(f"{name}: got {value}, expected at least {minimum}")
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What came, for a message.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Dtype and shape of a tensor, the type's name of anything else.
+    """
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_tensor(name: str, value: object, kind: Literal["uint8", "whole", "floating"]) -> None:
+    """Refuses what is not a tensor of the right kind of numbers.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What came.
+        kind: Bytes, whole numbers of any size (no bool), or floating point.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(value, Tensor):
+        inexact = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+        if {"uint8": value.dtype == torch.uint8, "whole": not inexact, "floating": value.is_floating_point()}[kind]:
+            return
+    wanted = {"uint8": "uint8 (pixels 0 to 255)", "whole": "whole numbers", "floating": "floating point"}[kind]
+    raise TypeError(f"{name}: got {kind_of(value)}, expected a tensor of {wanted}")
+
+
+def check_per_clip(name: str, values: Tensor, frames: Tensor) -> Tensor:
+    """Whole numbers, one for each clip, as int64 beside the frames.
+
+    Args:
+        name: What the argument is called, for the message.
+        values: (N,) expected.
+        frames: (N, ...), decides number and device.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        TypeError: Not a tensor of whole numbers.
+        ValueError: The wrong shape.
+    """
+    check_tensor(name, values, "whole")
+    if values.shape != frames.shape[:1]:
+        raise ValueError(
+            f"{name}: shape is {tuple(values.shape)}, expected {tuple(frames.shape[:1])}, one value per clip"
+        )
+    return values.to(device=frames.device, dtype=torch.int64)
+
+
+def check_positions(name: str, indices: Tensor | Sequence[int], total: int) -> Tensor:
+    """Positions of clips as int64.
+
+    Args:
+        name: What the argument is called, for the message.
+        indices: Positions, or a bool tensor with one entry per clip.
+        total: How many clips there are.
+
+    Returns:
+        (M,) int64, at least one.
+
+    Raises:
+        ValueError: No position, one out of range, or something else than positions.
+    """
+    positions = torch.as_tensor(indices)
+    if positions.dtype == torch.bool and positions.shape == (total,):
+        positions = positions.nonzero().squeeze(1)
+    if positions.dim() != 1 or not len(positions) or positions.is_floating_point() or positions.dtype == torch.bool:
+        raise ValueError(f"{name}: got {kind_of(positions)}, expected at least one clip's position, shape (M,)")
+    low, high = int(positions.min()), int(positions.max())
+    if low < 0 or high >= total:
+        raise ValueError(f"{name}: got positions from {low} to {high}, expected 0 to {total - 1}")
+    return positions.long()

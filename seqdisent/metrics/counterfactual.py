@@ -1,0 +1,101 @@
+"""Swapped clips against the truth, where the data has a renderer: no judge, and nothing to game."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) -> Tensor:
+    """Pair every clip with a fixed donor of another identity, and of another motion where there is one.
+
+    Args:
+        identity: who each clip shows.
+        motion: what it shows, as one number each; None if unknown.
+        seed: decides which donor.
+
+    Shape:
+        - identity, motion: (N,)
+        - output: (N,) positions
+
+    Raises:
+        ValueError: a clip has no donor since all show the same identity.
+
+    Example:
+        >>> pick_donors(torch.tensor([0, 0, 1]), seed=0)
+        tensor([2, 2, 1])
+    """
+    allowed = identity[:, None] != identity[None, :]
+    if not allowed.any(1).all():
+        raise ValueError("identity: all clips show the same one, expected at least two")
+    if motion is not None:
+        differs = allowed & (motion[:, None] != motion[None, :])
+        allowed = torch.where(differs.any(1, keepdim=True), differs, allowed)
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.rand(allowed.shape, generator=generator)
+    return keys.masked_fill(~allowed.cpu(), -1.0).argmax(1).to(identity.device)
+
+
+def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return each clip's mean squared error of pixels in [0, 1], over its real frames.
+
+    Args:
+        predicted: pixels in [0, 1].
+        truth: uint8, or floating point in [0, 1].
+        mask: which frames are real; None for all.
+
+    Shape:
+        - predicted, truth: (N, T, C, H, W)
+        - mask: (N, T) bool
+        - output: (N, T) per frame with `mask=None` averaged to (N,)
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
+        tensor([0.2500])
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
+    error = (predicted - _pixels(truth)).square().flatten(2).mean(-1)
+    if mask is None:
+        return error.mean(-1)
+    return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
+
+
+def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Return, for each predicted clip, the position of the candidate with the smallest squared error.
+
+    Args:
+        predicted: pixels in [0, 1].
+        candidates: every true clip there is, uint8 or in [0, 1].
+        batch_size: candidates compared at once.
+
+    Shape:
+        - predicted: (N, T, C, H, W)
+        - candidates: (M, T, C, H, W)
+        - output: (N,)
+
+    Raises:
+        ValueError: clips of another shape.
+
+    Example:
+        >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
+        >>> nearest_clip(candidates * 0.8, candidates)
+        tensor([0, 1, 2])
+    """
+    if predicted.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            f"candidates: have shape {tuple(candidates.shape[1:])} each, expected {tuple(predicted.shape[1:])}"
+        )
+    flat = predicted.flatten(1)
+    distances = []
+    for chunk in candidates.split(batch_size):
+        chunk = _pixels(chunk).to(flat).flatten(1)
+        distances.append(chunk.square().sum(1) - 2 * flat @ chunk.T)
+    return torch.cat(distances, 1).argmin(1)
+
+
+def _pixels(frames: Tensor) -> Tensor:
+    return frames.float() / 255 if frames.dtype == torch.uint8 else frames

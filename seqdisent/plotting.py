@@ -1,0 +1,173 @@
+"""Pictures of sequences and of training (extra ``plot``): grids, GIFs, schedules, ledgers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from seqdisent.schedules import AnnealingSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def film_strip(clips: Tensor, *, gap: int = 2, background: float = 1.0) -> Tensor:
+    """Lay clips out as one picture: a row a clip, its frames from left to right.
+
+    Args:
+        clips: pixels in [0, 1].
+        gap: pixels between frames.
+        background: brightness of the gaps.
+
+    Shape:
+        - clips: (N, T, C, H, W)
+        - output: (C, N * (H + gap) - gap, T * (W + gap) - gap)
+
+    Raises:
+        ValueError: another number of dimensions.
+
+    Example:
+        >>> film_strip(torch.zeros(2, 3, 1, 4, 4)).shape
+        torch.Size([1, 10, 16])
+    """
+    if clips.ndim != 5:
+        raise ValueError(f"clips: has shape {tuple(clips.shape)}, expected (N, T, C, H, W)")
+    padded = torch.nn.functional.pad(clips.float(), (0, gap, 0, gap), value=background)
+    rows, columns, channels, height, width = padded.shape
+    picture = padded.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    return picture[:, : picture.shape[1] - gap, : picture.shape[2] - gap]
+
+
+def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4) -> Tensor:
+    """Lay swaps out as one table, frame by frame: who (rows) does what (columns), as in the paper's Figures 1 and 5.
+
+    The left column shows the clips that give the identity, the top row those that give the motion, and cell (i, j)
+    identity i doing motion j. The corner is empty.
+
+    Args:
+        static: R clips, pixels in [0, 1].
+        motion: Q clips.
+        swapped: R x Q clips.
+        gap: pixels between cells.
+
+    Shape:
+        - static: (R, T, C, H, W), motion: (Q, T, C, H, W), swapped: (R, Q, T, C, H, W)
+        - output: (T, C, (R + 1) * (H + gap) - gap, (Q + 1) * (W + gap) - gap)
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+
+    Example:
+        >>> clip = torch.zeros(2, 5, 3, 8, 8)
+        >>> swap_table(clip, clip, torch.zeros(2, 2, 5, 3, 8, 8)).shape
+        torch.Size([5, 3, 32, 32])
+    """
+    if swapped.shape != (static.shape[0], *motion.shape) or static.shape[1:] != motion.shape[1:]:
+        raise ValueError(
+            f"swapped: has shape {tuple(swapped.shape)}, expected (R, Q, T, C, H, W) from static "
+            f"{tuple(static.shape)} and motion {tuple(motion.shape)}"
+        )
+    corner = torch.ones_like(motion[:1])
+    rows = [torch.cat([corner, motion]), *(torch.cat([s[None], row]) for s, row in zip(static, swapped, strict=True))]
+    table = torch.stack(rows)  # (R + 1, Q + 1, T, C, H, W)
+    return torch.stack([film_strip(frame, gap=gap) for frame in table.unbind(2)])
+
+
+def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
+    """Write a picture (C, H, W) in [0, 1] as PNG, every pixel `scale` pixels wide, and return its path."""
+    path = Path(path)
+    _image(picture, scale).save(path)
+    return path
+
+
+def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8.0, scale: int = 1) -> Path:
+    """Write pictures (T, C, H, W) in [0, 1] as an endless animated GIF and return its path."""
+    path = Path(path)
+    first, *others = [_image(picture, scale) for picture in pictures]
+    milliseconds = round(1000 / frames_per_second)
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    return path
+
+
+def plot_schedules(schedules: Mapping[str, AnnealingSchedule], num_steps: int, path: str | Path) -> Path:
+    """Plot schedules over training, one small plot each (paper, Figures 9 and 10), and return the path."""
+    steps = torch.linspace(0, num_steps, 200).tolist()
+    figure, axes = _axes(len(schedules), width=3.2)
+    for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
+        axis.plot(steps, [schedule(step) for step in steps])
+        axis.set(title=name, xlabel="step")
+    return _write(figure, path)
+
+
+def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
+    """Plot every term of the ledger over training, from the CSV files of one run, and return the path.
+
+    Args:
+        logs: ``metrics.csv`` of each part of the run, oldest first; where two parts log a step, the later one counts.
+        path: where to write.
+
+    Raises:
+        ValueError: no log holds a term.
+    """
+    terms: dict[str, dict[int, float]] = {}
+    for log in logs:
+        with Path(log).open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and (name.startswith(("KL(", "log_p(")) or name == "elbo"):
+                        terms.setdefault(name, {})[int(row["step"])] = float(value)
+    if not terms:
+        raise ValueError(f"logs: {[str(log) for log in logs]} hold no term of a ledger")
+    figure, axes = _axes(len(terms), width=3.6)
+    for axis, (name, values) in zip(axes, sorted(terms.items()), strict=True):
+        steps = sorted(values)
+        axis.plot(steps, [values[step] for step in steps], linewidth=0.8)
+        axis.set(title=name, xlabel="step", ylabel="nats a sequence")
+        if name.startswith("KL("):
+            axis.set_yscale("symlog", linthresh=1.0)
+    return _write(figure, path)
+
+
+def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
+    """Plot mean squared errors (T,) against the step, with a line where the given frames end; return the path."""
+    figure, (axis,) = _axes(1, width=5.0)
+    for name, error in errors.items():
+        axis.plot(range(1, len(error) + 1), error.tolist(), label=name)
+    if trained_on is not None:
+        axis.axvline(trained_on + 0.5, color="grey", linestyle=":", label="end of the given frames")
+    axis.set(xlabel="step", ylabel="mean squared error of pixels", ylim=(0, None))
+    axis.legend()
+    return _write(figure, path)
+
+
+def _image(picture: Tensor, scale: int) -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("pictures need Pillow; install it with: pip install 'seqdisent[plot]'") from error
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise ValueError(f"picture: has shape {tuple(picture.shape)}, expected (C, H, W) with 1 or 3 colours")
+    bytes_ = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    bytes_ = bytes_.repeat_interleave(scale, 1).repeat_interleave(scale, 2).expand(3, -1, -1)
+    return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
+
+
+def _axes(count: int, *, width: float) -> tuple[Any, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with: pip install 'seqdisent[plot]'") from error
+    # a figure of its own, not pyplot's: no global state, no window
+    figure = Figure(figsize=(width * count, 2.8), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _write(figure: Any, path: str | Path) -> Path:
+    path = Path(path)
+    figure.savefig(path, dpi=110)
+    return path

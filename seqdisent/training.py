@@ -1,0 +1,263 @@
+"""Training of any model and guide with Lightning (extra ``train``).
+
+Everything random in a step, the batch as well as the noise, is a function of (seed, step, process); schedules are
+functions of the step. A run that was interrupted therefore continues with the very losses of one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from seqdisent._checks import check_positive
+from seqdisent.elbo import ELBOTerms, elbo_terms
+from seqdisent.schedules import AnnealingSchedule
+
+try:
+    import lightning
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+except ImportError as error:
+    raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
+
+
+def step_seed(seed: int, stream: str, step: int, rank: int) -> int:
+    """Return the seed of one step's batch or noise on one process, in [0, 2**63).
+
+    Example:
+        >>> step_seed(0, "noise", 3, 0) == step_seed(0, "noise", 3, 0) != step_seed(0, "batch", 3, 0)
+        True
+    """
+    digest = hashlib.blake2b(f"{seed} {stream} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
+    """Return what model and guide take from a :class:`~seqdisent.datasets.Batch`; the mask only if there is padding."""
+    return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
+
+
+class ELBOTraining(lightning.LightningModule):
+    """Maximise the weighted evidence lower bound of a model and guide, step by step.
+
+    Args:
+        network: owns the parameters; those with ``requires_grad`` are trained, with Adam.
+        model: a Pyro model (a method of `network`, say).
+        guide: its guide.
+        draw: a function of a ``torch.Generator`` that returns the next batch.
+        num_steps: optimisation steps in all.
+        learning_rate: of Adam, at every step.
+        weights: {site: weight of its term at every step}; a site that is not named counts 1.
+        inputs: {name: value at every step} of scheduled arguments of model and guide (a temperature).
+        arguments: what model and guide take from a batch.
+        terms_per_step: the loss is minus the bound, summed over the batch and divided by this fixed number (frames in a
+            batch, say), at optimisation only; the ledger that is logged is not divided by it.
+        betas: of Adam.
+        kl: as in :func:`~seqdisent.elbo_terms`.
+        seed: of batches and noise.
+
+    Raises:
+        FloatingPointError: in training, as soon as a term is not finite; it names the term, the sequence and the step.
+
+    Example:
+        See :func:`fit`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        draw: Callable[[torch.Generator], Any],
+        *,
+        num_steps: int,
+        learning_rate: AnnealingSchedule,
+        weights: Mapping[str, AnnealingSchedule] | None = None,
+        inputs: Mapping[str, AnnealingSchedule] | None = None,
+        arguments: Callable[[Any], tuple[Any, ...]] = frames_and_mask,
+        terms_per_step: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        kl: Literal["analytic", "monte-carlo"] = "analytic",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_positive(num_steps=num_steps)
+        self.network = network
+        self.model, self.guide, self.draw, self.arguments = model, guide, draw, arguments
+        self.num_steps, self.learning_rate, self.seed = num_steps, learning_rate, seed
+        self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
+        self.terms_per_step, self.betas, self.kl = terms_per_step, betas, kl
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam on the parameters that require a gradient."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        # Lightning does not clip the gradient of a fused optimiser under mixed precision
+        fused = not str(self.trainer.precision).endswith("-mixed")
+        return torch.optim.Adam(parameters, lr=self.learning_rate(0), betas=self.betas, fused=fused)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches from the current step on."""
+        # a generator of its own: the loader would draw a seed for its workers from the global one
+        return DataLoader(_Batches(self), batch_size=None, generator=torch.Generator())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of one batch and log its ledger."""
+        step = self.global_step
+        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.learning_rate(step)
+        weights = {site: schedule(step) for site, schedule in self.weights.items()}
+        inputs: dict[str, Any] = {name: schedule(step) for name, schedule in self.inputs.items()}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(step_seed(self.seed, "noise", step, self.global_rank))
+            terms = elbo_terms(self.model, self.guide, *self.arguments(batch), kl=self.kl, **inputs)
+        terms.check_finite(step)
+        loss = -terms.elbo(weights).sum() / self.terms_per_step
+        self._log_ledger(terms, loss, weights, inputs)
+        return loss
+
+    def _log_ledger(
+        self, terms: ELBOTerms, loss: Tensor, weights: Mapping[str, float], inputs: Mapping[str, float]
+    ) -> None:
+        shown = {f"log_p({site})": term.detach().mean() for site, term in terms.log_likelihood.items()}
+        shown |= {f"KL({site})": term.detach().mean() for site, term in terms.kl.items()}
+        self.log_dict(shown, prog_bar=True)
+        written: dict[str, Any] = {"loss": loss.detach(), "elbo": terms.elbo().detach().mean()}
+        written |= {f"weight({site})": weight for site, weight in weights.items()}
+        written |= {f"input({name})": value for name, value in inputs.items()}
+        self.log_dict({**written, "learning_rate": self.learning_rate(self.global_step)})
+
+
+class _Batches(IterableDataset[Any]):
+    """The batches of a run, each a function of its step."""
+
+    def __init__(self, training: ELBOTraining) -> None:
+        self.training = training
+
+    def __len__(self) -> int:
+        return self.training.num_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        training = self.training
+        for step in range(training.global_step, training.num_steps):
+            generator = torch.Generator()
+            generator.manual_seed(step_seed(training.seed, "batch", step, training.global_rank))
+            yield training.draw(generator)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there, so that a killed run never leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the checkpoint."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".unfinished")
+        torch.save(checkpoint, unfinished)
+        os.replace(unfinished, path)
+
+
+def fit(
+    training: ELBOTraining,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    clip_norm: float | None = None,
+    checkpoint_every: int = 500,
+    log_every: int = 20,
+    callbacks: tuple[Callback, ...] = (),
+    progress_bar: bool = True,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    precision: Any = "32-true",
+    num_nodes: int = 1,
+) -> None:
+    """Train, with a progress bar, CSV and TensorBoard logs of the ledger, and checkpoints in `folder`.
+
+    Args:
+        training: what to train.
+        folder: ``last.ckpt`` and ``logs/`` are written there.
+        resume: continue from ``last.ckpt`` if it is there.
+        clip_norm: the largest norm of a step's gradient; None for any.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between log lines.
+        callbacks: further Lightning callbacks (``EMAWeightAveraging``, say).
+        progress_bar: show the bar with the ledger's terms.
+        accelerator: as Lightning's.
+        devices: as Lightning's.
+        precision: as Lightning's ("bf16-mixed", "64-true").
+        num_nodes: as Lightning's.
+
+    Raises:
+        FloatingPointError: a term of the ledger is not finite.
+        FileExistsError: `folder` holds a checkpoint and `resume` is False.
+    """
+    folder = Path(folder)
+    last = folder / "last.ckpt"
+    if last.exists() and not resume:
+        raise FileExistsError(f"folder: {last} exists; resume that run, or choose another folder")
+    checkpoints = ModelCheckpoint(
+        folder,
+        filename="last",
+        every_n_train_steps=checkpoint_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    bar: list[Callback] = [TQDMProgressBar(refresh_rate=max(1, log_every // 2))] if progress_bar else []
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_steps=training.num_steps,
+            default_root_dir=folder,
+            logger=[CSVLogger(folder, "logs"), TensorBoardLogger(folder, "tensorboard")],
+            callbacks=[checkpoints, *bar, *callbacks],
+            plugins=[AtomicCheckpointIO()],
+            gradient_clip_val=clip_norm,
+            log_every_n_steps=min(log_every, training.num_steps),
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,
+            enable_progress_bar=progress_bar,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks on every run to itself; its warnings about anything else stay."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# what Lightning says of every run that draws its batches in the main process and validates elsewhere
+_EXPECTED = (
+    ".*does not have many workers.*",
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*Starting from v1.9.0.*",
+    ".*treespec.*",
+    ".*You have overridden.*",
+    ".*exists and is not empty.*",
+    ".*your dataloader is not resumable.*",  # it is: batches are functions of the step
+)

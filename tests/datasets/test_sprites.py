@@ -1,0 +1,329 @@
+"""Sprites: composed as the recipe says, from sheets that are whole or not used at all."""
+
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqdisent.datasets import _sheets, sprites
+from seqdisent.datasets.sprites import ATTRIBUTES
+
+REAL = Path(os.environ.get("SEQDISENT_DATA") or Path(__file__).parents[3] / "shared" / "data") / "lpc" / "layers"
+needs_sheets = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"no sprite sheets in {REAL}; SEQDISENT_DATA says where they are"
+)
+
+CHARACTERS = {
+    0: "0da9b81557eea2641ecd04ab4507929949cccecd0b75a6e2b9cead8e56baf887",
+    1: "e7e12b23dd3e2fbc7c21962277bef0f1aa0f50ca1fa9d913c50f113cd4527c8b",
+    100: "cb256a8ce19c9465139e14e950555c8dd5d5d95daae3395328a5ceaf5af86447",
+    419: "3988bf6d0c14363c739e10288e3931acfc8b742f1827af828a82aea8de52a278",
+    839: "6a87b05556e5c007b3a3803787486b11b0d4494ee454aba3b7e2dca9359bb02f",
+}
+ALL = "8baa315a3490baf8d66749cae085b2d1670f3561ba997bdd82e5095f2bfdb478"
+
+
+def channels_last(frames):
+    return frames.permute(0, 1, 3, 4, 2).contiguous().numpy()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, no data folder, no proxy between the tests and their server."""
+    monkeypatch.setenv("SEQDISENT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEQDISENT_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "cache" / "lpc" / "layers"
+
+
+# --- the real sheets
+
+
+@needs_sheets
+def test_five_characters_match_their_checksums_in_any_order():
+    order = [419, 0, 839, 1, 100]
+    clips = sprites(REAL, characters=order)
+    assert clips.frames.shape == (45, 8, 3, 64, 64)
+    for place, character in enumerate(order):
+        rows = slice(9 * place, 9 * place + 9)
+        assert clips.identity[rows].tolist() == [character] * 9
+        assert hashlib.sha256(channels_last(clips.frames[rows]).tobytes()).hexdigest() == CHARACTERS[character]
+
+
+@needs_sheets
+def test_all_characters_match_their_checksum():
+    clips = sprites(REAL)
+    assert len(clips) == 7560
+    assert clips.num_identities == 840
+    digest = hashlib.sha256()
+    for some in clips.frames.split(360):
+        digest.update(channels_last(some))
+    assert digest.hexdigest() == ALL
+
+
+@needs_sheets
+def test_the_data_folder_of_the_environment_is_found(monkeypatch):
+    monkeypatch.setenv("SEQDISENT_DATA", str(REAL.parents[1]))
+    assert torch.equal(sprites(characters=[1]).frames, sprites(REAL, characters=[1]).frames)
+
+
+# --- sheets made up here
+
+
+@pytest.fixture(scope="module")
+def sheets():
+    """Of each sheet its picture and its file: specks of every alpha in every tile, where layers overlap."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    made = {}
+    for sheet in _sheets.SHEETS:
+        tiles = np.zeros((21, 13, 64, 64, 4), dtype=np.uint8)
+        specks = rng.integers(0, 256, (21, 13, 6, 6, 4), dtype=np.uint8)
+        specks[..., 3] = rng.choice([0, 0, 1, 100, 254, 255], (21, 13, 6, 6))
+        y, x = rng.integers(20, 24, 2)
+        tiles[:, :, y : y + 6, x : x + 6] = specks
+        pixels = tiles.swapaxes(1, 2).reshape(1344, 832, 4)
+        file = io.BytesIO()
+        image.fromarray(pixels).save(file, "PNG", compress_level=1)
+        made[sheet] = (pixels, file.getvalue())
+    return made
+
+
+@pytest.fixture
+def made_up(sheets, monkeypatch):
+    """The package believes in the sheets made up here."""
+    for sheet, (_, content) in sheets.items():
+        path = _sheets.SHEETS[sheet][0]
+        monkeypatch.setitem(_sheets.SHEETS, sheet, (path, hashlib.sha256(content).hexdigest()))
+    return {path: sheets[sheet][1] for sheet, (path, _) in _sheets.SHEETS.items()}
+
+
+@pytest.fixture
+def folder(sheets, made_up, tmp_path):
+    for sheet, (_, content) in sheets.items():
+        (tmp_path / "sheets" / sheet).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sheets" / sheet).write_bytes(content)
+    return tmp_path / "sheets"
+
+
+def composed_slowly(sheets, character, action, direction, step):
+    """One frame as RECIPE.md puts it, layer by layer over whole tiles."""
+    body, shirt, pants, hair = np.unravel_index(character, (7, 4, 5, 6))
+    row = {"walk": 8, "spellcast": 0, "slash": 12}[action] + ["back", "left", "front", "right"].index(direction)
+    column = {"walk": range(8), "spellcast": [0, 1, 2, 3, 4, 5, 6, 6], "slash": [0, 1, 2, 3, 4, 5, 5, 5]}[action][step]
+    colour, alpha = np.zeros((64, 64, 3)), np.zeros((64, 64, 1))
+    for name, index in (("body", body), ("pants", pants), ("shirt", shirt), ("hair", hair)):
+        sheet = sheets[f"{name}/{ATTRIBUTES[name][index]}.png"][0]
+        tile = sheet[64 * row : 64 * row + 64, 64 * column : 64 * column + 64] / 255.0
+        above = tile[:, :, 3:]
+        total = above + alpha * (1 - above)
+        mixed = tile[:, :, :3] * above + colour * alpha * (1 - above)
+        colour, alpha = np.divide(mixed, total, out=np.zeros_like(mixed), where=total > 0), total
+    return np.where(alpha > 0, np.floor(255 * colour + 0.5), 0).astype(np.uint8)
+
+
+def test_every_frame_is_as_the_recipe_says(sheets, folder):
+    characters = [0, 1, 7, 839]  # 0 and 1 differ in their hair alone
+    clips = sprites(folder, characters=characters)
+    row = 0
+    for character in characters:
+        for action in ("walk", "spellcast", "slash"):
+            for direction in ("left", "front", "right"):
+                assert clips.names[row] == f"{character} {action} {direction}"
+                for step in range(8):
+                    slow = composed_slowly(sheets, character, action, direction, step).astype(int)
+                    fast = clips.frames[row, step].permute(1, 2, 0).numpy()
+                    # a colour half way between two bytes may round either way where the layers' alphas mix
+                    assert np.abs(slow - fast).max() <= 1
+                    assert (slow != fast).mean() < 1e-3
+                row += 1
+
+
+def test_labels_name_what_is_shown(folder):
+    clips = sprites(folder, characters=[100, 3])
+    assert clips.static_factors == ("body", "shirt", "pants", "hair")
+    assert clips.motion_factors == ("action", "direction")
+    assert [int(clips.labels[name][0]) for name in clips.static_factors] == [0, 3, 1, 4]
+    assert [int(clips.labels[name][9]) for name in clips.static_factors] == [0, 0, 0, 3]
+    assert clips.factor_names["hair"][4] == "white"
+    for row, name in enumerate(clips.names[:9]):
+        _, action, direction = name.split()
+        assert clips.factor_names["action"][clips.labels["action"][row]] == action
+        assert clips.factor_names["direction"][clips.labels["direction"][row]] == direction
+
+
+def test_a_true_swap_is_the_clip_of_that_character_doing_that(folder):
+    clips = sprites(folder, characters=[5, 700, 31])
+    part = clips.subset(torch.arange(27).flip(0))
+    content, motion = torch.arange(27).repeat_interleave(27), torch.arange(27).repeat(27)
+    swapped = part.true_swap(content, motion)
+    table = {
+        (int(c.identity[0]), c.names[0].split(" ", 1)[1]): c.frames[0]
+        for c in map(clips.subset, [[i] for i in range(27)])
+    }
+    for row in range(0, 27 * 27, 13):
+        who, what = int(part.identity[content[row]]), part.names[int(motion[row])].split(" ", 1)[1]
+        assert torch.equal(swapped[row], table[who, what])
+    assert torch.equal(pickle.loads(pickle.dumps(part)).true_swap(3, 20), part.true_swap(3, 20))
+    assert torch.equal(part.true_clip(2, 5), part.frames[2, :5])
+    with pytest.raises(ValueError, match="num_steps: got 9, expected at most 8"):
+        part.true_clip(2, 9)
+
+
+@pytest.mark.parametrize("characters", [[], [840], [-1], [3, 3]])
+def test_wrong_characters_are_refused(characters):
+    with pytest.raises(ValueError, match="characters: got"):
+        sprites(characters=characters)
+
+
+def test_missing_sheets_say_where_was_looked_and_what_to_do(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("SEQDISENT_DATA", str(tmp_path / "data"))
+    with pytest.raises(FileNotFoundError) as error:
+        sprites(tmp_path / "root", characters=[0])
+    for part in (tmp_path / "root", tmp_path / "data" / "lpc" / "layers", cache, "SEQDISENT_DATA", "download=True"):
+        assert str(part) in str(error.value)
+
+
+def test_the_cache_follows_xdg(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEQDISENT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "xdg" / "seqdisent" / "lpc" / "layers")):
+        sprites(characters=[0])
+
+
+def test_a_changed_sheet_is_refused(folder):
+    sheet = folder / "hair" / "blue.png"
+    sheet.write_bytes(sheet.read_bytes() + b"!")
+    got, expected = hashlib.sha256(sheet.read_bytes()).hexdigest(), _sheets.SHEETS["hair/blue.png"][1]
+    with pytest.raises(ValueError, match=f"{sheet}: SHA-256 is {got}, expected {expected}"):
+        sprites(folder, characters=[0])
+
+
+def test_without_pillow_the_error_names_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
+    with pytest.raises(ImportError, match=r"pip install seqdisent\[data\]"):
+        sprites(folder, characters=[0])
+
+
+# --- downloads, from a server on loopback
+
+
+@pytest.fixture
+def server(made_up):
+    """A server of the source repository; `faults[path]` says what goes wrong, `asked` what was fetched."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.removeprefix("/mirror/")
+            self.server.asked.append(path)
+            fault = self.server.faults.get(path)
+            if fault == "404" or path not in made_up:
+                self.send_error(404)
+                return
+            if fault == "stall":
+                self.server.released.wait(10)
+                return
+            content = b"<html>not a picture</html>" if fault == "changed" else made_up[path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.faults, server.asked, server.released = {}, [], threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}/mirror"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_download_fills_the_cache_once(server, cache, folder):
+    clips = sprites(download=True, characters=[8], base_url=server.url)
+    assert torch.equal(clips.frames, sprites(folder, characters=[8]).frames)
+    assert files_below(cache) == sorted([*_sheets.SHEETS, "ATTRIBUTION.md"])
+    assert "CC-BY-SA 3.0" in (cache / "ATTRIBUTION.md").read_text()
+    assert len(server.asked) == 22
+    sprites(download=True, characters=[8], base_url=server.url)
+    sprites(characters=[8])
+    assert len(server.asked) == 22
+
+
+def test_a_download_goes_to_root_and_fetches_only_what_is_missing(server, cache, folder):
+    (folder / "pants" / "teal.png").unlink()
+    sprites(folder, download=True, characters=[8], base_url=server.url + "/")
+    assert server.asked == [_sheets.SHEETS["pants/teal.png"][0]]
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("changed", ValueError, "SHA-256 is {got}, expected {expected}"),
+        ("cut", ConnectionError, "IncompleteRead"),
+        ("404", ConnectionError, "404"),
+        ("stall", ConnectionError, "timed? ?out"),
+    ],
+)
+def test_a_failed_download_leaves_nothing_of_that_sheet_and_can_go_on(server, cache, fault, error, message):
+    sheet = "hair/raven.png"
+    path, expected = _sheets.SHEETS[sheet]
+    server.faults[path] = fault
+    got = hashlib.sha256(b"<html>not a picture</html>").hexdigest()
+    begin = time.monotonic()
+    with pytest.raises(error, match=message.format(got=got, expected=expected)) as raised:
+        sprites(download=True, characters=[0], base_url=server.url, timeout=0.3 if fault == "stall" else 10.0)
+    assert time.monotonic() - begin < 2.5  # the server stalls for ten seconds
+    assert path in str(raised.value)
+    before = list(_sheets.SHEETS)[: list(_sheets.SHEETS).index(sheet)]
+    assert files_below(cache) == sorted(before)
+    server.faults.clear()
+    sprites(download=True, characters=[0], base_url=server.url)
+    assert sheet in files_below(cache)
+
+
+def test_no_server_is_an_error_that_names_the_address(server, cache):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ConnectionError, match="could not download http://127.0.0.1"):
+        sprites(download=True, characters=[0], base_url=server.url)
+    assert not cache.exists()
+
+
+def test_a_write_that_fails_leaves_nothing(server, cache, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        sprites(download=True, characters=[0], base_url=server.url)
+    assert files_below(cache) == []
+
+
+def test_the_table_of_sheets_is_the_recipes():
+    assert sorted(_sheets.SHEETS) == sorted(f"{name}/{v}.png" for name, values in ATTRIBUTES.items() for v in values)
+    recipe = REAL.parent / "RECIPE.md"
+    if not recipe.is_file():
+        pytest.skip(f"no recipe in {recipe}")
+    text = recipe.read_text()
+    for sheet, (path, digest) in _sheets.SHEETS.items():
+        assert f"| {sheet} | {path} | {digest} |" in text
+    assert _sheets.COMMIT in text

@@ -1,0 +1,52 @@
+"""Swaps against the truth: donors, errors, nearest clips."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqdisent.metrics import nearest_clip, pick_donors, squared_error
+
+
+@given(seed=st.integers(0, 2**31), identities=st.integers(2, 5), motions=st.integers(2, 4))
+def test_donors_differ_in_identity_and_motion(seed, identities, motions):
+    identity, motion = torch.cartesian_prod(torch.arange(identities), torch.arange(motions)).unbind(1)
+    donors = pick_donors(identity, motion, seed=seed)
+    assert (identity[donors] != identity).all()
+    assert (motion[donors] != motion).all()
+    assert torch.equal(donors, pick_donors(identity, motion, seed=seed))
+
+
+def test_donors_keep_to_another_identity_where_no_other_motion_is_left():
+    donors = pick_donors(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), seed=0)
+    assert donors.tolist() == [2, 0, 0]
+    with pytest.raises(ValueError, match="identity: all clips show the same one"):
+        pick_donors(torch.tensor([3, 3]), seed=0)
+
+
+def test_squared_error_is_that_of_a_loop_and_ignores_padding():
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.rand(3, 4, 2, 5, 5, generator=generator)
+    truth = torch.randint(256, predicted.shape, generator=generator, dtype=torch.uint8)
+    lengths = torch.tensor([4, 1, 3])
+    mask = torch.arange(4) < lengths[:, None]
+    wanted = [((predicted[b, :n] - truth[b, :n].float() / 255) ** 2).mean() for b, n in enumerate(lengths)]
+    predicted[1, 2:] = float("nan")
+    torch.testing.assert_close(squared_error(predicted, truth, mask), torch.stack(wanted))
+    whole = squared_error(predicted[:1], truth[:1])
+    torch.testing.assert_close(whole, torch.stack(wanted[:1]))
+    with pytest.raises(ValueError, match="truth: has shape"):
+        squared_error(predicted, truth[:, :2])
+
+
+@given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9))
+def test_nearest_clip_is_that_of_a_loop(seed, batch_size):
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.rand(4, 2, 1, 3, 3, generator=generator)
+    candidates = torch.rand(7, 2, 1, 3, 3, generator=generator)
+    wanted = [min(range(7), key=lambda j: (p - candidates[j]).square().sum().item()) for p in predicted]
+    assert nearest_clip(predicted, candidates, batch_size=batch_size).tolist() == wanted
+    as_bytes = (candidates * 255).round().to(torch.uint8)
+    assert nearest_clip(as_bytes.float() / 255, as_bytes).tolist() == list(range(7))
+    with pytest.raises(ValueError, match="candidates: have shape"):
+        nearest_clip(predicted, candidates[:, :1])

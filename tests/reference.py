@@ -1,0 +1,238 @@
+"""The slow, obvious version of what the library vectorises: loops, one sample at a time, straight from the formula.
+
+Nothing here may import what it checks: weights come in as tensors or as torch's own modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Experts: blended parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def transposed_convolution(image: Tensor, kernel: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
+    """Transposed convolution by its definition: each pixel (C, h, w) stamps its kernel (C, C', k, k) on the output."""
+    _, height, width = image.shape
+    size = kernel.shape[-1]
+    canvas = image.new_zeros(kernel.shape[1], stride * (height - 1) + size, stride * (width - 1) + size)
+    for i in range(height):
+        for j in range(width):
+            stamp = sum(image[c, i, j] * kernel[c] for c in range(image.shape[0]))
+            canvas[:, stride * i : stride * i + size, stride * j : stride * j + size] += stamp
+    return canvas[:, padding : canvas.shape[1] - padding, padding : canvas.shape[2] - padding] + bias[:, None, None]
+
+
+def blended_decoder(banks: Sequence[tuple[Tensor, Tensor]], latents: Tensor, weights: Tensor) -> Tensor:
+    """Average each layer's kernels (K, C, C', 4, 4) and biases (K, C') and decode: one sequence, one frame a time."""
+    sequences = []
+    for latents_of_row, weights_of_row in zip(latents, weights, strict=True):
+        layers = []
+        for kernels, biases in banks:
+            kernel, bias = torch.zeros_like(kernels[0]), torch.zeros_like(biases[0])
+            for k in range(len(kernels)):
+                kernel = kernel + weights_of_row[k] * kernels[k]
+                bias = bias + weights_of_row[k] * biases[k]
+            layers.append((kernel, bias))
+        frames = []
+        for latent in latents_of_row:
+            image = transposed_convolution(latent[:, None, None], *layers[0], stride=1, padding=0)
+            for kernel, bias in layers[1:]:
+                image = torch.where(image > 0, image, 0.01 * image)
+                image = transposed_convolution(image, kernel, bias, stride=2, padding=1)
+            frames.append(image)
+        sequences.append(torch.stack(frames))
+    return torch.stack(sequences)
+
+
+def plain_decoder(kernels: Sequence[Tensor], biases: Sequence[Tensor]) -> nn.Sequential:
+    """The decoder of one expert as torch's own layers."""
+    layers: list[nn.Module] = []
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        stride, padding = (1, 0) if i == 0 else (2, 1)
+        layer = nn.ConvTranspose2d(*kernel.shape[:2], 4, stride=stride, padding=padding, dtype=kernel.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(kernel)
+            layer.bias.copy_(bias)
+        layers += [layer, nn.LeakyReLU(0.01)]
+    return nn.Sequential(*layers[:-1])
+
+
+def blended_module(expert: nn.Module, bank: dict[str, Tensor], x: Tensor, weights: Tensor) -> Tensor:
+    """For each row, set the parameters of a copy of `expert` to the average of the bank (K, ...), and apply it."""
+    outputs = []
+    for row, weights_of_row in zip(x, weights, strict=True):
+        blended = copy.deepcopy(expert)
+        with torch.no_grad():
+            for name, parameter in blended.named_parameters():
+                parameter.copy_(sum(w * bank[name][k] for k, w in enumerate(weights_of_row)))
+        outputs.append(blended(row))
+    return torch.stack(outputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoders: one sequence at a time, without its padding
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 0.01 * x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(-x.abs())) + x.clamp(min=0)
+
+
+def affine(layer: nn.Linear, vector: Tensor) -> Tensor:
+    return layer.weight @ vector + layer.bias
+
+
+def masked_average(values: Tensor, mask: Tensor) -> Tensor:
+    """Average each row's real steps: values (B, T, D), mask (B, T)."""
+    rows = []
+    for row, real in zip(values, mask, strict=True):
+        steps = [step for step, is_real in zip(row, real, strict=True) if is_real]
+        rows.append(sum(steps) / len(steps))
+    return torch.stack(rows)
+
+
+def lstm_layer(
+    lstm: nn.LSTM, suffix: str, inputs: Sequence[Tensor], h: Tensor, c: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Run one layer and direction by the formulas of its gates; return (h, c) after each step."""
+    w_ih, w_hh = getattr(lstm, f"weight_ih_{suffix}"), getattr(lstm, f"weight_hh_{suffix}")
+    bias = getattr(lstm, f"bias_ih_{suffix}") + getattr(lstm, f"bias_hh_{suffix}")
+    states = []
+    for x in inputs:
+        i, f, g, o = (w_ih @ x + w_hh @ h + bias).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        states.append((h, c))
+    return states
+
+
+def final_states(lstm: nn.LSTM, sequence: Tensor) -> Tensor:
+    """Final h of each layer of a bidirectional LSTM, forward then backward, for one unpadded sequence (T, I)."""
+    inputs, final = list(sequence), []
+    zero = sequence.new_zeros(lstm.hidden_size)
+    for layer in range(lstm.num_layers):
+        forward = [h for h, _ in lstm_layer(lstm, f"l{layer}", inputs, zero, zero)]
+        backward = [h for h, _ in lstm_layer(lstm, f"l{layer}_reverse", inputs[::-1], zero, zero)]
+        final += [forward[-1], backward[-1]]
+        inputs = [torch.cat(pair) for pair in zip(forward, backward[::-1], strict=True)]
+    return torch.cat(final)
+
+
+def unrolled(lstm: nn.LSTM, constant: Tensor, hidden: Sequence[Tensor], cell: Sequence[Tensor], steps: int) -> Tensor:
+    """Outputs (steps, H) of an LSTM that reads the same input at every step, from (h, c) of each layer."""
+    inputs = [constant] * steps
+    for layer in range(lstm.num_layers):
+        inputs = [h for h, _ in lstm_layer(lstm, f"l{layer}", inputs, hidden[layer], cell[layer])]
+    return torch.stack(inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Linear-Gaussian chains: one sequence at a time, as one dense Gaussian, or through the Kalman filter
+#
+# A chain is given as its first step's mean and covariance and a list of later steps (A, b, Q):
+# z_t = A z_{t-1} + b + noise of covariance Q. A path (T, D) is flattened to T * D coordinates.
+# ---------------------------------------------------------------------------------------------------------------------
+
+LinearStep = tuple[Tensor, Tensor, Tensor]
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    error = x - mean
+    quadratic = error @ torch.linalg.inv(covariance) @ error
+    return -0.5 * (quadratic + torch.logdet(covariance) + len(x) * math.log(2 * math.pi))
+
+
+def gaussian_kl(q_mean: Tensor, q_covariance: Tensor, p_mean: Tensor, p_covariance: Tensor) -> Tensor:
+    precision, error = torch.linalg.inv(p_covariance), p_mean - q_mean
+    log_ratio = torch.logdet(p_covariance) - torch.logdet(q_covariance)
+    return 0.5 * (torch.trace(precision @ q_covariance) + error @ precision @ error - len(q_mean) + log_ratio)
+
+
+def diagonal_normal_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Sum the log-densities of independent coordinates, one after another."""
+    total = torch.zeros((), dtype=x.dtype)
+    for value, mean, deviation in zip(x, loc, scale, strict=True):
+        total = total - 0.5 * ((value - mean) / deviation) ** 2 - deviation.log() - 0.5 * math.log(2 * math.pi)
+    return total
+
+
+def dense_chain(mean: Tensor, covariance: Tensor, steps: Sequence[LinearStep]) -> tuple[Tensor, Tensor]:
+    """Return mean (T D) and covariance (T D, T D) of the whole path, block by block."""
+    num_steps, size = 1 + len(steps), len(mean)
+    means = [mean]
+    blocks = [[mean.new_zeros(size, size) for _ in range(num_steps)] for _ in range(num_steps)]
+    blocks[0][0] = covariance
+    for t, (matrix, offset, noise) in enumerate(steps, start=1):
+        means.append(matrix @ means[-1] + offset)
+        for earlier in range(t):
+            blocks[t][earlier] = matrix @ blocks[t - 1][earlier]
+            blocks[earlier][t] = blocks[t][earlier].T
+        blocks[t][t] = matrix @ blocks[t - 1][t - 1] @ matrix.T + noise
+    return torch.cat(means), torch.cat([torch.cat(row, 1) for row in blocks])
+
+
+def conditioned(mean: Tensor, covariance: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and covariance of a Gaussian's first coordinates, given that its last ones are `known`."""
+    n = len(mean) - len(known)
+    gain = covariance[:n, n:] @ torch.linalg.inv(covariance[n:, n:])
+    return mean[:n] + gain @ (known - mean[n:]), covariance[:n, :n] - gain @ covariance[n:, :n]
+
+
+def as_linear_steps(mean: Tensor, covariance: Tensor, size: int) -> tuple[Tensor, Tensor, list[LinearStep]]:
+    """Take the dense Gaussian of a Markov chain with steps of `size` apart again: the reverse of `dense_chain`."""
+    steps = []
+    for t in range(1, len(mean) // size):
+        now, before = slice(t * size, (t + 1) * size), slice((t - 1) * size, t * size)
+        matrix = covariance[now, before] @ torch.linalg.inv(covariance[before, before])
+        steps.append(
+            (matrix, mean[now] - matrix @ mean[before], covariance[now, now] - matrix @ covariance[before, now])
+        )
+    return mean[:size], covariance[:size, :size], steps
+
+
+def posterior_chain(
+    mean: Tensor, covariance: Tensor, steps: Sequence[LinearStep], emission: LinearStep, frames: Tensor
+) -> tuple[Tensor, Tensor, list[LinearStep]]:
+    """Return the exact posterior of a chain seen through x_t = C z_t + c + noise of covariance R, itself a chain."""
+    z_mean, z_covariance = dense_chain(mean, covariance, steps)
+    matrix, offset, noise = emission
+    num_steps = len(frames)
+    decode = torch.block_diag(*[matrix] * num_steps)
+    x_mean = decode @ z_mean + offset.repeat(num_steps)
+    x_covariance = decode @ z_covariance @ decode.T + torch.block_diag(*[noise] * num_steps)
+    joint = torch.cat(
+        [
+            torch.cat([z_covariance, z_covariance @ decode.T], 1),
+            torch.cat([decode @ z_covariance, x_covariance], 1),
+        ]
+    )
+    return as_linear_steps(*conditioned(torch.cat([z_mean, x_mean]), joint, frames.reshape(-1)), len(mean))
+
+
+def kalman_log_evidence(
+    mean: Tensor, covariance: Tensor, steps: Sequence[LinearStep], emission: LinearStep, frames: Tensor
+) -> Tensor:
+    """Return log p(x_1, ..., x_T) of one sequence (T, X) by the Kalman filter: predict, score, update."""
+    matrix, offset, noise = emission
+    total = torch.zeros((), dtype=mean.dtype)
+    for t, frame in enumerate(frames):
+        if t > 0:
+            step, shift, drift = steps[t - 1]
+            mean, covariance = step @ mean + shift, step @ covariance @ step.T + drift
+        spread = matrix @ covariance @ matrix.T + noise
+        total = total + gaussian_log_prob(frame, matrix @ mean + offset, spread)
+        gain = covariance @ matrix.T @ torch.linalg.inv(spread)
+        mean = mean + gain @ (frame - matrix @ mean - offset)
+        covariance = covariance - gain @ matrix @ covariance
+    return total

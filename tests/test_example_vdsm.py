@@ -1,0 +1,220 @@
+"""examples/vdsm.py as a person runs it, at a tiny size; and the model it builds."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+pytest.importorskip("lightning")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def vdsm():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        spec = importlib.util.spec_from_file_location("vdsm", EXAMPLES / "vdsm.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["vdsm"] = module
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture
+def network(vdsm):
+    sizes = vdsm.Sizes(
+        num_experts=3, pose_dim=2, dynamics_dim=4, feature_dim=6, encoder_channels=(4, 4), decoder_channels=(4, 4),
+        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return vdsm.VDSM((3, 16, 16), sizes)
+
+
+def frames(*shape):
+    return torch.rand(*shape, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("stage", ["", "pretraining_"])
+def test_ledger_equals_pyros_elbo(network, stage):
+    network = network.double()
+    model, guide = getattr(network, f"{stage}model"), getattr(network, f"{stage}guide")
+    clips = frames(4, 5).double()
+    torch.manual_seed(2)
+    ours = elbo_terms(model, guide, clips, kl="monte-carlo").elbo().sum().item()
+    torch.manual_seed(2)
+    assert -Trace_ELBO().loss(model, guide, clips) == pytest.approx(ours, rel=1e-12)
+
+
+def test_both_stages_train_what_the_paper_trains(vdsm, network):
+    from seqdisent.datasets import pendulum
+
+    clips = pendulum(14, seed=0, num_steps=8, image_size=16)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2)
+    wanted = {
+        "pretraining": {"encoder", "static", "pose", "decoder"},
+        "sequence_training": {"static", "pose", "dynamics", "combiner", "initial_pose", "transition"},
+    }
+    for name, parts in wanted.items():
+        training = getattr(vdsm, name)(network, plan, clips, 0)
+        batch = training.draw(torch.Generator().manual_seed(0))
+        network.zero_grad()
+        elbo_terms(training.model, training.guide, *training.arguments(batch)).elbo().sum().backward()
+        trained = {key.split(".")[0] for key, value in network.named_parameters() if value.grad is not None}
+        assert trained == parts
+        dead = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
+        assert not dead  # a parameter without gradient stops a run on several devices
+
+
+def test_cached_features_are_those_of_the_frames(vdsm, network):
+    from seqdisent.datasets import pendulum
+
+    clips = pendulum(14, seed=0, num_steps=8, image_size=16)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 5, num_groups=2, frames_per_group=3, num_clips=3)
+    training = vdsm.sequence_training(network, plan, clips, 0)
+    batch = training.draw(torch.Generator().manual_seed(0))
+    assert batch.frames.shape[1] == 5
+    torch.testing.assert_close(batch.features, network.encoder(batch.frames), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [1e6, float("nan")])
+def test_padding_changes_no_value_and_no_gradient(network, content):
+    clips = frames(2, 5)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+
+    def run(padding):
+        filled = clips.clone()
+        filled[1, 3:] = padding
+        network.zero_grad()
+        torch.manual_seed(0)
+        terms = elbo_terms(network.model, network.guide, filled, mask)
+        terms.elbo().sum().backward()
+        gradients = {name: value.grad.clone() for name, value in network.named_parameters()}
+        return terms.elbo().detach(), gradients
+
+    wanted, wanted_gradients = run(0.0)
+    found, gradients = run(content)
+    torch.testing.assert_close(found, wanted)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted_gradients[name])
+
+
+@torch.no_grad()
+def test_swaps_follow_the_donor(network):
+    source, donor = frames(2, 5), frames(2, 5).flip(0)
+    own, other = (infer(network.guide, clips) for clips in (source, donor))
+    swapped = swap(network.model, network.guide, source, donor, sites=["s"])["x"].mean
+    wanted = generate(
+        network.model, num_sequences=2, num_steps=5, sample=False,
+        given={"s": other["s"].value, "d": own["d"].value, "z": own["z"].value},
+    )["x"].mean  # fmt: skip
+    torch.testing.assert_close(swapped, wanted)
+    of_motion = swap(network.model, network.guide, source, donor, sites=["d"])["x"].mean
+    wanted = generate(
+        network.model, num_sequences=2, num_steps=5, sample=False,
+        given={"s": own["s"].value, "d": other["d"].value, "z": other["z"].value},
+    )["x"].mean  # fmt: skip
+    torch.testing.assert_close(of_motion, wanted)  # z reads the frames through d alone
+    still = swap(network.pretraining_model, network.pretraining_guide, source, donor, sites=["s"])["x"].mean
+    assert still.shape == source.shape
+    assert (still != reconstruct(network.pretraining_model, network.pretraining_guide, source)["x"].mean).any()
+    longer = forecast(network.model, network.guide, source[:, :1], num_steps=9)["x"].mean
+    assert longer.shape == (2, 10, 3, 16, 16)
+
+
+def test_parameters_stay_out_of_pyros_store(network):
+    elbo_terms(network.model, network.guide, frames(2, 3)).elbo().sum().backward()
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_presets_hold_the_papers_tables(vdsm):
+    paper = vdsm.PRESETS["paper"]
+    assert {name: plan.sizes.num_experts for name, plan in paper.items()} == {"clips": 15, "sprites": 40, "pendulum": 8}
+    plan = paper["sprites"]
+    assert (plan.pretraining_steps, plan.sequence_steps) == (300 * 50, 200 * 50)
+    assert (plan.pretraining_rate, plan.sequence_rate, plan.num_clips, plan.clip_length) == (8e-3, 1e-3, 20, 8)
+    assert (plan.sizes.pose_dim, plan.sizes.dynamics_dim, plan.sizes.rnn_layers, plan.sizes.rnn_dim) == (30, 50, 3, 512)
+    for plans in vdsm.PRESETS.values():
+        for plan in plans.values():
+            from dataclasses import asdict
+
+            assert vdsm.plan_from(json.loads(json.dumps(asdict(plan)))) == plan
+
+
+def run(*arguments, check=True):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / "vdsm.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_command_line_from_training_to_forecast(tmp_path):
+    generator = np.random.default_rng(0)
+    clips = generator.integers(0, 256, (9, 6, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "clips.npz", frames=clips, lengths=[6, 4, 5] * 3, identity=np.arange(9) // 3)
+    folder = tmp_path / "run"
+    started = run("--data", tmp_path / "clips.npz", "--preset", "tiny", "--image-size", 32, "--run-dir", folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["mean_squared_error"].keys() == {"reconstruction", "roll_out", "mean_frame"}
+    for name in ("reconstructions.png", "swaps.png", "swaps.gif", "prior_samples.png", "forecast.png"):
+        assert (folder / name).stat().st_size > 0
+        assert name in started.stdout
+    for part in ("stage1", "stage2"):
+        assert (folder / f"{part}_ledger.png").exists()
+        torch.load(folder / part / "model.pt", weights_only=True)
+
+    again = run("--data", tmp_path / "clips.npz", "--preset", "tiny", "--run-dir", folder, check=False)
+    assert again.returncode != 0
+    assert "--resume" in again.stderr
+
+    # killed after stage 1: the resumed run ends with the same weights
+    wanted = torch.load(folder / "stage2" / "model.pt", weights_only=True)
+    (folder / "stage2" / "model.pt").unlink()
+    (folder / "stage2" / "last.ckpt").unlink()
+    run("--run-dir", folder, "--resume")
+    found = torch.load(folder / "stage2" / "model.pt", weights_only=True)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+    np.save(tmp_path / "clip.npy", clips[0])
+    run("generate", folder, "--num-clips", 2, "--num-steps", 9)
+    run("swap", folder, "--content", tmp_path / "clip.npy", "--motion", tmp_path / "clip.npy")
+    run("forecast", folder, "--from", tmp_path / "clip.npy", "--num-steps", 3, "--out", tmp_path / "future")
+    for path in (folder / "generated.png", folder / "swapped.gif", tmp_path / "future.gif"):
+        assert path.stat().st_size > 0
+    missing = run("swap", folder, "--content", tmp_path / "no.npy", "--motion", tmp_path / "clip.npy", check=False)
+    assert missing.returncode != 0
+    assert "no.npy" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--run-dir", "no/such/run", "--resume"], "no run to resume"),
+        (["swap", "no/such/run", "--content", "a", "--motion", "b"], "not a run folder"),
+        (["--data", "sprites", "--image-size", "32"], "--image-size: got 32, expected 64"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(tmp_path, arguments, said):
+    if "--run-dir" not in arguments and arguments[0] != "swap":
+        arguments = [*arguments, "--run-dir", str(tmp_path)]
+    done = run(*arguments, check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,83 @@
+"""Pictures: what is in them, not only that they are there."""
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+image = pytest.importorskip("PIL.Image")
+
+from seqdisent import AnnealingSchedule  # noqa: E402
+from seqdisent.plotting import (  # noqa: E402
+    film_strip,
+    plot_error_over_time,
+    plot_ledger,
+    plot_schedules,
+    save_gif,
+    save_png,
+    swap_table,
+)
+
+
+def clips(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def pixels(path):
+    with image.open(path) as file:
+        return torch.tensor(list(file.convert("RGB").tobytes()), dtype=torch.uint8)
+
+
+def test_film_strip_puts_clips_in_rows_and_time_from_left_to_right():
+    frames = clips(2, 3, 3, 4, 5)
+    strip = film_strip(frames, gap=1, background=0.5)
+    assert strip.shape == (3, 2 * 5 - 1, 3 * 6 - 1)
+    torch.testing.assert_close(strip[:, 5:9, 12:17], frames[1, 2])
+    assert (strip[:, 4] == 0.5).all()
+
+
+def test_swap_table_puts_identities_in_rows_and_motions_in_columns():
+    static, motion, swapped = clips(2, 4, 3, 4, 4), clips(3, 4, 3, 4, 4) / 2, clips(2, 3, 4, 3, 4, 4) / 3
+    table = swap_table(static, motion, swapped, gap=0)
+    assert table.shape == (4, 3, 12, 16)
+    for t in range(4):
+        assert (table[t, :, :4, :4] == 1).all()
+        torch.testing.assert_close(table[t, :, 4:8, :4], static[0, t])
+        torch.testing.assert_close(table[t, :, :4, 8:12], motion[1, t])
+        torch.testing.assert_close(table[t, :, 8:12, 12:16], swapped[1, 2, t])
+    with pytest.raises(ValueError, match="swapped: has shape"):
+        swap_table(motion, static, swapped)
+
+
+def test_png_and_gif_hold_the_pixels(tmp_path):
+    frames = torch.zeros(3, 3, 2, 2)
+    frames[1, 0, 0, 1] = 1.0
+    frames[2] = 1.0
+    path = save_png(frames[1], tmp_path / "a.png", scale=2)
+    found = pixels(path).reshape(4, 4, 3)
+    assert found[:2, 2:, 0].eq(255).all()
+    assert found.sum() == 4 * 255
+    with image.open(save_gif(frames, tmp_path / "a.gif")) as animation:
+        assert animation.n_frames == 3
+        assert animation.info["loop"] == 0
+    with pytest.raises(ValueError, match="picture: has shape"):
+        save_png(torch.zeros(2, 4, 4), tmp_path / "b.png")
+
+
+def test_plots_are_written_and_depend_on_what_they_show(tmp_path):
+    rising, falling = AnnealingSchedule.linear(0, 1, 10), AnnealingSchedule.linear(1, 0, 10)
+    one = pixels(plot_schedules({"a": rising}, 10, tmp_path / "one.png"))
+    two = pixels(plot_schedules({"a": falling}, 10, tmp_path / "two.png"))
+    assert (one != two).any()
+    error = plot_error_over_time({"forecast": torch.arange(5.0)}, tmp_path / "error.png", trained_on=3)
+    assert pixels(error).float().std() > 1
+
+
+def test_ledger_reads_the_parts_of_a_run_in_order(tmp_path):
+    first, second, none = (tmp_path / name for name in ("first.csv", "second.csv", "none.csv"))
+    first.write_text("step,KL(z),log_p(x),elbo,loss\n0,1.0,-5,-6,6\n1,2.0,-4,-6,6\n")
+    second.write_text("step,KL(z),log_p(x),elbo,loss\n1,9.0,-4,-6,6\n")
+    none.write_text("step,loss\n0,1\n")
+    whole = pixels(plot_ledger([first, second], tmp_path / "a.png"))
+    assert (whole != pixels(plot_ledger([first], tmp_path / "b.png"))).any()
+    with pytest.raises(ValueError, match="no term of a ledger"):
+        plot_ledger([none], tmp_path / "c.png")
