@@ -55,7 +55,7 @@ class VDSM(nn.Module):
         self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=0.1)
         self.pose = nn.Linear(sizes.feature_dim, 2 * sizes.pose_dim)
         self.dynamics = Seq2SeqDynamicsEncoder(
-            2 * sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
+            sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
         )
         self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + sizes.dynamics_dim)
         self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
@@ -101,7 +101,8 @@ class VDSM(nn.Module):
         num_steps = frames.shape[1]
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
-            d = pyro.sample("d", self.dynamics(self.pose(features), mask))
+            embeddings, _ = self.pose(features).chunk(2, -1)
+            d = pyro.sample("d", self.dynamics(embeddings, mask))
             unrolled = self.dynamics.unroll(d, num_steps)
             context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
             initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
@@ -201,6 +202,7 @@ class Plan:
     static_part: float = 1.0
     temperature_part: float = 1.0
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
+    head_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s and z, learnt at stage 1
     # the optimiser
     warm_up: int = 1  # steps over which the learning rate rises
     decays: bool = False  # whether it then falls to 0 along a cosine
@@ -227,8 +229,8 @@ def _paper(num_experts: int, clip_length: int, epochs: tuple[int, int], rates: t
 
 
 _CPU = {
-    "static_part": 0.3, "pose_part": 0.3, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
-    "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
+    "static_part": 0.3, "pose_part": 0.5, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
+    "head_factor": 0.15, "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
 }  # fmt: skip
 
 PRESETS = {
@@ -378,6 +380,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         arguments=lambda batch: (batch.frames, None if batch.mask.all() else batch.mask, batch.features),
         terms_per_step=plan.num_clips * plan.clip_length,
         betas=plan.betas,
+        rate_factors={"static.": plan.head_factor, "pose.": plan.head_factor},
         seed=seed + 1,
     )
 

@@ -93,23 +93,24 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the features of each frame."""
-        if frames.ndim < 3 or tuple(frames.shape[-3:]) != self.frame_shape:
-            raise ValueError(
-                f"frames: has shape {tuple(frames.shape)}, expected (*B, {', '.join(map(str, self.frame_shape))})"
-            )
-        if not frames.is_floating_point():
-            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
-        batch_shape = frames.shape[:-3]
-        # channels last: the depthwise blur is several times faster on a CPU
-        flat = frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
-        hidden = self.convolutions[:-2](flat)
+        hidden = self.convolutions[:-2](self._flatten(frames))
         if tuple(hidden.shape[-2:]) != (4, 4):
             raise ValueError(
                 f"downsample: leaves {tuple(hidden.shape[-2:])} pixels to the last convolution, expected (4, 4); "
                 "each call must halve the image, rounding up (such as ceil_mode=True of a pooling)"
             )
         features: Tensor = self.convolutions[-2:](hidden)
-        return features.reshape(*batch_shape, self.feature_dim)
+        return features.reshape(*frames.shape[:-3], self.feature_dim)
+
+    def _flatten(self, frames: Tensor) -> Tensor:
+        if frames.ndim < 3 or tuple(frames.shape[-3:]) != self.frame_shape:
+            raise ValueError(
+                f"frames: has shape {tuple(frames.shape)}, expected (*B, {', '.join(map(str, self.frame_shape))})"
+            )
+        if not frames.is_floating_point():
+            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        # channels last: the depthwise blur is several times faster on a CPU
+        return frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def calibrate(self, frames: Tensor) -> None:
@@ -122,10 +123,14 @@ class ConvEncoder(nn.Module):
         Args:
             frames: (\*B, in_channels, image_size, image_size), a few hundred of the training frames.
 
+        Raises:
+            ValueError: fewer than two frames, or frames of another shape.
+
         References:
             Salimans and Kingma, "Weight normalization", NeurIPS 2016, section 3.
         """
-        hidden = frames.reshape(-1, *self.frame_shape)
+        hidden = self._flatten(frames)
+        _check_several("frames", hidden)
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):
                 _standardise(layer, layer(hidden))
@@ -199,7 +204,9 @@ class StaticEncoder(nn.Module):
         See :meth:`ConvEncoder.calibrate`, whose calibrated features this wants.
         """
         check_last_dim("features", features, self.feature_dim, "feature_dim")
-        _standardise(self.embedding, self.embedding(features.reshape(-1, self.feature_dim)))
+        flat = features.reshape(-1, self.feature_dim)
+        _check_several("features", flat)
+        _standardise(self.embedding, self.embedding(flat))
 
 
 class Seq2SeqDynamicsEncoder(nn.Module):
@@ -293,10 +300,16 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         return output.reshape(*batch_shape, num_steps, hidden_dim)
 
 
+def _check_several(name: str, examples: Tensor) -> None:
+    if len(examples) < 2:
+        raise ValueError(f"{name}: got {len(examples)} to calibrate on, expected two or more (a few hundred)")
+
+
 def _standardise(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
     """Rescale a layer whose output was (N, C, ...) so that each channel has mean 0 and deviation 1."""
     channels = output.transpose(0, 1).flatten(1)
-    mean, deviation = channels.mean(1), channels.std(1).clamp_min(1e-6)
+    mean, deviation = channels.mean(1), channels.std(1)
+    deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a channel in which all are alike keeps its size
     layer.weight.div_(deviation.reshape(-1, *(1,) * (layer.weight.ndim - 1)))
     if layer.bias is not None:
         layer.bias.copy_((layer.bias - mean) / deviation)

@@ -64,6 +64,7 @@ class ELBOTraining(lightning.LightningModule):
         terms_per_step: the loss is minus the bound, summed over the batch and divided by this fixed number (frames in a
             batch, say), at optimisation only; the ledger that is logged is not divided by it.
         betas: of Adam.
+        rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
         kl: as in :func:`~seqdisent.elbo_terms`.
         seed: of batches and noise.
 
@@ -88,6 +89,7 @@ class ELBOTraining(lightning.LightningModule):
         arguments: Callable[[Any], tuple[Any, ...]] = frames_and_mask,
         terms_per_step: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        rate_factors: Mapping[str, float] | None = None,
         kl: Literal["analytic", "monte-carlo"] = "analytic",
         seed: int = 0,
     ) -> None:
@@ -98,10 +100,16 @@ class ELBOTraining(lightning.LightningModule):
         self.num_steps, self.learning_rate, self.seed = num_steps, learning_rate, seed
         self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
         self.terms_per_step, self.betas, self.kl = terms_per_step, betas, kl
+        self.rate_factors = dict(rate_factors or {})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam on the parameters that require a gradient."""
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                factor = next((f for start, f in self.rate_factors.items() if name.startswith(start)), 1.0)
+                groups.setdefault(factor, []).append(parameter)
+        parameters = [{"params": members, "factor": factor} for factor, members in groups.items()]
         # Lightning does not clip the gradient of a fused optimiser under mixed precision
         fused = not str(self.trainer.precision).endswith("-mixed")
         return torch.optim.Adam(parameters, lr=self.learning_rate(0), betas=self.betas, fused=fused)
@@ -115,7 +123,7 @@ class ELBOTraining(lightning.LightningModule):
         """Return the loss of one batch and log its ledger."""
         step = self.global_step
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate(step) * group["factor"]
         weights = {site: schedule(step) for site, schedule in self.weights.items()}
         inputs: dict[str, Any] = {name: schedule(step) for name, schedule in self.inputs.items()}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):

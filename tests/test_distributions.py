@@ -275,6 +275,14 @@ def test_a_sample_without_gradient_has_none():
     parts.matrix.requires_grad_()
     assert parts.chain().rsample().requires_grad
     assert not parts.chain().sample().requires_grad
+    recorded = []
+
+    def transition(z):
+        recorded.append(torch.is_grad_enabled())
+        return normal(z, 1.0)
+
+    MarkovChain(parts.initial, transition, 3).sample()
+    assert recorded == [False, False]
 
 
 def test_samples_have_the_moments_of_the_dense_gaussian():
@@ -342,6 +350,15 @@ def test_in_a_plate_and_a_particle_plate(seed, row_lengths):
     assert site["value"].shape == (3, len(row_lengths), parts.num_steps, 2)
     assert site["log_prob"].shape == (3, len(row_lengths))
     exact(site["log_prob"], parts.chain().log_prob(site["value"]))
+
+
+def test_the_support_is_that_of_the_steps():
+    chain = LinearChain(0, (3,), 4, 2).chain()
+    assert chain.support.check(torch.zeros(3, 4, 2)).tolist() == [True] * 3
+    positive = MarkovChain(dist.LogNormal(torch.zeros(3, 2), 1.0).to_event(1), never, 4)
+    path = torch.ones(3, 4, 2)
+    path[1, 3, 0] = -1.0
+    assert positive.support.check(path).tolist() == [True, False, True]
 
 
 def test_one_chain_becomes_a_plate_of_independent_ones():

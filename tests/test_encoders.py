@@ -23,6 +23,10 @@ def average_pool(channels: int) -> nn.Module:
     return nn.AvgPool2d(2, ceil_mode=True)
 
 
+def conv_encoder() -> ConvEncoder:
+    return ConvEncoder(4, image_size=8, channels=(3,))
+
+
 def static_encoder() -> StaticEncoder:
     return StaticEncoder(3, 2, hidden_dim=4)
 
@@ -88,7 +92,7 @@ def test_conv_encoder_starts_with_features_that_tell_frames_apart():
 
 def test_conv_encoder_frame_does_not_see_its_neighbours():
     tensors = Tensors(0)
-    encoder = tensors.build(lambda: ConvEncoder(4, image_size=8, channels=(3,)))
+    encoder = tensors.build(conv_encoder)
     frames = tensors.uniform(3, 3, 8, 8).requires_grad_()
     features = encoder(frames)
     changed = encoder(torch.cat([frames[:1], tensors.uniform(2, 3, 8, 8)]))
@@ -98,16 +102,69 @@ def test_conv_encoder_frame_does_not_see_its_neighbours():
     assert (gradient[1:] == 0).all()
 
 
+@given(seeds(), batch_shapes().filter(lambda shape: math.prod(shape) > 1))
+def test_calibrated_conv_encoder_has_standardised_channels(seed, batch_shape):
+    tensors = Tensors(seed)
+    encoder = tensors.build(lambda: ConvEncoder(4, image_size=16, channels=(3, 2), downsample=average_pool))
+    before = copy.deepcopy(encoder)
+    frames = 0.5 + 0.01 * tensors.normal(*batch_shape, 3, 16, 16)
+    encoder.calibrate(frames)
+    hidden = frames.reshape(-1, 3, 16, 16)
+    for layer, old in zip(encoder.convolutions, before.convolutions, strict=True):
+        hidden = layer(hidden)
+        if isinstance(layer, nn.Conv2d):
+            of_channels = hidden.transpose(0, 1).flatten(1)
+            torch.testing.assert_close(of_channels.mean(1), torch.zeros(len(of_channels)).double(), rtol=0, atol=1e-6)
+            torch.testing.assert_close(of_channels.std(1), torch.ones(len(of_channels)).double(), rtol=1e-6, atol=0)
+            ratios = (layer.weight / old.weight).flatten(1)  # each channel is rescaled as a whole, not turned
+            torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios), **CLOSE)
+            assert layer.weight.requires_grad
+            assert layer.weight.grad is None
+
+
+def test_calibrated_static_encoder_has_standardised_embeddings():
+    tensors = Tensors(0)
+    encoder = tensors.build(static_encoder)
+    features = 5 + 0.1 * tensors.normal(6, 4, 3)
+    encoder.calibrate(features)
+    embedded = encoder.embedding(features).flatten(0, 1)
+    torch.testing.assert_close(embedded.mean(0), torch.zeros(4).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(embedded.std(0), torch.ones(4).double(), **CLOSE)
+
+
+def test_calibrating_on_frames_that_are_all_alike_does_not_blow_up():
+    encoder = conv_encoder()
+    frames = torch.rand(3, 8, 8).expand(5, 3, 8, 8)
+    encoder.calibrate(frames)
+    assert encoder(torch.rand(2, 3, 8, 8)).abs().max() < 100
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "error", "message"),
+    [
+        (lambda: conv_encoder().calibrate(torch.rand(1, 3, 8, 8)), ValueError, "frames: got 1 to calibrate on"),
+        (lambda: conv_encoder().calibrate(torch.rand(0, 3, 8, 8)), ValueError, "frames: got 0 to calibrate on"),
+        (lambda: conv_encoder().calibrate(torch.rand(4, 1, 8, 8)), ValueError, r"frames: has shape \(4, 1, 8, 8\)"),
+        (lambda: conv_encoder().calibrate(torch.ones(4, 3, 8, 8).byte()), TypeError, "frames: has dtype torch.uint8"),
+        (lambda: static_encoder().calibrate(torch.rand(1, 3)), ValueError, "features: got 1 to calibrate on"),
+        (lambda: static_encoder().calibrate(torch.rand(4, 2)), ValueError, "features: last dimension is 2, expected"),
+    ],
+)
+def test_calibration_refuses_what_it_cannot_use(calibrate, error, message):
+    with pytest.raises(error, match=message):
+        calibrate()
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_conv_encoder_refuses_integer_frames(dtype):
-    encoder = ConvEncoder(4, image_size=8, channels=(3,))
+    encoder = conv_encoder()
     with pytest.raises(TypeError, match=f"frames: has dtype {dtype}, expected floating point"):
         encoder(torch.zeros(2, 3, 8, 8, dtype=dtype))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 9), (2, 1, 8, 8), (8, 8), (2, 8, 8, 3), (2, 3, 16, 16)])
 def test_conv_encoder_refuses_frames_of_another_shape(shape):
-    encoder = ConvEncoder(4, image_size=8, channels=(3,))
+    encoder = conv_encoder()
     with pytest.raises(ValueError, match=r"frames: has shape \(.*\), expected \(\*B, 3, 8, 8\)"):
         encoder(torch.zeros(shape))
 

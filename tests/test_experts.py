@@ -187,7 +187,7 @@ def test_every_bank_parameter_leads_with_the_experts_and_each_expert_gets_a_grad
 def test_decoder_starts_with_logits_of_order_one_at_uniform_weights(num_experts):
     # He: the logits' variance over latents is about 1 where a pixel sees all its 2x2 inputs, less at the border. Over
     # 30 seeds it came to 1.00 with a standard deviation of 0.03 for each K, so the bounds are ten of them away.
-    # Without the sqrt(K) of the bank, 8 experts give 0.12 and 40 give 0.02.
+    # The average of K independent decoders gives 0.12 for 8 experts and 0.02 for 40.
     tensors = Tensors(1, torch.float32)
     torch.manual_seed(1)
     decoder = MixtureOfExpertsConvDecoder(16, num_experts, image_size=8, channels=(64,))
@@ -383,6 +383,28 @@ def test_uniform_average_of_the_bank_has_the_spread_of_one_expert(num_experts):
     mixture = MixtureOfExperts(lambda: nn.Linear(64, 64), num_experts)
     spread = mixture.expert.weight.detach().mean(0).std().item()
     assert spread * 8 * math.sqrt(3) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("num_experts", [2, 8, 40])
+def test_experts_differ_from_their_average_by_the_stated_share(num_experts):
+    # deviations of 0.3 sqrt(K - 1) times the average's own; at least 4,096 weights of each, so that the ratio has a
+    # standard error of at most sqrt(2) / sqrt(2 * 4096) = 1.6 %, and 6 % is four of them
+    torch.manual_seed(0)
+    mixture = MixtureOfExperts(lambda: nn.Linear(64, 64), num_experts)
+    decoder = MixtureOfExpertsConvDecoder(16, num_experts, image_size=8, channels=(64,))
+    for bank in (mixture.expert.weight.detach(), decoder.kernels[0].detach()):
+        average = bank.mean(0)
+        ratio = ((bank - average).square().mean() / average.square().mean()).sqrt().item()
+        assert ratio == pytest.approx(0.3 * math.sqrt(num_experts - 1), rel=0.06)
+
+
+def test_the_factorys_own_module_is_left_alone():
+    shared = nn.Linear(3, 2)
+    before = copy.deepcopy(shared.state_dict())
+    mixture = MixtureOfExperts(lambda: shared, 2)
+    assert shared.weight is not mixture.expert.weight
+    for name, tensor in shared.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_parameters_that_are_no_draws_are_not_scaled():
