@@ -31,7 +31,7 @@ import vdsm as example
 
 
 class AverageOfHeads(nn.Module):
-    """q(s) as the released code has it: frames have heads on one more layer, with LeakyReLU locations; then the average."""
+    """q(s) as the released code has it: heads of every frame, LeakyReLU locations, then the average over time."""
 
     def __init__(self, static):
         super().__init__()

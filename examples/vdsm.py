@@ -202,6 +202,7 @@ class Plan:
     static_part: float = 1.0
     temperature_part: float = 1.0
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
+    peak_weight: float = 1.0  # stage 2: of KL(z) and KL(d) half way; above 1, it squeezes identity out of both
     head_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s and z, learnt at stage 1
     # the optimiser
     warm_up: int = 1  # steps over which the learning rate rises
@@ -230,7 +231,7 @@ def _paper(num_experts: int, clip_length: int, epochs: tuple[int, int], rates: t
 
 _CPU = {
     "static_part": 0.3, "pose_part": 0.5, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
-    "head_factor": 0.15, "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
+    "peak_weight": 5.0, "head_factor": 0.15, "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
 }  # fmt: skip
 
 PRESETS = {
@@ -271,14 +272,14 @@ PRESETS = {
                 rnn_layers=1,
                 combiner_dim=96,
             ),
-            pretraining_steps=800,
+            pretraining_steps=1800,
             pretraining_rate=4e-3,
-            sequence_steps=1000,
-            sequence_rate=3e-3,
+            sequence_steps=1200,
+            sequence_rate=4e-3,
             clip_length=16,
-            num_groups=8,
+            num_groups=7,
             frames_per_group=8,
-            num_clips=16,
+            num_clips=12,
             **_CPU,
         ),
     },
@@ -376,7 +377,10 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         num_steps=n,
         learning_rate=learning_rate(plan.sequence_rate, n, plan),
         # the paper's curve for z; it names none for d, which follows it here
-        weights={site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, 1.0)]) for site in ("z", "d")},
+        weights={
+            site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, 1.0)])
+            for site in ("z", "d")
+        },
         arguments=lambda batch: (batch.frames, None if batch.mask.all() else batch.mask, batch.features),
         terms_per_step=plan.num_clips * plan.clip_length,
         betas=plan.betas,

@@ -1,11 +1,18 @@
-"""The sites of a Pyro trace that stand for factors of the joint distribution."""
+"""The sites of a model's and a guide's traces: which there are, whether they fit, and the plate of the sequences."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+Site = dict[str, Any]
+PARTICLES = "_seqdisent_particles"  # the plate of particles that are drawn in one run
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -15,3 +22,93 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
     }
+
+
+def run_both(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Run the guide, then the model on the guide's sample."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    for name, site in sample_sites(guide_trace).items():
+        if site["is_observed"]:
+            raise ValueError(f"guide: site {name!r} is observed, expected a sample")
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return model_trace, guide_trace
+
+
+def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
+    if not observed:
+        raise ValueError("model: observes nothing, expected at least one site with obs=...")
+    missing, extra = sorted(set(latent) - set(guide_sites)), sorted(set(guide_sites) - set(latent))
+    if missing:
+        raise ValueError(
+            f"guide: has no site {missing}, which the model samples; expected one site for each latent of the model"
+        )
+    if extra:
+        raise ValueError(
+            f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
+        )
+    for name, site in guide_sites.items():
+        if site["infer"].get("enumerate"):
+            raise ValueError(
+                f"guide: site {name!r} is enumerated, which the ledger does not support; "
+                "expected a reparameterised sample"
+            )
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"guide: site {name!r} has no rsample ({type(site['fn']).__name__}), so the gradient of its parameters "
+                "would be silently wrong; expected a reparameterised distribution"
+            )
+
+
+def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
+    if not same(q_site["scale"], p_site["scale"]):
+        raise ValueError(
+            f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, "
+            "expected the same; put the weight of a term into ELBOTerms.elbo(weights)"
+        )
+    if not same(q_mask, p_mask):
+        raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
+
+
+def unmasked(site: Site) -> tuple[Any, Any]:
+    """Return a site's distribution without `.mask(...)` around it, and all its masks in one."""
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, mask
+
+
+def same(a: Any, b: Any) -> bool:
+    if a is b or a is None or b is None:
+        return a is b
+    try:
+        return bool(torch.as_tensor(a == b).all())
+    except RuntimeError:  # shapes that do not broadcast
+        return False
+
+
+def sequences_plate(observed: dict[str, Site]) -> Any:
+    frames = [
+        frame
+        for site in observed.values()
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES
+    ]
+    return min(frames, key=lambda frame: frame.dim, default=None)
+
+
+def per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -> Tensor:
+    """Sum a term over all batch dimensions but the particles' and the sequences'."""
+    event_shape = term.shape[term.ndim - event_dims :]
+    term = term.expand(
+        torch.broadcast_shapes(term.shape[: term.ndim - event_dims], site["fn"].batch_shape) + event_shape
+    )
+    kept = {
+        frame.dim
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and (frame.name == PARTICLES or (plate is not None and frame.name == plate.name))
+    }
+    summed = [dim - event_dims for dim in range(-(term.ndim - event_dims), 0) if dim not in kept]
+    return term.sum(summed) if summed else term

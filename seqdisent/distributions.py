@@ -6,9 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -16,50 +14,10 @@ from torch.distributions import constraints
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
+from seqdisent.chains import Conditionals
 
 
-class Conditionals(NamedTuple):
-    r"""The conditionals of a chain at a given path.
-
-    Attributes:
-        initial: distribution of the first step, batch \*B, event (D,).
-        steps: distribution of each later step given the one before, batch (T - 1, \*S, \*B), event (D,); None if T = 1.
-    """
-
-    initial: Any
-    steps: Any
-
-    def log_prob_per_step(self, path: Tensor) -> Tensor:
-        r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, D), in nats."""
-        first = self.initial.log_prob(path[..., 0, :])
-        if self.steps is None:
-            return first.unsqueeze(-1)  # type: ignore[no-any-return]
-        later = self.steps.log_prob(path[..., 1:, :].movedim(-2, 0)).movedim(0, -1)
-        return torch.cat([first.unsqueeze(-1), later], -1)
-
-
-@runtime_checkable
-class Chain(Protocol):
-    """What the ledger and the interventions know a chain by; a class of your own may have just these."""
-
-    @property
-    def step_mask(self) -> Tensor | None:
-        r"""Which steps are real, bool (\*B, T), or None if all are."""
-
-    def conditionals(self, path: Tensor) -> Conditionals:
-        """Return every step's conditional distribution at `path`."""
-
-    def log_prob_per_step(self, path: Tensor) -> Tensor:
-        """Return every step's log-density at `path`, in nats, 0 at padding."""
-
-    def mean_path(self) -> Tensor:
-        """Return the path on which every step is its conditional's mean."""
-
-    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        """Return `prefix` followed by `num_steps` further steps."""
-
-
-class MarkovChain(TorchDistribution):  # type: ignore[misc]
+class MarkovChain(TorchDistribution):
     r"""A Markov chain in continuous space, :math:`p(z_1) \prod_{t=2}^T p(z_t \mid z_{t-1}, u_t)`, as one distribution.
 
     Sampling walks through time. Scoring does not: given a path, all conditionals come from **one** call of the
@@ -87,6 +45,7 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
     Example:
         A random walk of two coordinates.
 
+        >>> import pyro.distributions as dist
         >>> _ = torch.manual_seed(0)
         >>> def step(z_prev):
         ...     return dist.Normal(z_prev, 0.1).to_event(1)
@@ -157,7 +116,7 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
             return bool(self.initial.has_rsample)
         return bool(self._trial_step().has_rsample)
 
-    def expand(self, batch_shape: torch.Size | tuple[int, ...], _instance: object = None) -> MarkovChain:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> MarkovChain:
         """Return this chain with a larger batch; a particle plate calls it."""
         batch_shape = torch.Size(batch_shape)
         inputs, mask = self._inputs, self._step_mask
@@ -167,14 +126,14 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
             mask = mask.expand(*batch_shape, self.num_steps)
         return MarkovChain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
-        return self._walk_unpadded(self.initial.rsample(sample_shape), "rsample")
+        return self._walk_unpadded(self.initial.rsample(torch.Size(sample_shape)), "rsample")
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._walk_unpadded(self.initial.sample(sample_shape), "sample")
+            return self._walk_unpadded(self.initial.sample(torch.Size(sample_shape)), "sample")
 
     def mean_path(self) -> Tensor:
         r"""Return the path (\*B, T, D) on which every step is its conditional's mean given the step before.
@@ -338,67 +297,6 @@ class MarkovChain(TorchDistribution):  # type: ignore[misc]
         mask = self._step_mask
         path = self._walk([first], self.num_steps, how, hidden=mask)
         return path if mask is None else overwrite_padding(path, mask)
-
-
-class _FactorisedChain:
-    """A diagonal Normal with event (T, D), seen as a chain whose steps ignore the step before."""
-
-    step_mask = None
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-
-    def conditionals(self, path: Tensor) -> Conditionals:
-        initial = self._normal(self.loc[..., 0, :], self.scale[..., 0, :])
-        if self.loc.shape[-2] == 1:
-            return Conditionals(initial, None)
-        # the sample dimensions of the path stand between time and the batch
-        num_sample_dims = path.ndim - self.loc.ndim
-        loc, scale = (
-            x[..., 1:, :].movedim(-2, 0).reshape(x.shape[-2] - 1, *(1,) * num_sample_dims, *x.shape[:-2], x.shape[-1])
-            for x in (self.loc, self.scale)
-        )
-        shape = (self.loc.shape[-2] - 1, *path.shape[:-2], path.shape[-1])
-        return Conditionals(initial, self._normal(loc.expand(shape), scale.expand(shape)))
-
-    def log_prob_per_step(self, path: Tensor) -> Tensor:
-        return self._normal(self.loc, self.scale).log_prob(path)  # type: ignore[no-any-return]
-
-    def mean_path(self) -> Tensor:
-        return self.loc
-
-    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        total = prefix.shape[-2] + num_steps
-        if self.loc.shape[-2] < total:
-            raise ValueError(f"num_steps: the distribution has {self.loc.shape[-2]} steps, expected {total}")
-        shape = (*prefix.shape[:-2], total, prefix.shape[-1])
-        normal = self._normal(self.loc[..., :total, :].expand(shape), self.scale[..., :total, :].expand(shape))
-        path: Tensor = normal.rsample() if sample else normal.mean
-        known = torch.cat([prefix, prefix.new_zeros(*prefix.shape[:-2], num_steps, prefix.shape[-1])], -2)
-        is_known = torch.arange(total, device=prefix.device) < prefix.shape[-2]
-        if mask is not None:
-            is_known = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], num_steps)], -1)
-        return torch.where(is_known.unsqueeze(-1), known, path)
-
-    @staticmethod
-    def _normal(loc: Tensor, scale: Tensor) -> Any:
-        return dist.Normal(loc, scale, validate_args=False).to_event(1)
-
-
-def as_chain(distribution: TorchDistribution) -> Chain | None:
-    """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None."""
-    while isinstance(distribution, dist.MaskedDistribution):
-        distribution = distribution.base_dist
-    if isinstance(distribution, Chain):
-        return distribution
-    if len(distribution.event_shape) != 2:
-        return None
-    base = distribution
-    while isinstance(base, dist.Independent):
-        base = base.base_dist
-    if not isinstance(base, dist.Normal) or base.event_shape:
-        return None
-    return _FactorisedChain(base.loc, base.scale)
 
 
 def _drops_out(module: nn.Module) -> bool:

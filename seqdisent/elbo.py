@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from seqdisent._checks import check_positive
-from seqdisent._masking import overwrite_padding, repeat_first_step
-from seqdisent._sites import sample_sites
-from seqdisent.distributions import Chain, Conditionals, as_chain
-
-_PARTICLES = "_seqdisent_particles"
+from seqdisent._kl import site_kl
+from seqdisent._sites import PARTICLES, check_sites, per_sequence, run_both, sample_sites, sequences_plate
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +31,7 @@ class ELBOTerms:
         kl: {latent site: its KL term at the sample}. With ``kl="monte-carlo"``, :math:`\log q - \log p`.
         kl_per_step: {chain site: (..., B, T), the same term step by step, 0 at padding}
         conditionals: {latent site: (q, p)}, the distributions that the term compares; for a chain, each is its
-            :class:`~seqdisent.distributions.Conditionals` at the sampled path. Empty with several particles in a loop.
+            :class:`~seqdisent.chains.Conditionals` at the sampled path. Empty with several particles in a loop.
         monte_carlo: the latent sites whose term is a Monte Carlo estimate: all of them, or those without closed form.
         num_sequences: B, or 1 without a plate.
     """
@@ -214,7 +209,7 @@ def elbo_terms(
     )  # fmt: skip
 
 
-class DecomposedELBO(ELBO):  # type: ignore[misc]
+class DecomposedELBO(ELBO):
     """The ledger as a loss for ``pyro.infer.SVI``: minus the weighted bound, summed over the batch.
 
     Args:
@@ -239,7 +234,9 @@ class DecomposedELBO(ELBO):  # type: ignore[misc]
         num_particles: int = 1,
         vectorize_particles: bool = False,
     ) -> None:
-        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+        super().__init__(  # type: ignore[no-untyped-call]
+            num_particles=num_particles, vectorize_particles=vectorize_particles
+        )
         self.weights = dict(weights or {})
         self.kl: Literal["analytic", "monte-carlo"] = kl
 
@@ -259,41 +256,38 @@ class DecomposedELBO(ELBO):  # type: ignore[misc]
         """Return the loss and add its gradient to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return float(loss.detach())
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return the traces of model and guide, as Pyro's base class wants them."""
-        return _traces(model, guide, args, kwargs)
-
-
-Site = dict[str, Any]
+        return run_both(model, guide, args, kwargs)
 
 
 def _one_run(
     model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, kl: str, num_particles: int | None
 ) -> ELBOTerms:
-    model_trace, guide_trace = _traces(model, guide, args, kwargs)
+    model_trace, guide_trace = run_both(model, guide, args, kwargs)
     guide_sites = sample_sites(guide_trace)
     model_sites = sample_sites(model_trace)
     observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
     latent = {name: site for name, site in model_sites.items() if not site["is_observed"]}
-    _check_sites(observed, latent, guide_sites)
-    plate = _sequences_plate(observed)
+    check_sites(observed, latent, guide_sites)
+    plate = sequences_plate(observed)
 
     log_likelihood, kl_terms, kl_per_step, conditionals = {}, {}, {}, {}
     monte_carlo, in_plate = set(), set()
     for name, site in observed.items():
         term = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-        log_likelihood[name] = _per_sequence(term, site, plate)
+        log_likelihood[name] = per_sequence(term, site, plate)
     for name, site in latent.items():
-        term, per_step, pair, closed_form = _kl(name, guide_sites[name], site, analytic=kl == "analytic")
-        kl_terms[name] = _per_sequence(term, site, plate)
+        term, per_step, pair, closed_form = site_kl(name, guide_sites[name], site, analytic=kl == "analytic")
+        kl_terms[name] = per_sequence(term, site, plate)
         conditionals[name] = pair
         if per_step is not None:
-            kl_per_step[name] = _per_sequence(per_step, site, plate, event_dims=1)
+            kl_per_step[name] = per_sequence(per_step, site, plate, event_dims=1)
         if not closed_form:
             monte_carlo.add(name)
     for name, site in model_sites.items():
@@ -305,155 +299,9 @@ def _one_run(
     )  # fmt: skip
 
 
-def _traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """Run the guide, then the model on the guide's sample."""
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    for name, site in sample_sites(guide_trace).items():
-        if site["is_observed"]:
-            raise ValueError(f"guide: site {name!r} is observed, expected a sample")
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return model_trace, guide_trace
-
-
-def _kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[Tensor, Tensor | None, Any, bool]:
-    """Return a site's term, the term per step if it is a chain, the pair (q, p), and whether it is in closed form."""
-    value = q_site["value"]
-    q, q_mask = _unmasked(q_site)
-    p, p_mask = _unmasked(p_site)
-    _check_agreement(name, q_site, p_site, q_mask, p_mask)
-    if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"site {name!r}: has event shape {tuple(q.event_shape)} in the guide, "
-            f"expected the model's {tuple(p.event_shape)}"
-        )
-    q_chain, p_chain = as_chain(q), as_chain(p)
-    if q_chain is not None and p_chain is not None:
-        per_step, pair, closed_form = _chain_kl(name, q_chain, p_chain, value, analytic)
-        per_step = scale_and_mask(per_step, _to_step(q_site["scale"]), _to_step(q_mask))
-        return per_step.sum(-1), per_step, pair, closed_form
-    term, closed_form = _pair_kl(q, p, value, analytic)
-    return scale_and_mask(term, q_site["scale"], q_mask), None, (q, p), closed_form
-
-
-def _chain_kl(
-    name: str, q: Chain, p: Chain, path: Tensor, analytic: bool
-) -> tuple[Tensor, tuple[Conditionals, Conditionals], bool]:
-    mask = q.step_mask
-    if not _same(mask, p.step_mask):
-        raise ValueError(
-            f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
-        )
-    if mask is not None:
-        path = repeat_first_step(path, mask)
-    q_at, p_at = q.conditionals(path), p.conditionals(path)
-    per_step, closed_form = _pair_kl(q_at.initial, p_at.initial, path[..., 0, :], analytic)
-    per_step = per_step.unsqueeze(-1)
-    if q_at.steps is not None:
-        later, later_closed_form = _pair_kl(q_at.steps, p_at.steps, path[..., 1:, :].movedim(-2, 0), analytic)
-        later = later.movedim(0, -1)
-        closed_form = closed_form and later_closed_form
-        per_step = torch.cat([per_step.expand(*later.shape[:-1], 1), later], -1)
-    if mask is not None:
-        per_step = overwrite_padding(per_step, mask, event_dims=0)
-    return per_step, (q_at, p_at), closed_form
-
-
-def _pair_kl(q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
-    if analytic:
-        try:
-            return kl_divergence(q, p), True
-        except NotImplementedError:
-            pass  # no closed form: the caller names the site in `monte_carlo`
-    return q.log_prob(value) - p.log_prob(value), False
-
-
-def _check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
-    if not observed:
-        raise ValueError("model: observes nothing, expected at least one site with obs=...")
-    missing, extra = sorted(set(latent) - set(guide_sites)), sorted(set(guide_sites) - set(latent))
-    if missing:
-        raise ValueError(
-            f"guide: has no site {missing}, which the model samples; expected one site for each latent of the model"
-        )
-    if extra:
-        raise ValueError(
-            f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
-        )
-    for name, site in guide_sites.items():
-        if site["infer"].get("enumerate"):
-            raise ValueError(
-                f"guide: site {name!r} is enumerated, which the ledger does not support; "
-                "expected a reparameterised sample"
-            )
-        if not site["fn"].has_rsample:
-            raise ValueError(
-                f"guide: site {name!r} has no rsample ({type(site['fn']).__name__}), so the gradient of its parameters "
-                "would be silently wrong; expected a reparameterised distribution"
-            )
-
-
-def _check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
-    if not _same(q_site["scale"], p_site["scale"]):
-        raise ValueError(
-            f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, "
-            "expected the same; put the weight of a term into ELBOTerms.elbo(weights)"
-        )
-    if not _same(q_mask, p_mask):
-        raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
-
-
-def _unmasked(site: Site) -> tuple[Any, Any]:
-    """Return a site's distribution without `.mask(...)` around it, and all its masks in one."""
-    fn, mask = site["fn"], site["mask"]
-    while isinstance(fn, dist.MaskedDistribution):
-        mask = fn._mask if mask is None else mask & fn._mask
-        fn = fn.base_dist
-    return fn, mask
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b or a is None or b is None:
-        return a is b
-    try:
-        return bool(torch.as_tensor(a == b).all())
-    except RuntimeError:  # shapes that do not broadcast
-        return False
-
-
-def _to_step(factor: Any) -> Any:
-    return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.ndim else factor
-
-
-def _sequences_plate(observed: dict[str, Site]) -> Any:
-    frames = [
-        frame
-        for site in observed.values()
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != _PARTICLES
-    ]
-    return min(frames, key=lambda frame: frame.dim, default=None)
-
-
-def _per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -> Tensor:
-    """Sum a term over all batch dimensions but the particles' and the sequences'."""
-    event_shape = term.shape[term.ndim - event_dims :]
-    term = term.expand(
-        torch.broadcast_shapes(term.shape[: term.ndim - event_dims], site["fn"].batch_shape) + event_shape
-    )
-    kept = {
-        frame.dim
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and (frame.name == _PARTICLES or (plate is not None and frame.name == plate.name))
-    }
-    summed = [dim - event_dims for dim in range(-(term.ndim - event_dims), 0) if dim not in kept]
-    return term.sum(summed) if summed else term
-
-
 def _in_particle_plate(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(_PARTICLES, num_particles, dim=dim):
+        with pyro.plate(PARTICLES, num_particles, dim=dim):
             return fn(*args, **kwargs)
 
     return run
@@ -462,6 +310,6 @@ def _in_particle_plate(fn: Callable[..., Any], num_particles: int, dim: int) -> 
 def _max_plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> int:
     """Run both once, without touching the random state, to find the leftmost plate."""
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        traces = _traces(model, guide, args, kwargs)
+        traces = run_both(model, guide, args, kwargs)
     frames = [f for trace in traces for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)

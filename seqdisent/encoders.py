@@ -36,8 +36,7 @@ class ConvEncoder(nn.Module):
         feature_dim: size of the features.
         in_channels: colours of the image.
         image_size: height and width in pixels, 4 * 2**n.
-        channels: the width of each of the n convolutions, first to last; None for 32, doubled at each of the last
-            n - 2 at most to 64 (32, 32, 64, 64 at 64 pixels).
+        channels: the width of each of the n convolutions, first to last; None for 32, 32, and 64 from the third on.
         downsample: a function of the number of channels that returns a module halving the image (rounding up).
             None: BlurPool of antialiased-cnns, **whose licence (CC BY-NC-SA 4.0) forbids commercial use**; give your
             own, such as ``lambda channels: nn.AvgPool2d(2, ceil_mode=True)``, and that package is never imported.

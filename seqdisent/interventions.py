@@ -27,7 +27,7 @@ from torch import Tensor
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask
 from seqdisent._sites import sample_sites
-from seqdisent.distributions import as_chain
+from seqdisent.chains import as_chain
 
 
 class Inferred(NamedTuple):
@@ -220,7 +220,7 @@ def forecast(
     return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, inputs, prefix_mask=mask)
 
 
-class _Fill(Messenger):  # type: ignore[misc]
+class _Fill(Messenger):
     """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means."""
 
     def __init__(self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefix_mask: Tensor | None) -> None:

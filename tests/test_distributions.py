@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from seqdisent import MarkovChain
-from seqdisent.distributions import Chain, as_chain
+from seqdisent.chains import Chain, as_chain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
 

@@ -724,6 +724,17 @@ def test_the_message_names_what_it_knows():
     with pytest.raises(FloatingPointError, match=r"^kl\['z'\] is (inf|nan) at training step 5$"):
         terms.check_finite(5)
 
+    def one_sequence():  # a chain without a plate has steps but no sequences
+        pyro.sample("z", normal(torch.zeros(3, 1), 1.0, 2))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    def its_guide():
+        scale = torch.tensor([1.0, 1.0, float("inf")]).unsqueeze(-1)
+        pyro.sample("z", normal(torch.zeros(3, 1), scale, 2))
+
+    with pytest.raises(FloatingPointError, match=r"^kl_per_step\['z'\] is (inf|nan) \(time step 2\)$"):
+        elbo_terms(one_sequence, its_guide).check_finite()
+
 
 def test_all_ranks_raise_together(tmp_path):
     torch.multiprocessing.start_processes(check_finite_on_rank, (str(tmp_path),), nprocs=2, start_method="spawn")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from seqdisent import MarkovChain, elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.distributions import as_chain
+from seqdisent.chains import as_chain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
 

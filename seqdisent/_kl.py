@@ -1,0 +1,70 @@
+"""The KL term of one latent site: in closed form where there is one, step by step where it is a chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from seqdisent._masking import overwrite_padding, repeat_first_step
+from seqdisent._sites import Site, check_agreement, same, unmasked
+from seqdisent.chains import Chain, Conditionals, as_chain
+
+
+def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[Tensor, Tensor | None, Any, bool]:
+    """Return a site's term, the term per step if it is a chain, the pair (q, p), and whether it is in closed form."""
+    value = q_site["value"]
+    q, q_mask = unmasked(q_site)
+    p, p_mask = unmasked(p_site)
+    check_agreement(name, q_site, p_site, q_mask, p_mask)
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"site {name!r}: has event shape {tuple(q.event_shape)} in the guide, "
+            f"expected the model's {tuple(p.event_shape)}"
+        )
+    q_chain, p_chain = as_chain(q), as_chain(p)
+    if q_chain is not None and p_chain is not None:
+        per_step, pair, closed_form = _chain_kl(name, q_chain, p_chain, value, analytic)
+        per_step = scale_and_mask(per_step, _to_step(q_site["scale"]), _to_step(q_mask))
+        return per_step.sum(-1), per_step, pair, closed_form
+    term, closed_form = _pair_kl(q, p, value, analytic)
+    return scale_and_mask(term, q_site["scale"], q_mask), None, (q, p), closed_form
+
+
+def _chain_kl(
+    name: str, q: Chain, p: Chain, path: Tensor, analytic: bool
+) -> tuple[Tensor, tuple[Conditionals, Conditionals], bool]:
+    mask = q.step_mask
+    if not same(mask, p.step_mask):
+        raise ValueError(
+            f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
+        )
+    if mask is not None:
+        path = repeat_first_step(path, mask)
+    q_at, p_at = q.conditionals(path), p.conditionals(path)
+    per_step, closed_form = _pair_kl(q_at.initial, p_at.initial, path[..., 0, :], analytic)
+    per_step = per_step.unsqueeze(-1)
+    if q_at.steps is not None:
+        later, later_closed_form = _pair_kl(q_at.steps, p_at.steps, path[..., 1:, :].movedim(-2, 0), analytic)
+        later = later.movedim(0, -1)
+        closed_form = closed_form and later_closed_form
+        per_step = torch.cat([per_step.expand(*later.shape[:-1], 1), later], -1)
+    if mask is not None:
+        per_step = overwrite_padding(per_step, mask, event_dims=0)
+    return per_step, (q_at, p_at), closed_form
+
+
+def _pair_kl(q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
+    if analytic:
+        try:
+            return kl_divergence(q, p), True
+        except NotImplementedError:
+            pass  # no closed form: the caller names the site in `monte_carlo`
+    return q.log_prob(value) - p.log_prob(value), False
+
+
+def _to_step(factor: Any) -> Any:
+    return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.ndim else factor
