@@ -3,7 +3,8 @@
 An example is a network, its training stages and named presets (see `Example`). A run is a folder:
 
     config.json    what was asked for; everything else is rebuilt from it
-    stage1/ ...    a folder a stage: last.ckpt (to resume), logs/ (CSV), tensorboard/, model.pt (the finished weights)
+    stage1/ ...    a folder a stage: last.ckpt (to resume), logs/ (CSV), tensorboard/, model.pt (its finished weights)
+    model.pt       the weights at the end
     metrics.json   the numbers, on clips that training never saw
     *.png, *.gif   the pictures
 """
@@ -35,7 +36,7 @@ from seqdisent.plotting import (
     save_png,
     swap_table,
 )
-from seqdisent.training import ELBOTraining, fit
+from seqdisent.training import ELBOTraining, fit, frames_and_mask
 
 EMISSION = "x"  # the frames' site in every example
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
@@ -48,7 +49,7 @@ class Example(NamedTuple):
     network: Callable[[tuple[int, int, int], Any], nn.Module]  # of the frames' shape and the plan's sizes
     plan: Callable[[dict[str, Any]], Any]  # from config.json
     presets: Mapping[str, Mapping[str, Any]]  # {preset: {data: plan}}
-    stages: Mapping[str, Callable[[nn.Module, Any, Clips, int], ELBOTraining]]
+    stages: Mapping[str, Callable[[nn.Module, Any, Clips, int], ELBOTraining | None]]  # None: this plan skips it
 
 
 class Data(NamedTuple):
@@ -109,7 +110,7 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
     run = Path(arguments.run_dir)
     config_path = run / "config.json"
     if config_path.exists():
-        if not arguments.resume:
+        if not arguments.resume and _is_main_process():
             sys.exit(f"{run} holds a run; continue it with --resume, or choose another --run-dir")
         config = _read_json(config_path)
     elif arguments.resume:
@@ -123,17 +124,18 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
         }  # fmt: skip
     plan = example.plan(config["plan"])
     data = _data_of(config, download=arguments.download)
+    print(f"{run}: training on {data.train}, held out {data.held_out}", flush=True)
+    torch.manual_seed(config["seed"])
+    network = _network(example, tuple(data.train.frames.shape[2:]), plan)
     if not config_path.exists() and _is_main_process():
         run.mkdir(parents=True, exist_ok=True)
         _write_json({**config, "frame_shape": list(data.train.frames.shape[2:])}, config_path)
-    print(f"{run}: training on {data.train}, held out {data.held_out}", flush=True)
-    torch.manual_seed(config["seed"])
-    network = example.network(tuple(data.train.frames.shape[2:]), plan.sizes)
-    started, minutes = time.perf_counter(), {}
-    schedules = {}
+    started, schedules = time.perf_counter(), {}
     for name, stage in example.stages.items():
         finished = run / name / "model.pt"
         training = stage(network, plan, data.train, config["seed"])
+        if training is None:
+            continue
         schedules[name] = training
         if not finished.exists():
             fit(
@@ -144,18 +146,27 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
             if not _is_main_process():
                 continue
             _save(network.state_dict(), finished)
-            minutes[name] = (time.perf_counter() - started) / 60
+            _write_json((time.perf_counter() - started) / 60, run / name / "minutes.json")
             started = time.perf_counter()
         network.load_state_dict(torch.load(finished, weights_only=True))
     if not _is_main_process():
         return
-    network.eval()
+    network.float().eval()
     metrics = evaluate(network, data, seed=config["seed"])
-    metrics["minutes"] = minutes
+    # of a stage that was resumed, since then
+    metrics["minutes"] = {name: _read_json(run / name / "minutes.json") for name in schedules}
+    _save(network.state_dict(), run / "model.pt")
     _write_json(metrics, run / "metrics.json")
     pictures = draw_pictures(network, data, run, schedules, seed=config["seed"])
     print(json.dumps(metrics, indent=2))
     print("wrote", run / "metrics.json", *pictures, sep="\n  ")
+
+
+def _network(example: Example, frame_shape: tuple[int, int, int], plan: Any) -> nn.Module:
+    try:
+        return example.network(frame_shape, plan.sizes)
+    except ValueError as error:
+        sys.exit(f"this preset does not fit frames of {frame_shape[1]} pixels (--image-size, --preset): {error}")
 
 
 def _is_main_process() -> bool:
@@ -173,13 +184,15 @@ def evaluate(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64)
     factors and this clip's dynamics and first pose; its truth is the donor's identity doing what this clip does.
     """
     clips = data.held_out
-    known = clips.renderer is not None  # whether the true swapped clip is known
+    known = clips.renderer is not None and clips.num_identities > 1  # whether the true swapped clip is known
+    mean_frame = _mean_frame(data.train)
+    torch.manual_seed(seed)  # the ledger is taken at one sample of the posterior; everything else at its means
     donors = pick_donors(clips.identity, _motion(clips), seed=seed) if known else torch.arange(len(clips))
     sums: dict[str, list[Tensor]] = {}
     swaps, truths = [], []
     for rows in torch.arange(len(clips)).split(batch_size):
         batch = clips.batch(rows)
-        source_args, donor_args = _arguments(batch), _arguments(clips.batch(donors[rows]))
+        source_args, donor_args = frames_and_mask(batch), frames_and_mask(clips.batch(donors[rows]))
         found = reconstruct(network.model, network.guide, *source_args)[EMISSION].mean
         latents = {name: site.value for name, site in infer(network.guide, *source_args).items()}
         given = {"s": latents["s"], "d": latents["d"], "z": latents["z"][:, :1]}
@@ -188,7 +201,7 @@ def evaluate(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64)
         measured = {
             "reconstruction": squared_error(found, batch.frames, batch.mask),
             "roll_out": squared_error(rolled[EMISSION].mean, batch.frames, batch.mask),
-            "mean_frame": squared_error(_mean_frame(data.train).expand_as(batch.frames), batch.frames, batch.mask),
+            "mean_frame": squared_error(mean_frame.expand_as(batch.frames), batch.frames, batch.mask),
         }
         if known:
             swapped = swap(network.model, network.guide, source_args, donor_args, sites=["s"])[EMISSION].mean
@@ -211,7 +224,7 @@ def evaluate(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64)
         if name in errors
     }
     metrics: dict[str, Any] = {"held_out_clips": len(clips), "mean_squared_error": errors, **ratios, "nats": means}
-    if data.candidates is not None:
+    if known and data.candidates is not None:
         metrics["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), clips, donors, data.candidates)
     return metrics
 
@@ -236,11 +249,8 @@ def _motion(clips: Clips) -> Tensor | None:
 
 
 def _mean_frame(clips: Clips) -> Tensor:
-    return clips.frames[:: max(1, len(clips) // 500)].float().mean((0, 1)) / 255
-
-
-def _arguments(batch: Any) -> tuple[Tensor, ...]:
-    return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
+    some = slice(None, None, max(1, len(clips) // 500))
+    return clips.frames[some][clips.mask[some]].float().mean(0) / 255
 
 
 # Pictures
@@ -253,7 +263,7 @@ def draw_pictures(
     clips, written = data.held_out, []
     spread = torch.linspace(0, len(clips) - 1, 6).long()
     batch = clips.batch(spread)
-    found = reconstruct(network.model, network.guide, *_arguments(batch))[EMISSION].mean
+    found = reconstruct(network.model, network.guide, *frames_and_mask(batch))[EMISSION].mean
     pairs = torch.stack([batch.frames, _blank_padding(found, batch.mask)], 1).flatten(0, 1)
     written.append(save_png(film_strip(pairs), run / "reconstructions.png", scale=2))
 
@@ -296,7 +306,9 @@ def swap_all(network: nn.Module, clips: Clips, who: Tensor, what: Tensor) -> Ten
     """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
     pairs = torch.cartesian_prod(who, what)
     sources, donors = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
-    swapped = swap(network.model, network.guide, _arguments(sources), _arguments(donors), sites=["s"])[EMISSION].mean
+    swapped = swap(network.model, network.guide, frames_and_mask(sources), frames_and_mask(donors), sites=["s"])[
+        EMISSION
+    ].mean
     swapped = _blank_padding(swapped, sources.mask).unflatten(0, (len(who), len(what)))
     num_steps = swapped.shape[2]
     static, motion = (_to_length(clips.batch(rows).frames, num_steps) for rows in (who, what))
@@ -345,10 +357,10 @@ def _to_length(frames: Tensor, num_steps: int) -> Tensor:
 def _load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
     config = _read_json(run / "config.json")
     plan = example.plan(config["plan"])
-    finished = run / list(example.stages)[-1] / "model.pt"
+    finished = run / "model.pt"
     if not finished.exists():
         sys.exit(f"{run} is not finished (there is no {finished}); continue it with --run-dir {run} --resume")
-    network = example.network(tuple(config["frame_shape"]), plan.sizes)
+    network = _network(example, tuple(config["frame_shape"]), plan)
     network.load_state_dict(torch.load(finished, weights_only=True))
     return network.eval(), config, tuple(config["frame_shape"])
 
@@ -396,8 +408,8 @@ def _write_clips(clips: Tensor, stem: str | Path) -> None:
     side_by_side = torch.stack([film_strip(frame[None]) for frame in clips.transpose(0, 1)])
     print(
         "wrote",
-        save_png(film_strip(clips), stem.with_suffix(".png")),
-        save_gif(side_by_side, stem.with_suffix(".gif"), scale=2),
+        save_png(film_strip(clips), stem.with_name(stem.name + ".png")),
+        save_gif(side_by_side, stem.with_name(stem.name + ".gif"), scale=2),
     )
 
 
@@ -440,7 +452,10 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--run-dir", default="runs/latest", help="folder of the run (default: runs/latest)")
     add("--resume", action="store_true", help="continue the run in --run-dir where it stopped")
     add("--seed", type=int, default=0)
-    add("--held-out", type=float, default=0.1, help="fraction of identities that training never sees (default: 0.1)")
+    add(
+        "--held-out", type=lambda text: int(text) if text.isdigit() and int(text) else float(text), default=0.1,
+        help="identities that training never sees: a fraction, or how many (default: 0.1); of pendula, clips",
+    )  # fmt: skip
     add("--image-size", type=int, default=64)
     add("--download", action="store_true", help="fetch the Sprites sheets if they are not there")
     add("--accelerator", default="auto", help="as Lightning's: cpu, gpu, ...")

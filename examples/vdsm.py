@@ -13,7 +13,8 @@ command line, run folders and pictures are in `run_folder.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class VDSM(nn.Module):
         self.encoder = ConvEncoder(
             sizes.feature_dim, in_channels=colours, image_size=image_size, channels=sizes.encoder_channels
         )
-        self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=0.1)
+        self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=sizes.static_scale)
         self.pose = nn.Linear(sizes.feature_dim, 2 * sizes.pose_dim)
         self.dynamics = Seq2SeqDynamicsEncoder(
             sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
@@ -75,15 +76,15 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", self.static_prior())
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
-            z = pyro.sample("z", self.pose_prior(d, num_sequences, num_steps, mask))
+            z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
         return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)
 
-    def pose_prior(self, d: Tensor, num_sequences: int, num_steps: int, mask: Tensor | None) -> MarkovChain:
-        initial = self.normal(self.sizes.pose_dim).expand([num_sequences])
+    def pose_prior(self, d: Tensor, num_steps: int, mask: Tensor | None) -> MarkovChain:
+        initial = self.normal(self.sizes.pose_dim).expand(d.shape[:-1])
         return MarkovChain(initial, lambda z_prev: self.transition(z_prev, d), num_steps, mask=mask)
 
     def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
@@ -91,22 +92,23 @@ class VDSM(nn.Module):
         latents = torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
         logits = self.decoder(latents, torch.softmax(s / temperature, -1))
         # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
-        frame = dist.Bernoulli(logits=logits, validate_args=False).to_event(3)
-        return (frame if mask is None else frame.mask(mask)).to_event(1)
+        return _of_real_frames(dist.Bernoulli(logits=logits, validate_args=False).to_event(3), mask)
 
     # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
 
     def guide(self, frames, mask=None, features=None, *, temperature=None):
         features = self.features(frames, mask) if features is None else features
-        num_steps = frames.shape[1]
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
-            embeddings, _ = self.pose(features).chunk(2, -1)
-            d = pyro.sample("d", self.dynamics(embeddings, mask))
-            unrolled = self.dynamics.unroll(d, num_steps)
-            context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
-            initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
-            pyro.sample("z", MarkovChain(initial, self.combiner, num_steps, inputs=context, mask=mask))
+            self.infer_motion(features, mask)
+
+    def infer_motion(self, features: Tensor, mask: Tensor | None) -> None:
+        embeddings, _ = self.pose_of_frame(features)
+        d = pyro.sample("d", self.dynamics(embeddings, mask))
+        unrolled = self.dynamics.unroll(d, features.shape[1])
+        context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
+        initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
+        pyro.sample("z", MarkovChain(initial, self.combiner, features.shape[1], inputs=context, mask=mask))
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.encoder(_real_pixels(frames, mask))
@@ -117,16 +119,33 @@ class VDSM(nn.Module):
         num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", self.static_prior())
-            z = pyro.sample("z", self.normal(num_steps, self.sizes.pose_dim))
+            frame_pose = self.normal(self.sizes.pose_dim).expand([num_sequences, num_steps])
+            z = pyro.sample("z", _of_real_frames(frame_pose, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
 
     def pretraining_guide(self, frames, mask=None, *, temperature=None):
         features = self.features(frames, mask)
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
-            loc, scale = self.pose(features).chunk(2, -1)
-            scale = nn.functional.softplus(scale) + 1e-4
-            pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(2))
+            frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
+            pyro.sample("z", _of_real_frames(frame_pose, mask))
+
+    # Of equation 4, the terms that the transition is in: no frame is decoded
+
+    def motion_model(self, frames, mask=None, features=None):
+        with pyro.plate("sequences", frames.shape[0]):
+            d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
+            pyro.sample("z", self.pose_prior(d, frames.shape[1], mask))
+            pyro.factor("no_frames", d.new_zeros(d.shape[:-1]))
+
+    def motion_guide(self, frames, mask=None, features=None):
+        with pyro.plate("sequences", frames.shape[0]):
+            self.infer_motion(features, mask)
+
+    def pose_of_frame(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):  # heads stay in full precision
+            loc, scale = self.pose(features.to(self.pose.weight.dtype)).chunk(2, -1)
+            return loc, nn.functional.softplus(scale) + 1e-4
 
     @torch.no_grad()
     def calibrate(self, frames: Tensor) -> None:
@@ -148,6 +167,11 @@ def _lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | 
     if num_sequences is None or num_steps is None:
         raise ValueError("num_sequences, num_steps: got None without frames, expected both")
     return num_sequences, num_steps
+
+
+def _of_real_frames(frame: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
+    """Return independent frames as one distribution, in which padding counts nothing."""
+    return (frame if mask is None else frame.mask(mask)).to_event(1)
 
 
 def _real_pixels(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -179,6 +203,7 @@ class Sizes:
     transition_dim: int = 64
     combiner_dim: int = 512
     temperature: float = 0.1  # tau once it is annealed
+    static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
 
 
 @dataclass(frozen=True)
@@ -194,6 +219,8 @@ class Plan:
     num_groups: int = 20
     frames_per_group: int = 20
     num_clips: int = 20
+    transition_steps: int = 0  # after stage 2, of the transition alone; the paper has no such stage
+    transition_rate: float = 3e-3
     # stage 1: where the weight of KL(z), the weight of KL(s) and tau start, and over what part of the stage they change
     pose_weight: float = 30.0
     static_weight: float = 0.1
@@ -231,7 +258,8 @@ def _paper(num_experts: int, clip_length: int, epochs: tuple[int, int], rates: t
 
 _CPU = {
     "static_part": 0.3, "pose_part": 0.5, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
-    "peak_weight": 5.0, "head_factor": 0.15, "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
+    "peak_weight": 5.0, "head_factor": 0.15, "transition_steps": 3000,
+    "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
 }  # fmt: skip
 
 PRESETS = {
@@ -244,6 +272,7 @@ PRESETS = {
         "sprites": Plan(
             Sizes(
                 num_experts=24,
+                static_scale=0.1,
                 encoder_channels=(16, 16, 32, 32),
                 decoder_channels=(256, 128, 64, 32),
                 rnn_dim=128,
@@ -263,6 +292,7 @@ PRESETS = {
         "pendulum": Plan(
             Sizes(
                 num_experts=8,
+                static_scale=0.1,
                 pose_dim=8,
                 dynamics_dim=16,
                 feature_dim=128,
@@ -357,23 +387,31 @@ class EncodedBatch(NamedTuple):
     mask: Tensor
     features: Tensor
 
+    @classmethod
+    def arguments(cls, batch: EncodedBatch) -> tuple[Tensor, Tensor | None, Tensor]:
+        return batch.frames, None if batch.mask.all() else batch.mask, batch.features
 
-def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
-    n = plan.sequence_steps
-    vdsm.requires_grad_(True)
-    vdsm.encoder.requires_grad_(False)
-    vdsm.decoder.requires_grad_(False)
+
+def encoded_draws(vdsm: VDSM, plan: Plan, clips: Clips) -> Callable[[torch.Generator], EncodedBatch]:
     features = cache(partial(encode_all, vdsm, clips))  # once, when training starts
 
     def draw(generator: torch.Generator) -> EncodedBatch:
         batch = clips.draw_clips(plan.num_clips, generator, num_steps=plan.clip_length)
         return EncodedBatch(batch.frames, batch.mask, features()[batch.positions])
 
+    return draw
+
+
+def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
+    n = plan.sequence_steps
+    vdsm.requires_grad_(True)
+    vdsm.encoder.requires_grad_(False)
+    vdsm.decoder.requires_grad_(False)
     return ELBOTraining(
         vdsm,
         vdsm.model,
         vdsm.guide,
-        draw,
+        encoded_draws(vdsm, plan, clips),
         num_steps=n,
         learning_rate=learning_rate(plan.sequence_rate, n, plan),
         # the paper's curve for z; it names none for d, which follows it here
@@ -381,7 +419,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
             site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, 1.0)])
             for site in ("z", "d")
         },
-        arguments=lambda batch: (batch.frames, None if batch.mask.all() else batch.mask, batch.features),
+        arguments=EncodedBatch.arguments,
         terms_per_step=plan.num_clips * plan.clip_length,
         betas=plan.betas,
         rate_factors={"static.": plan.head_factor, "pose.": plan.head_factor},
@@ -389,14 +427,37 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
     )
 
 
+# The transition alone: only KL(z) depends on it, so a step costs little, and roll-outs need a prior that fits closely
+
+
+def transition_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining | None:
+    n = plan.transition_steps
+    if n == 0:
+        return None
+    vdsm.requires_grad_(False)
+    vdsm.transition.requires_grad_(True)
+    return ELBOTraining(
+        vdsm,
+        vdsm.motion_model,
+        vdsm.motion_guide,
+        encoded_draws(vdsm, replace(plan, num_clips=3 * plan.num_clips), clips),
+        num_steps=n,
+        learning_rate=learning_rate(plan.transition_rate, n, plan),
+        arguments=EncodedBatch.arguments,
+        terms_per_step=3 * plan.num_clips,
+        betas=plan.betas,
+        seed=seed + 2,
+    )
+
+
 @torch.no_grad()
 def encode_all(vdsm: VDSM, clips: Clips, batch_size: int = 256) -> Tensor:
     """Return the features of every frame of the data, padding included, (N * T, feature_dim)."""
     frames = clips.frames.flatten(0, 1)
-    device = vdsm.initial_pose.device
-    chunks = [vdsm.encoder(chunk.to(device).float() / 255).cpu() for chunk in frames.split(batch_size)]
+    chunks = [vdsm.encoder(chunk.to(vdsm.initial_pose) / 255).cpu() for chunk in frames.split(batch_size)]
     return torch.cat(chunks)
 
 
 if __name__ == "__main__":
-    main(Example(__doc__, VDSM, plan_from, PRESETS, {"stage1": pretraining, "stage2": sequence_training}))
+    stages = {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training}
+    main(Example(__doc__, VDSM, plan_from, PRESETS, stages))

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
+from seqdisent._random import kept_random_state
 from seqdisent.chains import Conditionals
 
 
@@ -114,7 +115,8 @@ class MarkovChain(TorchDistribution):
         """Whether every conditional can be reparameterised (one call of the transition finds out)."""
         if not self.initial.has_rsample or self.num_steps == 1:
             return bool(self.initial.has_rsample)
-        return bool(self._trial_step().has_rsample)
+        step = self._trial_step()
+        return bool(self.initial.has_rsample) if step is None else bool(step.has_rsample)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> MarkovChain:
         """Return this chain with a larger batch; a particle plate calls it."""
@@ -203,14 +205,22 @@ class MarkovChain(TorchDistribution):
         inputs = self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1:, :].movedim(-2, 0)
         return Conditionals(self.initial, self._checked(self.transition(z_prev, inputs), z_prev))
 
-    def _trial_step(self) -> TorchDistribution:
-        """Return some second step, for what does not depend on the path."""
+    def _trial_step(self) -> TorchDistribution | None:
+        """Return some second step, for what does not depend on the path.
+
+        None if the transition cannot be called yet: its static context has the batch of a plate that will expand this
+        chain, and the expanded chain asks again.
+        """
         with torch.no_grad():
             try:
                 z_prev = self._initial_mean()
             except NotImplementedError:  # a flow, say
-                z_prev = self.initial.sample()
-            return self._step(z_prev, self._unbound_inputs(z_prev), 1)
+                with kept_random_state():
+                    z_prev = self.initial.sample()
+            try:
+                return self._step(z_prev, self._unbound_inputs(z_prev), 1)
+            except (RuntimeError, ValueError):
+                return None
 
     def _refuse_dropout(self) -> None:
         """Raise if the transition calls a module that drops units; one that it could reach but does not is no harm."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._kl import site_kl
-from seqdisent._sites import PARTICLES, check_sites, per_sequence, run_both, sample_sites, sequences_plate
+from seqdisent._random import kept_random_state
+from seqdisent._sites import PARTICLES, check_sites, per_sequence, run_both, same, sample_sites, sequences_plate
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ class ELBOTerms:
     _in_plate: frozenset[str]
     _num_particles: int | None  # None: terms have no particle dimension
     _wholly_monte_carlo: bool
+    _scaled: frozenset[str] = frozenset()
 
     def elbo(self, weights: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """Return the bound of each sequence, averaged over particles.
@@ -92,8 +94,9 @@ class ELBOTerms:
         r"""Return the importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k)` of each sequence, (B,).
 
         Raises:
-            ValueError: the terms are not all Monte Carlo estimates (``elbo_terms(..., kl="monte-carlo")``), or a site
-                lies outside the sequences' plate, so that the weights do not factorise over sequences.
+            ValueError: the terms are not all Monte Carlo estimates (``elbo_terms(..., kl="monte-carlo")``), a site
+                lies outside the sequences' plate, so that the weights do not factorise over sequences, or a site is
+                scaled (a subsampling plate), so that its terms are no log-densities of a sequence.
 
         References:
             Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
@@ -106,6 +109,11 @@ class ELBOTerms:
         if outside and self._in_plate:
             raise ValueError(
                 f"importance_weighted: {outside} lie outside the sequences' plate; their weights are shared"
+            )
+        if self._scaled:
+            raise ValueError(
+                f"importance_weighted: {sorted(self._scaled)} are scaled (by a subsampling plate or poutine.scale); "
+                "expected a plate over the sequences themselves"
             )
         terms = [*self.log_likelihood.values(), *(-term for term in self.kl.values())]
         log_weights = sum(terms[1:], start=terms[0])
@@ -178,7 +186,8 @@ def elbo_terms(
         *args: given to both.
         kl: closed form where there is one, or Monte Carlo for every site.
         num_particles: K samples of the guide.
-        vectorize_particles: draw them in one run, in a plate to the left of all others.
+        vectorize_particles: draw them in one run, in a plate to the left of all others. To find that place, both
+            programs run once more, without particles or gradient.
         **kwargs: given to both.
 
     Raises:
@@ -205,7 +214,7 @@ def elbo_terms(
 
     return ELBOTerms(
         stack("log_likelihood"), stack("kl"), stack("kl_per_step"), {}, runs[0].monte_carlo, runs[0].num_sequences,
-        runs[0]._in_plate, num_particles, runs[0]._wholly_monte_carlo,
+        runs[0]._in_plate, num_particles, runs[0]._wholly_monte_carlo, runs[0]._scaled,
     )  # fmt: skip
 
 
@@ -296,6 +305,7 @@ def _one_run(
     return ELBOTerms(
         log_likelihood, kl_terms, kl_per_step, conditionals, frozenset(monte_carlo),
         plate.size if plate is not None else 1, frozenset(in_plate), num_particles, kl == "monte-carlo",
+        frozenset(name for name, site in model_sites.items() if not same(site["scale"], 1.0)),
     )  # fmt: skip
 
 
@@ -309,7 +319,7 @@ def _in_particle_plate(fn: Callable[..., Any], num_particles: int, dim: int) -> 
 
 def _max_plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> int:
     """Run both once, without touching the random state, to find the leftmost plate."""
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+    with kept_random_state(), torch.no_grad(), poutine.block():
         traces = run_both(model, guide, args, kwargs)
     frames = [f for trace in traces for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
@@ -172,7 +171,7 @@ class StaticEncoder(nn.Module):
     """
 
     def __init__(
-        self, feature_dim: int, static_dim: int, *, hidden_dim: int = 128, initial_scale: float = math.log(2.0)
+        self, feature_dim: int, static_dim: int, *, hidden_dim: int = 128, initial_scale: float | None = None
     ) -> None:
         super().__init__()
         check_positive(feature_dim=feature_dim, static_dim=static_dim, hidden_dim=hidden_dim)
@@ -212,8 +211,9 @@ class Seq2SeqDynamicsEncoder(nn.Module):
     r"""A sequence-to-sequence network whose bottleneck is the dynamics of the sequence.
 
     The encoder, a bidirectional LSTM, reads the embeddings; the final states of all its layers and directions give
-    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder, an LSTM whose initial states are linear in d, unrolls d to
-    :math:`\bar h_{1:T}`, which a :class:`~seqdisent.Combiner` reads step by step.
+    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder is an LSTM whose initial states are layers of d (tanh for the
+    hidden state, linear for the cell). It unrolls d to :math:`\bar h_{1:T}`, which a :class:`~seqdisent.Combiner` reads
+    step by step.
 
     Ragged batches are packed: the backward direction starts at each sequence's last real step.
 
@@ -241,7 +241,7 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
     References:
         Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1 and Table 5. The paper copies d into the decoder's
-        states; its size differs from theirs, so linear maps to h_0 and c_0 of every layer stand between. The released
+        states; its size differs from theirs, so layers to h_0 and c_0 of every layer stand between. The released
         code feeds each output back as the next input; here the input is a learnt constant, so that the unrolling is one
         fused call.
     """

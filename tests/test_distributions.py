@@ -16,7 +16,7 @@ from strategies import Tensors, batch_shapes, dimensions, lengths, mask_of, num_
 from torch import nn
 from torch.testing import assert_close
 
-from seqdisent import MarkovChain
+from seqdisent import GatedTransition, MarkovChain
 from seqdisent.chains import Chain, as_chain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
@@ -494,6 +494,14 @@ def test_a_chain_can_be_reparameterised_if_its_parts_can(first, later):
     assert one_step.has_rsample == (first is dist.Normal)
 
 
+def test_finding_out_leaves_the_random_state_alone():
+    initial = dist.TransformedDistribution(normal(torch.zeros(3, 2), 1.0), [exp()])  # has no mean, so it is sampled
+    chain = MarkovChain(initial, lambda z: normal(z, 1.0), 3)
+    state = torch.get_rng_state()
+    assert chain.has_rsample
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_whether_it_can_be_reparameterised_is_found_out_with_the_second_input():
     inputs = torch.tensor([float("nan"), 2.0, 3.0]).reshape(1, 3, 1)
     seen = []
@@ -761,3 +769,12 @@ def test_continuations_that_are_refused():
         chain.extend(torch.zeros(3, 2, 2), 0)
     with pytest.raises(ValueError, match="mask: .*T=2"):
         chain.extend(torch.zeros(3, 2, 2), 1, mask=torch.ones(3, 3, dtype=torch.bool))
+
+
+def test_a_static_context_of_the_plates_batch_works_before_the_chain_is_expanded():
+    d = torch.randn(4, 3, dtype=torch.float64)
+    transition = GatedTransition(2, 5, context_dim=3).double()
+    start = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+    with pyro.plate("particles", 2, dim=-2), pyro.plate("sequences", 4):
+        path = pyro.sample("z", MarkovChain(start, lambda z: transition(z, d), 5))
+    assert path.shape == (2, 4, 5, 2)

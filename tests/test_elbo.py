@@ -25,6 +25,7 @@ from models import (
     ragged_chain,
     subsampled,
     with_global_site,
+    without_padding,
 )
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
@@ -240,6 +241,49 @@ def test_padding_of_the_frames_changes_no_term_and_no_gradient(seed, row_lengths
             results.append([terms.elbo(), *gradients(terms.elbo().sum(), [frames, *system.parameters()])])
         for clean, padded in zip(*results, strict=True):
             assert torch.equal(clean, padded)
+
+
+@given(seeds(), lengths(4, 3))
+def test_padding_outside_the_support_of_a_chain_changes_nothing(seed, row_lengths):
+    """A log-normal chain, whose density is not finite at its padding, 0, is the Normal chain of its logarithms."""
+    system, mask = StateSpace(seed), mask_of(row_lengths, 1)
+    frames = Tensors(seed + 1).normal(*mask.shape, 2)
+    scale = (0.5 * torch.ones(2, dtype=torch.float64)).requires_grad_()
+
+    def model(frames, exponential):
+        with pyro.plate("sequences", len(frames)):
+            z = pyro.sample("z", log_normal_walk(torch.zeros_like(frames), 1.0 + scale, mask, exponential))
+            z = torch.where(mask.unsqueeze(-1), z, 1.0).log() if exponential else z
+            pyro.sample("x", emission(without_padding(z, mask), 1.0, mask), obs=frames)
+
+    def guide(frames, exponential):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", log_normal_walk(frames @ system.encode.T, scale, mask, exponential))
+
+    bounds = []
+    for exponential in (True, False):
+        terms = seeded(elbo_terms, model, guide, frames, exponential, kl="monte-carlo")
+        bounds.append([terms.elbo(), terms.kl_per_step["z"], *gradients(terms.elbo().sum(), [scale])])
+    for exponential, plain in zip(*bounds, strict=True):
+        exact(exponential, plain)
+
+
+def log_normal_walk(drift, scale, mask, exponential):
+    """A random walk with drift, or its exponential."""
+    if not exponential:
+        return MarkovChain(normal(drift[:, 0], scale), lambda z, u: normal(z / 2 + u, scale), mask.shape[1],
+                           inputs=drift, mask=mask)  # fmt: skip
+
+    def exponential_of(base):
+        return dist.TransformedDistribution(base, [dist.transforms.ExpTransform()])
+
+    return MarkovChain(
+        exponential_of(normal(drift[:, 0], scale)),
+        lambda z, u: exponential_of(normal(z.log() / 2 + u, scale)),
+        mask.shape[1],
+        inputs=drift,
+        mask=mask,
+    )
 
 
 @given(seeds(), lengths(4, 3))
@@ -848,3 +892,20 @@ def test_the_loss_can_be_pickled():
 
 def test_the_ledger_is_exported():
     assert isinstance(ledger(chain(0, 1, 1)), ELBOTerms)
+
+
+def test_importance_weighted_refuses_scaled_terms():
+    data = torch.zeros(20)
+
+    def model():
+        with pyro.plate("sequences", 20, subsample_size=2) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[rows])
+
+    def guide():
+        with pyro.plate("sequences", 20, subsample_size=2):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    terms = elbo_terms(model, guide, kl="monte-carlo", num_particles=3)
+    with pytest.raises(ValueError, match=r"importance_weighted: \['x', 'z'\] are scaled"):
+        terms.importance_weighted()

@@ -111,6 +111,35 @@ def test_padding_changes_no_value_and_no_gradient(network, content):
         torch.testing.assert_close(gradient, wanted_gradients[name])
 
 
+@pytest.mark.parametrize("stage", ["", "pretraining_"])
+def test_padded_row_counts_as_the_clip_that_it_holds(network, stage):
+    network = network.double()
+    model, guide = getattr(network, f"{stage}model"), getattr(network, f"{stage}guide")
+    clip = frames(1, 6).double()
+    mask = torch.arange(6)[None] < 3
+
+    @torch.no_grad()
+    def terms(*args):
+        torch.manual_seed(4)  # the noise of the first three steps is the same, in whatever order the rest is drawn
+        return elbo_terms(model, guide, *args)
+
+    padded, cut = terms(clip, mask), terms(clip[:, :3])
+    torch.testing.assert_close(padded.kl["s"], cut.kl["s"])
+    torch.testing.assert_close(padded.kl["z"], cut.kl["z"])
+
+
+def test_heads_stay_in_full_precision_under_autocast(network):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for guide in (network.guide, network.pretraining_guide):
+            for site in infer(guide, frames(2, 3)).values():
+                assert site.value.dtype == torch.float32
+
+
+def test_particles_can_be_drawn_in_one_run(network):
+    terms = elbo_terms(network.model, network.guide, frames(2, 4), num_particles=3, vectorize_particles=True)
+    assert {name: tuple(term.shape) for name, term in terms.kl.items()} == dict.fromkeys(("s", "d", "z"), (3, 2))
+
+
 @torch.no_grad()
 def test_swaps_follow_the_donor(network):
     source, donor = frames(2, 5), frames(2, 5).flip(0)

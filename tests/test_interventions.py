@@ -92,6 +92,23 @@ def test_a_reconstruction_is_the_one_worked_out_by_hand(seed, row_lengths, extra
     assert_rows(pictures["x"].mean, [what.picture_by_hand(known["s"], known["z"]) for known in by_hand])
 
 
+@given(seeds(), lengths(4, 3))
+def test_the_distributions_of_ragged_clips_know_their_padding(seed, row_lengths):
+    """The mask reaches the model: scored under its own reconstruction, or a swap, a clip's padding counts 0."""
+    what = WhoWhat(seed)
+    frames, mask, rows = clips(seed + 1, row_lengths, 1)
+    clip = (frames, mask)
+    for pictures in (
+        reconstruct(what.model, what.guide, *clip),
+        swap(what.model, what.guide, clip, clip, sites=["s"]),
+        swap(what.model, what.guide, clip, clip, sites=["z"]),
+    ):
+        scores = pictures["x"].log_prob(frames)
+        for score, row in zip(scores, rows, strict=True):
+            known = what.by_hand(row)
+            exact(score.detach(), normal(what.picture_by_hand(known["s"], known["z"]), 0.3, 2).log_prob(row))
+
+
 def test_a_sampled_reconstruction_varies_around_the_mean():
     """4,000 copies of a clip, within 5 standard errors."""
     what = WhoWhat(0)
@@ -476,6 +493,11 @@ def test_swaps_that_are_refused(source, donor, options, error, message):
 def test_generations_that_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         generate(WHAT.model, **{**SIZES, **options})
+
+
+def test_a_given_value_is_not_broadcast_into_a_larger_event():
+    with pytest.raises(ValueError, match=r"site 'z': the value has shape \(2, 3, 5\), expected \(2, 3, 1\)"):
+        generate(TwoChains.model, **SIZES, given={"z": torch.zeros(2, 3, 5)})
 
 
 @pytest.mark.parametrize("call", [reconstruct, functools.partial(forecast, num_steps=1)])

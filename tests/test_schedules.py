@@ -7,7 +7,7 @@ import pickle
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from seqdisent import AnnealingSchedule
@@ -121,6 +121,7 @@ def test_quadratic_passes_through_its_points(points):
 
 
 @given(points(), st.lists(st.floats(0, 1), min_size=1, max_size=20))
+@example([(0, -0.92), (25, 0.93), (27, -0.03)], [24.999999975 / 25])  # rounding alone would leave the bounds
 def test_quadratic_pieces_stay_within_their_ends_and_are_monotone(points, parts):
     schedule = AnnealingSchedule.quadratic(points)
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
@@ -146,6 +147,21 @@ def test_quadratic_is_the_parabola_through_three_points_where_that_one_is_monoto
 def test_quadratic_through_two_points_is_the_straight_line(span, start, end, part):
     schedule = AnnealingSchedule.quadratic([(0, start), (span, end)])
     assert schedule(part * span) == pytest.approx(start + part * (end - start), rel=1e-9, abs=1e-9)
+
+
+@given(points())
+def test_quadratic_pieces_are_parabolas(points):
+    schedule = AnnealingSchedule.quadratic(points)
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        a, b, c, d = (schedule(x0 + (x1 - x0) * part) for part in (0.2, 0.4, 0.6, 0.8))
+        third_difference = d - 3 * c + 3 * b - a
+        assert third_difference == pytest.approx(0, abs=1e-9 * (1 + abs(y0) + abs(y1)))
+
+
+def test_quadratic_waits_at_its_first_point():
+    schedule = AnnealingSchedule.quadratic([(10, 0.0), (20, 1.0), (30, 10.0)])
+    assert [schedule(step) for step in range(11)] == [0.0] * 11
+    assert schedule(15) > 0
 
 
 def test_quadratic_does_not_dip_where_the_released_code_does():

@@ -40,17 +40,17 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     """Return each clip's mean squared error of pixels in [0, 1], over its real frames.
 
     Args:
-        predicted: pixels in [0, 1].
+        predicted: uint8, or floating point in [0, 1].
         truth: uint8, or floating point in [0, 1].
         mask: which frames are real; None for all.
 
     Shape:
         - predicted, truth: (N, T, C, H, W)
         - mask: (N, T) bool
-        - output: (N, T) per frame with `mask=None` averaged to (N,)
+        - output: (N,)
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a clip without a real frame.
 
     Example:
         >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
@@ -58,9 +58,14 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
-    error = (predicted - _pixels(truth)).square().flatten(2).mean(-1)
+    error = (_pixels(predicted) - _pixels(truth)).square().flatten(2).mean(-1)
     if mask is None:
         return error.mean(-1)
+    if mask.shape != error.shape or mask.dtype != torch.bool or not mask.any(-1).all():
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool {tuple(error.shape)} with at "
+            "least one real frame in each row"
+        )
     return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
 
 

@@ -37,6 +37,9 @@ def test_squared_error_is_that_of_a_loop_and_ignores_padding():
     torch.testing.assert_close(whole, torch.stack(wanted[:1]))
     with pytest.raises(ValueError, match="truth: has shape"):
         squared_error(predicted, truth[:, :2])
+    for wrong in (mask[:1], mask.float(), torch.zeros_like(mask)):
+        with pytest.raises(ValueError, match="mask: has shape"):
+            squared_error(predicted, truth, wrong)
 
 
 @given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9))
