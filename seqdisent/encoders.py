@@ -211,9 +211,9 @@ class Seq2SeqDynamicsEncoder(nn.Module):
     r"""A sequence-to-sequence network whose bottleneck is the dynamics of the sequence.
 
     The encoder, a bidirectional LSTM, reads the embeddings; the final states of all its layers and directions give
-    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder is an LSTM whose initial states are layers of d (tanh for the
-    hidden state, linear for the cell). It unrolls d to :math:`\bar h_{1:T}`, which a :class:`~seqdisent.Combiner` reads
-    step by step.
+    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder is an LSTM whose initial states are layers of d, tanh for
+    the hidden state and linear for the cell. It unrolls d to :math:`\bar h_{1:T}`, which a
+    :class:`~seqdisent.Combiner` reads step by step.
 
     Ragged batches are packed: the backward direction starts at each sequence's last real step.
 
