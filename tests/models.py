@@ -509,7 +509,7 @@ def ledger_with(log_likelihood: Tensor) -> ELBOTerms:
 def check_finite_on_rank(rank: int, folder: str) -> None:
     """Join a group of two, check ledgers that are broken on one rank or on none, and write down what was raised."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=5)
     )
     try:
         said = []
