@@ -35,7 +35,7 @@ _FRAMES_AT_ONCE = 64
 
 
 def render_pendulum(angle: Tensor, colour: Tensor, image_size: int = 64) -> Tensor:
-    """Draws pendula on black: a thin, darker rod and a bright bob, antialiased.
+    r"""Draws pendula on black: a thin, darker rod and a bright bob, antialiased.
 
     Args:
         angle: Radians from hanging straight down, to the right where positive; up to 0.75 stays inside the image.
@@ -43,9 +43,9 @@ def render_pendulum(angle: Tensor, colour: Tensor, image_size: int = 64) -> Tens
         image_size: Height and width in pixels.
 
     Shape:
-        - angle: (*B)
-        - colour: (*B, 3), or what broadcasts to it
-        - Output: (*B, 3, image_size, image_size)
+        - angle: (\*B)
+        - colour: (\*B, 3), or what broadcasts to it
+        - Output: (\*B, 3, image_size, image_size)
 
     Returns:
         uint8 frames.
