@@ -59,7 +59,7 @@ CONTRACTS = {
         lambda: Seq2SeqDynamicsEncoder(3, 2, hidden_dim=4, num_layers=2), ((5, 3),), (2,), "LSTM(3, 4, num_layers=2"
     ),
     "GatedTransition": Contract(
-        lambda: GatedTransition(2, 16, context_dim=3), ((2,), (3,)), (2,), "in_features=5, out_features=16"
+        lambda: GatedTransition(8, 16, context_dim=3), ((8,), (3,)), (8,), "in_features=11, out_features=16"
     ),
     "Combiner": Contract(lambda: Combiner(2, 4, context_dim=3), ((2,), (3,)), (2,), "in_features=3, out_features=4"),
 }
