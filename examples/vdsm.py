@@ -335,6 +335,7 @@ PRESETS = {
             num_groups=2,
             frames_per_group=3,
             num_clips=2,
+            transition_steps=4,
             checkpoint_every=2,
         ),
     },
