@@ -126,7 +126,8 @@ class MarkovChain(TorchDistribution):
             inputs = inputs.expand(*batch_shape, *inputs.shape[-2:])
         if mask is not None:
             mask = mask.expand(*batch_shape, self.num_steps)
-        return MarkovChain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
+        chain = type(self)  # of a subclass too
+        return chain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""

@@ -778,3 +778,13 @@ def test_a_static_context_of_the_plates_batch_works_before_the_chain_is_expanded
     with pyro.plate("particles", 2, dim=-2), pyro.plate("sequences", 4):
         path = pyro.sample("z", MarkovChain(start, lambda z: transition(z, d), 5))
     assert path.shape == (2, 4, 5, 2)
+
+
+def test_expanding_a_subclass_keeps_it():
+    class Chain(MarkovChain):
+        pass
+
+    chain = Chain(dist.Normal(torch.zeros(2), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1), 3)
+    expanded = chain.expand([4])
+    assert type(expanded) is Chain
+    assert expanded.batch_shape == (4,)

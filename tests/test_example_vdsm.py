@@ -78,6 +78,19 @@ def test_both_stages_train_what_the_paper_trains(vdsm, network):
         assert not dead  # a parameter without gradient stops a run on several devices
 
 
+@torch.no_grad()
+def test_every_other_chain_is_scored_on_its_own_roll_out(vdsm, network):
+    d, path = torch.randn(4, 4), torch.randn(4, 5, 2)
+    steps = network.pose_prior(d, 5, None, vdsm.HalfRolledOut).conditionals(path).steps
+    for n in range(4):
+        z = path[n, 0]
+        for t in range(1, 5):
+            wanted = network.transition(z, d[n])
+            torch.testing.assert_close(steps.mean[t - 1, n], wanted.mean)
+            torch.testing.assert_close(steps.stddev[t - 1, n], wanted.stddev)
+            z = wanted.mean if n % 2 else path[n, t]
+
+
 def test_cached_features_are_those_of_the_frames(vdsm, network):
     from seqdisent.datasets import pendulum
 
