@@ -209,7 +209,7 @@ def _spread(bank: Tensor) -> Tensor:
     """Return K independent draws (K, ...) as a common start of the same size, and deviations from it.
 
     The average of K draws is smaller than one by sqrt(K), hence the factor. The share of the deviations, 0.3, comes
-    from exploratory runs; `benchmarks/stage1_choices.py` compares it with independent experts.
+    from exploratory runs; `benchmarks/stage1_choices.py` measures it against independent experts.
     """
     start = bank.mean(0, keepdim=True)
     return math.sqrt(len(bank)) * (start + 0.3 * (bank - start))
