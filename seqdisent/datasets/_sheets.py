@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
-import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+from seqdisent.datasets._downloads import data_folders, fetch, verify, write
 
 COMMIT = "2668274d5a96c91584172f2d299b90f0a8c0caac"
 BASE_URL = f"https://raw.githubusercontent.com/jrconway3/Universal-LPC-spritesheet/{COMMIT}"
@@ -136,11 +132,11 @@ def find_sheets(root: str | Path | None, *, download: bool, base_url: str, timeo
         ConnectionError: A download failed.
         ValueError: A checksum is wrong.
     """
-    folders = _folders(root)
+    folders = data_folders(root, "lpc/layers")
     for folder in folders:
         if all((folder / sheet).is_file() for sheet in SHEETS):
             for sheet, (_, digest) in SHEETS.items():
-                _verify((folder / sheet).read_bytes(), digest, str(folder / sheet), "delete it and fetch it again")
+                verify((folder / sheet).read_bytes(), digest, str(folder / sheet), "delete it and fetch it again")
             return folder
     if not download:
         looked = ", ".join(str(folder) for folder in folders)
@@ -151,52 +147,11 @@ def find_sheets(root: str | Path | None, *, download: bool, base_url: str, timeo
     target = folders[-1] if root is None else folders[0]
     for sheet, (path, digest) in SHEETS.items():
         if (target / sheet).is_file():
-            _verify((target / sheet).read_bytes(), digest, str(target / sheet), "delete it and fetch it again")
+            verify((target / sheet).read_bytes(), digest, str(target / sheet), "delete it and fetch it again")
         else:
             url = f"{base_url.rstrip('/')}/{path}"
-            content = _fetch(url, timeout)
-            _verify(content, digest, f"{sheet} from {url}", "nothing was kept; try again or another base_url")
-            _write(target / sheet, content)
-    _write(target / "ATTRIBUTION.md", ATTRIBUTION.encode())
+            content = fetch(url, timeout)
+            verify(content, digest, f"{sheet} from {url}", "nothing was kept; try again or another base_url")
+            write(target / sheet, content)
+    write(target / "ATTRIBUTION.md", ATTRIBUTION.encode())
     return target
-
-
-def _folders(root: str | Path | None) -> list[Path]:
-    folders = [] if root is None else [Path(root)]
-    if os.environ.get("SEQDISENT_DATA"):
-        folders.append(Path(os.environ["SEQDISENT_DATA"]) / "lpc" / "layers")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = os.environ.get("SEQDISENT_CACHE") or Path(caches) / "seqdisent"
-    return [*folders, Path(cache) / "lpc" / "layers"]
-
-
-def _verify(content: bytes, digest: str, what: str, remedy: str) -> None:
-    got = hashlib.sha256(content).hexdigest()
-    if got != digest:
-        raise ValueError(f"{what}: SHA-256 is {got}, expected {digest}; {remedy}")
-
-
-def _fetch(url: str, timeout: float) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
-            content: bytes = response.read()
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise ConnectionError(f"could not download {url}: {error}; nothing was kept, try again") from error
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
-    return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # a cache may be shared, and temporary files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
