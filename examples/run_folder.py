@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.datasets import Clips, load_clips, load_frames, pendulum, sprites
+from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
 from seqdisent.metrics import nearest_clip, pick_donors, squared_error
 from seqdisent.plotting import (
     film_strip,
@@ -88,6 +88,9 @@ def load_data(name: str, *, image_size: int, held_out: float, seed: int, downloa
         clips = sprites(download=download)
         train, test = clips.split_by_identity(held_out, seed)
         return Data(train, test, clips)
+    if name == "moving_mnist":
+        options = {"seed": seed, "image_size": image_size, "download": download}
+        return Data(moving_mnist(10_000, **options), moving_mnist(500, split="test", **options), None)
     clips = load_clips(name, image_size=image_size)
     train, test = clips.split_by_identity(held_out, seed)
     return Data(train, test, None)
@@ -447,17 +450,21 @@ def _save(state: Any, path: Path) -> None:
 def _parse(example: Example) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=example.description, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--data", default="pendulum", help="pendulum, sprites, or a folder identity/clip/frame.png or .npz of clips")
+    add(
+        "--data",
+        default="pendulum",
+        help="pendulum, sprites, moving_mnist, or a folder identity/clip/frame.png or .npz of clips",
+    )
     add("--preset", default="cpu", choices=sorted(example.presets), help="hyperparameters (default: cpu)")
     add("--run-dir", default="runs/latest", help="folder of the run (default: runs/latest)")
     add("--resume", action="store_true", help="continue the run in --run-dir where it stopped")
     add("--seed", type=int, default=0)
     add(
         "--held-out", type=lambda text: int(text) if text.isdigit() and int(text) else float(text), default=0.1,
-        help="identities that training never sees: a fraction, or how many (default: 0.1); of pendula, clips",
+        help="identities that training never sees: a fraction, or how many (default: 0.1)",
     )  # fmt: skip
     add("--image-size", type=int, default=64)
-    add("--download", action="store_true", help="fetch the Sprites sheets if they are not there")
+    add("--download", action="store_true", help="fetch the Sprites sheets or MNIST if they are not there")
     add("--accelerator", default="auto", help="as Lightning's: cpu, gpu, ...")
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)

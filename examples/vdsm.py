@@ -2,6 +2,8 @@
 
     python examples/vdsm.py                                   train on pendula that it generates itself
     python examples/vdsm.py --data sprites --preset cpu       train on Sprites
+    python examples/vdsm.py --data moving_mnist               train on bouncing digits
+    python examples/vdsm.py --data sprites --preset ablation  the same with a single decoder (paper, appendix G)
     python examples/vdsm.py --data FOLDER_OR_NPZ              train on your own clips
     python examples/vdsm.py generate RUN                      draw new clips from the prior
     python examples/vdsm.py swap RUN --content CLIP --motion CLIP
@@ -63,7 +65,7 @@ class VDSM(nn.Module):
         self.transition = GatedTransition(sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim)
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim,
-            sizes.num_experts,
+            1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours,
             image_size=image_size,
             channels=sizes.decoder_channels,
@@ -89,8 +91,8 @@ class VDSM(nn.Module):
 
     def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
         temperature = self.sizes.temperature if temperature is None else temperature
-        latents = torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
-        logits = self.decoder(latents, torch.softmax(s / temperature, -1))
+        weights = s.new_ones(*s.shape[:-1], 1) if self.sizes.single_decoder else torch.softmax(s / temperature, -1)
+        logits = self.decoder(torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1), weights)
         # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
         return _of_real_frames(dist.Bernoulli(logits=logits, validate_args=False).to_event(3), mask)
 
@@ -219,6 +221,7 @@ class Sizes:
     combiner_dim: int = 512
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
+    single_decoder: bool = False  # the ablation of appendix G: s is an input of the decoder and blends nothing
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,7 @@ PRESETS = {
     "paper": {  # Tables 4 and 5; a folder of one's own clips gets the sizes for MUG
         "clips": _paper(15, 20, (250, 200), (1e-3, 1e-3)),
         "sprites": _paper(40, 8, (300, 200), (8e-3, 1e-3)),
+        "moving_mnist": _paper(12, 16, (300, 200), (1e-3, 1e-3), num_clips=30),
         "pendulum": _paper(8, 16, (200, 100), (5e-4, 1e-3), num_groups=50),
     },
     "cpu": {  # sized for two cores: an hour on Sprites, under five minutes on pendula
@@ -358,6 +362,10 @@ PRESETS = {
 
 
 PRESETS["cpu"]["clips"] = PRESETS["cpu"]["sprites"]
+PRESETS["cpu"]["moving_mnist"] = replace(PRESETS["cpu"]["sprites"], clip_length=16, num_clips=10)
+PRESETS["ablation"] = {
+    data: replace(plan, sizes=replace(plan.sizes, single_decoder=True)) for data, plan in PRESETS["cpu"].items()
+}
 
 
 def learning_rate(rate: float, num_steps: int, plan: Plan) -> AnnealingSchedule:

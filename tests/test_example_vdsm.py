@@ -1,5 +1,6 @@
 """examples/vdsm.py as a person runs it, at a tiny size; and the model it builds."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -89,6 +90,18 @@ def test_every_other_chain_is_scored_on_its_own_roll_out(vdsm, network):
             torch.testing.assert_close(steps.mean[t - 1, n], wanted.mean)
             torch.testing.assert_close(steps.stddev[t - 1, n], wanted.stddev)
             z = wanted.mean if n % 2 else path[n, t]
+
+
+@torch.no_grad()
+def test_ablation_has_one_decoder_that_reads_s(vdsm, network):
+    torch.manual_seed(0)
+    alone = vdsm.VDSM((3, 16, 16), dataclasses.replace(network.sizes, single_decoder=True))
+    assert len(alone.decoder.kernels[0]) == 1
+    assert len(network.decoder.kernels[0]) == network.sizes.num_experts
+    s, z = torch.randn(2, 3), torch.randn(2, 5, 2)
+    drawn = alone.emission(s, z, None, 0.1).mean
+    assert (drawn != alone.emission(s.flip(0), z, None, 0.1).mean).any()
+    torch.testing.assert_close(drawn, alone.emission(s, z, None, 1.0).mean)  # no weights, no temperature
 
 
 def test_cached_features_are_those_of_the_frames(vdsm, network):
@@ -183,7 +196,9 @@ def test_parameters_stay_out_of_pyros_store(network):
 
 def test_presets_hold_the_papers_tables(vdsm):
     paper = vdsm.PRESETS["paper"]
-    assert {name: plan.sizes.num_experts for name, plan in paper.items()} == {"clips": 15, "sprites": 40, "pendulum": 8}
+    assert {name: plan.sizes.num_experts for name, plan in paper.items()} == {
+        "clips": 15, "sprites": 40, "moving_mnist": 12, "pendulum": 8,
+    }  # fmt: skip
     plan = paper["sprites"]
     assert (plan.pretraining_steps, plan.sequence_steps) == (300 * 50, 200 * 50)
     assert (plan.pretraining_rate, plan.sequence_rate, plan.num_clips, plan.clip_length) == (8e-3, 1e-3, 20, 8)
