@@ -1,9 +1,13 @@
 """Data sets of clips with known factors, and your own files (extra: data)."""
 
-from seqdisent.datasets.clips import Batch, Clips, Renderer
+from seqdisent.datasets.batch import Batch
+from seqdisent.datasets.clips import Clips
 from seqdisent.datasets.files import load_clips, load_frames
 from seqdisent.datasets.moving_mnist import MovingMNISTRenderer, moving_mnist
+from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
+from seqdisent.datasets.polyphonic import jsb_chorales
+from seqdisent.datasets.renderer import Renderer
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
 
 __all__ = [
@@ -13,9 +17,11 @@ __all__ = [
     "PendulumRenderer",
     "Renderer",
     "SpriteRenderer",
+    "jsb_chorales",
     "load_clips",
     "load_frames",
     "moving_mnist",
+    "mug",
     "pendulum",
     "render_pendulum",
     "sprites",

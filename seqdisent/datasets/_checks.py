@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from seqdisent.datasets.clips import Clips
 
 
 def check_count(name: str, value: object, minimum: int = 1) -> int:
@@ -29,6 +32,21 @@ def check_count(name: str, value: object, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{name}: got {value}, expected at least {minimum}")
     return value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuses what is not among the choices.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What came.
+        choices: What is allowed.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
 def kind_of(value: object) -> str:
@@ -60,6 +78,23 @@ def check_tensor(name: str, value: object, kind: Literal["uint8", "whole", "floa
             return
     wanted = {"uint8": "uint8 (pixels 0 to 255)", "whole": "whole numbers", "floating": "floating point"}[kind]
     raise TypeError(f"{name}: got {kind_of(value)}, expected a tensor of {wanted}")
+
+
+def check_frames(frames: object) -> None:
+    """Refuses what is not the frames of clips.
+
+    Args:
+        frames: uint8 (N, T, *E) expected.
+
+    Raises:
+        TypeError: Not a tensor of bytes.
+        ValueError: The wrong shape.
+    """
+    check_tensor("frames", frames, "uint8")
+    if isinstance(frames, Tensor) and (frames.dim() < 3 or 0 in frames.shape):
+        raise ValueError(
+            f"frames: shape is {tuple(frames.shape)}, expected (N, T, *E), such as (N, T, C, H, W), nothing empty"
+        )
 
 
 def check_per_clip(name: str, values: Tensor, frames: Tensor) -> Tensor:
@@ -108,3 +143,37 @@ def check_positions(name: str, indices: Tensor | Sequence[int], total: int) -> T
     if low < 0 or high >= total:
         raise ValueError(f"{name}: got positions from {low} to {high}, expected 0 to {total - 1}")
     return positions.long()
+
+
+def check_clips(clips: Clips, factor_names: Mapping[str, Sequence[str]]) -> None:
+    """Refuses clips whose lengths, bytes, names, labels and factors do not fit together.
+
+    Args:
+        clips: All of it set.
+        factor_names: As the caller gave them.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    low, high = int(clips.lengths.min()), int(clips.lengths.max())
+    if low < 1 or high > clips.frames.shape[1]:
+        raise ValueError(f"lengths: got values from {low} to {high}, expected 1 to {clips.frames.shape[1]}")
+    if clips.scale < 255 and (brightest := int(clips.frames[clips.mask].max())) > clips.scale:
+        raise ValueError(f"frames: got values up to {brightest}, expected at most scale={clips.scale}")
+    if len(clips.names) != len(clips):
+        raise ValueError(f"names: got {len(clips.names)}, expected one for each of {len(clips)} clips")
+    for argument, factors in (
+        ("factor_names", factor_names),
+        ("static_factors", clips.static_factors),
+        ("motion_factors", clips.motion_factors),
+    ):
+        for name in factors:
+            if name not in clips.labels:
+                raise ValueError(f"{argument}: {name!r} is not among the labels {sorted(clips.labels)}")
+    for name, label in clips.labels.items():
+        low, high, known = int(label.min()), int(label.max()), len(clips.factor_names[name])
+        if low < 0 or high >= known:
+            raise ValueError(f"labels[{name!r}]: got values from {low} to {high}, expected 0 to {known - 1}")
+    for name in clips.static_factors:
+        if torch.unique(torch.stack([clips.identity, clips.labels[name]]), dim=1).shape[1] != clips.num_identities:
+            raise ValueError(f"static_factors: {name!r} differs between clips of one identity, expected one value each")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import os
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -30,8 +33,13 @@ def data_folders(root: str | Path | None, name: str) -> list[Path]:
     return [*folders, cache_folder() / name]
 
 
-def verify(content: bytes, digest: str, what: str, remedy: str) -> None:
-    """Raise ValueError if the SHA-256 of `content` is not `digest`."""
+def verify(content: bytes, digest: str, what: str, remedy: str, *, gzipped: bool = False) -> None:
+    """Raise ValueError if the SHA-256 of `content`, or of what it holds if it is `gzipped`, is not `digest`."""
+    if gzipped:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{what}: not a whole gzip file ({error}); {remedy}") from error
     got = hashlib.sha256(content).hexdigest()
     if got != digest:
         raise ValueError(f"{what}: SHA-256 is {got}, expected {digest}; {remedy}")
@@ -50,13 +58,73 @@ def fetch(url: str, timeout: float) -> bytes:
     return content
 
 
-def write(path: Path, content: bytes) -> None:
-    """Writes a file that other processes see whole or not at all."""
+def find_files(
+    root: str | Path | None,
+    name: str,
+    files: Mapping[str, tuple[str, str]],
+    *,
+    what: str,
+    remedy: str,
+    download: bool,
+    base_url: str,
+    timeout: float,
+    attribution: str | None = None,
+    gzipped: bool = False,
+) -> Path:
+    """The folder that holds all files of a data set, each checked.
+
+    Args:
+        root: Where to look first.
+        name: Of the data set's folder, as `data_folders` takes it.
+        files: Of each file its path below `base_url` and its SHA-256.
+        what: The files, for the message where some are in no folder.
+        remedy: What the caller can do then.
+        download: Fetch what is missing.
+        base_url: Where from.
+        timeout: Seconds that a download may stall.
+        attribution: What to write to `ATTRIBUTION.md` beside the files, once they are fetched.
+        gzipped: The checksums are of what the gzip files hold (packed again, the same content has another one).
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: Files are missing, and `download` is False.
+        ConnectionError: A download failed.
+        ValueError: A checksum is wrong.
+    """
+    folders = data_folders(root, name)
+    again = "delete it and fetch it again"
+    for folder in folders:
+        if all((folder / file).is_file() for file in files):
+            for file, (_, digest) in files.items():
+                verify((folder / file).read_bytes(), digest, str(folder / file), again, gzipped=gzipped)
+            return folder
+    if not download:
+        looked = ", ".join(str(folder) for folder in folders)
+        raise FileNotFoundError(f"{what}: in none of: {looked}. {remedy}")
+    target = folders[-1] if root is None else folders[0]
+    for file, (path, digest) in files.items():
+        if (target / file).is_file():
+            verify((target / file).read_bytes(), digest, str(target / file), again, gzipped=gzipped)
+        else:
+            url = f"{base_url.rstrip('/')}/{path}"
+            content = fetch(url, timeout)
+            not_kept = "nothing was kept; try again or another base_url"
+            verify(content, digest, f"{file} from {url}", not_kept, gzipped=gzipped)
+            write(target / file, content)
+    if attribution is not None:
+        write(target / "ATTRIBUTION.md", attribution.encode())
+    return target
+
+
+def write(path: Path, *content: bytes | memoryview) -> None:
+    """Writes a file, part after part, that other processes see whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(content)
         os.chmod(temporary, 0o644)  # a cache may be shared, and temporary files are private
         os.replace(temporary, path)
     except BaseException:

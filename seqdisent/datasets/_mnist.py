@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._downloads import data_folders, fetch, verify, write
+from seqdisent.datasets._downloads import find_files
 
 BASE_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
 
@@ -37,36 +37,17 @@ def read_digits(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 def find_mnist(root: str | Path | None, split: str, *, download: bool, base_url: str, timeout: float) -> Path:
     """The folder that holds the two files of a split, each checked."""
-    folders = data_folders(root, "mnist")
-    wanted = [name for name in FILES if name.startswith(SPLITS[split][0])]
-    for folder in folders:
-        if all((folder / f"{name}.gz").is_file() for name in wanted):
-            for name in wanted:
-                path = folder / f"{name}.gz"
-                _check(path.read_bytes(), name, str(path), "delete it and fetch it again")
-            return folder
-    if not download:
-        looked = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(
-            f"the MNIST files {', '.join(f'{name}.gz' for name in wanted)} are in none of: {looked}. Point root or "
-            "SEQDISENT_DATA at them, or call moving_mnist(download=True) to fetch them"
-        )
-    target = folders[-1] if root is None else folders[0]
-    for name in wanted:
-        path, url = target / f"{name}.gz", f"{base_url.rstrip('/')}/{name}.gz"
-        if path.is_file():
-            _check(path.read_bytes(), name, str(path), "delete it and fetch it again")
-        else:
-            content = fetch(url, timeout)
-            _check(content, name, url, "nothing was kept; try again or another base_url")
-            write(path, content)
-    return target
-
-
-def _check(packed: bytes, name: str, what: str, remedy: str) -> None:
-    """Check what the gzip file holds: packed again, the same file has another checksum."""
-    try:
-        content = gzip.decompress(packed)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{what}: not a whole gzip file ({error}); {remedy}") from error
-    verify(content, FILES[name], what, remedy)
+    wanted = {
+        f"{name}.gz": (f"{name}.gz", digest) for name, digest in FILES.items() if name.startswith(SPLITS[split][0])
+    }
+    return find_files(
+        root,
+        "mnist",
+        wanted,
+        what=f"the MNIST files {', '.join(wanted)}",
+        remedy="Point root or SEQDISENT_DATA at them, or call moving_mnist(download=True) to fetch them (11 MB)",
+        download=download,
+        base_url=base_url,
+        timeout=timeout,
+        gzipped=True,
+    )

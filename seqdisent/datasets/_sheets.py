@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seqdisent.datasets._downloads import data_folders, fetch, verify, write
+from seqdisent.datasets._downloads import find_files
 
 COMMIT = "2668274d5a96c91584172f2d299b90f0a8c0caac"
 BASE_URL = f"https://raw.githubusercontent.com/jrconway3/Universal-LPC-spritesheet/{COMMIT}"
@@ -132,26 +132,14 @@ def find_sheets(root: str | Path | None, *, download: bool, base_url: str, timeo
         ConnectionError: A download failed.
         ValueError: A checksum is wrong.
     """
-    folders = data_folders(root, "lpc/layers")
-    for folder in folders:
-        if all((folder / sheet).is_file() for sheet in SHEETS):
-            for sheet, (_, digest) in SHEETS.items():
-                verify((folder / sheet).read_bytes(), digest, str(folder / sheet), "delete it and fetch it again")
-            return folder
-    if not download:
-        looked = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(
-            f"the {len(SHEETS)} sprite sheets are in none of: {looked}. Point root or SEQDISENT_DATA at them, "
-            "or call sprites(download=True) to fetch them (2 MB)"
-        )
-    target = folders[-1] if root is None else folders[0]
-    for sheet, (path, digest) in SHEETS.items():
-        if (target / sheet).is_file():
-            verify((target / sheet).read_bytes(), digest, str(target / sheet), "delete it and fetch it again")
-        else:
-            url = f"{base_url.rstrip('/')}/{path}"
-            content = fetch(url, timeout)
-            verify(content, digest, f"{sheet} from {url}", "nothing was kept; try again or another base_url")
-            write(target / sheet, content)
-    write(target / "ATTRIBUTION.md", ATTRIBUTION.encode())
-    return target
+    return find_files(
+        root,
+        "lpc/layers",
+        SHEETS,
+        what=f"the {len(SHEETS)} sprite sheets",
+        remedy="Point root or SEQDISENT_DATA at them, or call sprites(download=True) to fetch them (2 MB)",
+        download=download,
+        base_url=base_url,
+        timeout=timeout,
+        attribution=ATTRIBUTION,
+    )

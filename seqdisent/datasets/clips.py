@@ -4,52 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._checks import check_count, check_per_clip, check_positions, check_tensor
-from seqdisent.datasets._draws import draw_below, draw_positions
+from seqdisent.datasets._checks import check_clips, check_count, check_frames, check_per_clip, check_positions
+from seqdisent.datasets._draws import draw_below, draw_held_out, draw_partners, draw_positions, draw_samples
+from seqdisent.datasets.batch import Batch
+from seqdisent.datasets.renderer import Renderer
 
 Indices = Tensor | Sequence[int]
 """Which clips: int positions, or a bool tensor with one entry per clip."""
 
 
-class Batch(NamedTuple):
-    """Clips as a model takes them; a named tuple, so that Lightning moves it to devices by itself."""
-
-    frames: Tensor
-    """(B, T, C, H, W) float32 in [0, 1], zero where padding."""
-    mask: Tensor
-    """(B, T) bool, True where a frame is real; padding on the right."""
-    identity: Tensor
-    """(B,) int64."""
-    labels: dict[str, Tensor]
-    """Ground-truth factors, each (B,) int64; for evaluation only."""
-    positions: Tensor
-    """(B, T) int64, where each frame stands in `Clips.frames.flatten(0, 1)`: what was computed for it once is found."""
-
-
-class Renderer(Protocol):
-    """Knows the true frames of any identity doing any motion.
-
-    It is called with rows of the data set as it was made (`Clips.source`), so it outlives `Clips.subset`. Make it a
-    class at module level: clips are pickled when they go to another process.
-    """
-
-    def __call__(self, content: Tensor, motion: Tensor, num_steps: int | None) -> Tensor:
-        """The identity of rows `content` (M,) doing what rows `motion` (M,) do, uint8 (M, num_steps, C, H, W)."""
-        ...
-
-
 class Clips:
-    """A data set of clips, held as bytes; batches are float and in [0, 1].
+    r"""A data set of clips, held as bytes; batches are float and in [0, 1].
 
     Every draw depends on the generator it is given and on nothing else. Treat the attributes as read-only.
 
     Args:
-        frames: The clips, uint8, padded on the right; what the padding holds does not matter.
+        frames: The clips, uint8, padded on the right; what the padding holds does not matter. A frame, or step, has
+            any shape E: (C, H, W) for pictures, (88,) for piano rolls.
+        scale: The byte that stands for 1.0 in a batch: 255 for pictures, 1 for what is there or not, such as a note.
         lengths: Real frames of each clip, 1 to T; by default all of them.
         identity: Who each clip shows, any whole numbers; by default every clip is its own identity.
         labels: Ground-truth factors, each with values from 0.
@@ -61,12 +38,12 @@ class Clips:
         renderer: Renders true swaps and continuations, where the data has such a thing.
 
     Shape:
-        - frames: (N, T, C, H, W)
+        - frames: (N, T, \*E)
         - lengths, identity, source and each of labels: (N,)
 
     Raises:
         TypeError: `frames` is not uint8, or another tensor does not hold whole numbers.
-        ValueError: Shapes, lengths, label values or names that do not fit together.
+        ValueError: Shapes, lengths, label values or names that do not fit together; a frame has a byte above `scale`.
 
     Example:
         >>> frames = torch.arange(6, dtype=torch.uint8).reshape(3, 2, 1, 1, 1)
@@ -82,6 +59,7 @@ class Clips:
         self,
         frames: Tensor,
         *,
+        scale: int = 255,
         lengths: Tensor | None = None,
         identity: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
@@ -92,12 +70,11 @@ class Clips:
         source: Tensor | None = None,
         renderer: Renderer | None = None,
     ) -> None:
-        check_tensor("frames", frames, "uint8")
-        if frames.dim() != 5 or 0 in frames.shape:
-            raise ValueError(f"frames: shape is {tuple(frames.shape)}, expected (N, T, C, H, W) with nothing empty")
+        check_frames(frames)
         count, num_steps = frames.shape[:2]
         positions = torch.arange(count, device=frames.device)
         self.frames = frames
+        self.scale = check_count("scale", scale)
         self.lengths = (
             positions.new_full((count,), num_steps) if lengths is None else check_per_clip("lengths", lengths, frames)
         )
@@ -114,31 +91,7 @@ class Clips:
         self.motion_factors = tuple(motion_factors)
         self.names = [str(position) for position in range(count)] if names is None else list(names)
         self.renderer = renderer
-        self._check(factor_names or {})
-
-    def _check(self, factor_names: Mapping[str, Sequence[str]]) -> None:
-        low, high = int(self.lengths.min()), int(self.lengths.max())
-        if low < 1 or high > self.frames.shape[1]:
-            raise ValueError(f"lengths: got values from {low} to {high}, expected 1 to {self.frames.shape[1]}")
-        if len(self.names) != len(self):
-            raise ValueError(f"names: got {len(self.names)}, expected one for each of {len(self)} clips")
-        for argument, factors in (
-            ("factor_names", factor_names),
-            ("static_factors", self.static_factors),
-            ("motion_factors", self.motion_factors),
-        ):
-            for name in factors:
-                if name not in self.labels:
-                    raise ValueError(f"{argument}: {name!r} is not among the labels {sorted(self.labels)}")
-        for name, label in self.labels.items():
-            low, high, known = int(label.min()), int(label.max()), len(self.factor_names[name])
-            if low < 0 or high >= known:
-                raise ValueError(f"labels[{name!r}]: got values from {low} to {high}, expected 0 to {known - 1}")
-        for name in self.static_factors:
-            if torch.unique(torch.stack([self.identity, self.labels[name]]), dim=1).shape[1] != self.num_identities:
-                raise ValueError(
-                    f"static_factors: {name!r} differs between clips of one identity, expected one value each"
-                )
+        check_clips(self, factor_names or {})
 
     def __len__(self) -> int:
         """The number of clips."""
@@ -159,7 +112,13 @@ class Clips:
     @cached_property
     def num_identities(self) -> int:
         """How many different identities there are."""
-        return int(torch.unique(self.identity).numel())
+        return int(self._owner.max()) + 1
+
+    @cached_property
+    def _owner(self) -> Tensor:
+        """(N,) int64, the identities numbered from 0 in their order."""
+        owner: Tensor = torch.unique(self.identity, return_inverse=True)[1]
+        return owner
 
     def subset(self, indices: Indices) -> Clips:
         """Some of the clips, in the order given.
@@ -176,6 +135,7 @@ class Clips:
         rows = self._rows("indices", indices)
         return Clips(
             self.frames[rows],
+            scale=self.scale,
             lengths=self.lengths[rows],
             identity=self.identity[rows],
             labels={name: label[rows] for name, label in self.labels.items()},
@@ -249,66 +209,84 @@ class Clips:
         check_count("frames_per_group", frames_per_group)
         pool, first, count = self._frames_by_identity
         groups = draw_positions(len(count), num_groups, generator).to(self.frames.device)
-        first, count = first[groups, None], count[groups, None]
-        # The frames with the largest of independent uniform keys are a sample without replacement, in random order.
-        width = max(int(count.max()), frames_per_group)
-        keys = torch.rand(num_groups, width, generator=generator, device=generator.device).to(self.frames.device)
-        keys = keys.masked_fill(torch.arange(width, device=keys.device) >= count, -1.0)
-        picks = keys.topk(frames_per_group, dim=1).indices
-        if bool((count < frames_per_group).any()):
-            repeats = draw_below(count, (num_groups, frames_per_group), generator)
-            picks = torch.where(count < frames_per_group, repeats, picks)
-        chosen = pool[first + picks]
+        picks = draw_samples(count[groups], frames_per_group, generator)
+        chosen = pool[first[groups, None] + picks]
         rows = chosen[:, 0] // self.frames.shape[1]
         lengths = rows.new_full((num_groups,), frames_per_group)
         return self._batch(chosen, lengths, rows, self.static_factors)
+
+    def draw_pairs(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Two whole clips of one identity, one after the other: in Sprites, 16 frames of a character's two actions.
+
+        The first clips are all different while there are enough; the second is any of the same identity's, the first
+        one included. VDSM's released code pairs actions in this way for its first stage.
+
+        Args:
+            batch_size: How many pairs.
+            generator: Decides everything that is random here.
+
+        Returns:
+            The batch, as long as its longest pair; of the labels it has the static factors alone.
+
+        Raises:
+            ValueError: `batch_size` below 1.
+
+        Example:
+            >>> clips = Clips(torch.arange(6, dtype=torch.uint8).reshape(3, 2, 1), identity=torch.tensor([0, 0, 1]))
+            >>> clips.draw_pairs(3, torch.Generator().manual_seed(1)).frames.shape
+            torch.Size([3, 4, 1])
+        """
+        check_count("batch_size", batch_size)
+        first = draw_positions(len(self), batch_size, generator).to(self.frames.device)
+        second = draw_partners(self._owner, first, generator)
+        until, lengths = self.lengths[first, None], self.lengths[first] + self.lengths[second]
+        steps = torch.arange(int(lengths.max()), device=self.frames.device)
+        rows = torch.where(steps < until, first[:, None], second[:, None])
+        steps = torch.where(steps < until, steps, steps - until).clamp(max=self.frames.shape[1] - 1)
+        return self._batch(rows * self.frames.shape[1] + steps, lengths, first, self.static_factors)
 
     @cached_property
     def _frames_by_identity(self) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of real frames sorted by identity, where each identity's begin, and how many it has."""
         real = self.mask.flatten().nonzero().squeeze(1)
-        owner = torch.unique(self.identity, return_inverse=True)[1].repeat_interleave(self.lengths)
+        owner = self._owner.repeat_interleave(self.lengths)
         count = owner.bincount()
         return real[owner.argsort(stable=True)], count.cumsum(0) - count, count
 
-    def split_by_identity(self, held_out: float, seed: int) -> tuple[Clips, Clips]:
-        """Training clips and clips of identities that training never sees.
+    def split(self, held_out: float, seed: int, *, by: Literal["identity", "sequence"]) -> tuple[Clips, Clips]:
+        """Training clips, and clips that training never sees.
 
         Args:
-            held_out: How many identities to hold out: an int, or a float for a fraction of them (at least one goes and
-                one stays).
-            seed: Decides which identities.
+            held_out: How many identities or sequences to hold out: an int, or a float for a fraction of them (at least
+                one goes and one stays).
+            seed: Decides which; nothing else does.
+            by: What is held out: every clip of some identities, so that they are new, or some of the clips (sequences)
+                whoever they show, so that an identity may be on both sides.
 
         Returns:
             The training clips and the held-out clips, each in the order of this data set.
 
         Raises:
-            ValueError: Fewer than two identities, or `held_out` leaves one side empty.
+            ValueError: Fewer than two identities or sequences, `held_out` leaves one side empty, or `by` is neither.
 
         Example:
             >>> clips = Clips(torch.zeros(6, 1, 1, 1, 1, dtype=torch.uint8), identity=torch.tensor([0, 0, 1, 1, 2, 2]))
-            >>> train, held_out = clips.split_by_identity(1, seed=0)
+            >>> train, held_out = clips.split(1, seed=0, by="identity")
             >>> len(train), len(held_out), held_out.num_identities
             (4, 2, 1)
+            >>> train, held_out = clips.split(1, seed=0, by="sequence")
+            >>> len(train), len(held_out), train.num_identities
+            (5, 1, 3)
         """
-        identities = torch.unique(self.identity)
-        total = len(identities)
-        if total < 2:
-            raise ValueError(f"split_by_identity: got clips of {total} identity, expected at least 2")
-        if isinstance(held_out, int):
-            count = check_count("held_out", held_out)
-            if count >= total:
-                raise ValueError(f"held_out: got {count} of {total} identities, expected at most {total - 1}")
-        elif 0.0 < held_out < 1.0:
-            count = min(max(round(held_out * total), 1), total - 1)
-        else:
-            raise ValueError(f"held_out: got {held_out}, expected a fraction between 0 and 1, or an int")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        chosen = torch.isin(self.identity, identities[order[:count].to(identities.device)])
+        chosen = draw_held_out(self._owner, held_out, seed, by)
         return self.subset(~chosen), self.subset(chosen)
 
+    def split_by_identity(self, held_out: float, seed: int) -> tuple[Clips, Clips]:
+        """`split` with `by="identity"`: the held-out clips are of identities that training never sees."""
+        return self.split(held_out, seed, by="identity")
+
     def true_swap(self, content: int | Indices, motion: int | Indices, *, num_steps: int | None = None) -> Tensor:
-        """What a perfect model shows when one clip's identity does what another clip does.
+        r"""What a perfect model shows when one clip's identity does what another clip does.
 
         Args:
             content: The clip, or clips, whose identity is shown.
@@ -317,7 +295,7 @@ class Clips:
 
         Shape:
             - content, motion: int or (M,)
-            - Output: (T, C, H, W) or (M, T, C, H, W), uint8
+            - Output: (T, \*E) or (M, T, \*E), uint8
 
         Returns:
             The true frames.
@@ -338,7 +316,7 @@ class Clips:
         return frames[0] if single else frames
 
     def true_clip(self, index: int | Indices, num_steps: int) -> Tensor:
-        """The true frames 0 to `num_steps` - 1 of a clip, beyond its end where the renderer knows how it goes on.
+        r"""The true frames 0 to `num_steps` - 1 of a clip, beyond its end where the renderer knows how it goes on.
 
         Args:
             index: The clip, or clips.
@@ -346,7 +324,7 @@ class Clips:
 
         Shape:
             - index: int or (M,)
-            - Output: (num_steps, C, H, W) or (M, num_steps, C, H, W), uint8
+            - Output: (num_steps, \*E) or (M, num_steps, \*E), uint8
 
         Returns:
             The true frames.
@@ -361,8 +339,8 @@ class Clips:
 
     def _batch(self, positions: Tensor, lengths: Tensor, rows: Tensor, factors: Sequence[str] | None = None) -> Batch:
         mask = torch.arange(positions.shape[1], device=positions.device) < lengths[:, None]
-        pixels = self.frames.flatten(0, 1)[positions].to(torch.float32).div_(255.0)
+        frames = self.frames.flatten(0, 1)[positions].to(torch.float32).div_(float(self.scale))
         if not bool(mask.all()):
-            pixels.masked_fill_(~mask[:, :, None, None, None], 0.0)
+            frames.masked_fill_(~mask.reshape(*mask.shape, *[1] * (frames.dim() - 2)), 0.0)
         labels = {name: self.labels[name][rows] for name in (self.labels if factors is None else factors)}
-        return Batch(pixels, mask, self.identity[rows], labels, positions)
+        return Batch(frames, mask, self.identity[rows], labels, positions)

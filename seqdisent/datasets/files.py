@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seqdisent.datasets._archives import read_arrays
 from seqdisent.datasets._checks import check_count
 from seqdisent.datasets._images import Pixels, read_frames, resize
 from seqdisent.datasets.clips import Clips
@@ -188,20 +187,7 @@ def _clips_of_archive(path: Path, image_size: int) -> Clips:
 
 def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of an .npz file; of an .npy file, its array as `frames`."""
-    try:
-        with path.open("rb") as file:  # opened here, since NumPy leaves a damaged archive open
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"frames": loaded}
-            with loaded:
-                arrays: dict[str, Any] = {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: not a NumPy file that can be read ({error}); arrays of objects are refused"
-        ) from error
-    for name, values in arrays.items():
-        if not isinstance(values, np.ndarray):  # NumPy hands out the bytes of a member that is no array
-            raise ValueError(f"{path}: member {name!r} is not an array, expected arrays alone")
+    arrays = dict(read_arrays(path))
     if "frames" not in arrays:
         raise ValueError(f"{path}: holds {sorted(arrays)}, expected an array 'frames'")
     return arrays

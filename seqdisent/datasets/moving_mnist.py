@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._checks import check_count
+from seqdisent.datasets._checks import check_choice, check_count
 from seqdisent.datasets._draws import draw_positions
 from seqdisent.datasets._mnist import BASE_URL, DIGIT_SIZE, SPLITS, find_mnist, read_digits
 from seqdisent.datasets.clips import Clips
@@ -82,7 +82,8 @@ def _paint(digits: Tensor, corner: Tensor, image_size: int) -> Tensor:
     pixel = (y * image_size + x).flatten(-2)  # (M, T, D, 28 * 28)
     layers = torch.zeros(*corner.shape[:-1], image_size**2, dtype=torch.uint8)
     layers.scatter_(-1, pixel, digits[:, None].expand(*corner.shape[:-1], DIGIT_SIZE, DIGIT_SIZE).flatten(-2))
-    return layers.amax(2).unflatten(-1, (1, image_size, image_size))
+    frames: Tensor = layers.amax(2).unflatten(-1, (1, image_size, image_size))
+    return frames
 
 
 def moving_mnist(
@@ -138,8 +139,7 @@ def moving_mnist(
         check_count(name, value)
     if check_count("image_size", image_size) <= DIGIT_SIZE:
         raise ValueError(f"image_size: got {image_size}, expected more than the {DIGIT_SIZE} pixels of a digit")
-    if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, expected one of {sorted(SPLITS)}")
+    check_choice("split", split, tuple(SPLITS))
     folder = find_mnist(root, split, download=download, base_url=base_url, timeout=timeout)
     images, classes = read_digits(folder, split)
     generator = torch.Generator().manual_seed(seed)

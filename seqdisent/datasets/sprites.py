@@ -7,7 +7,9 @@ downloaded.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seqdisent.datasets._downloads import cache_folder
+from seqdisent.datasets._frame_cache import kept_frames
 from seqdisent.datasets._images import read_rgba
-from seqdisent.datasets._sheets import BASE_URL, find_sheets
+from seqdisent.datasets._progress import progress
+from seqdisent.datasets._sheets import BASE_URL, SHEETS, find_sheets
 from seqdisent.datasets.clips import Clips
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -43,6 +48,7 @@ NUM_CHARACTERS = 840
 NUM_MOTIONS = 9
 NUM_STEPS = 8
 _SIZE = 64
+_RECIPE_VERSION = 1  # to count up whenever `_compose` gives other frames: it names the cached ones
 
 Floats = npt.NDArray[np.float64]
 
@@ -95,15 +101,20 @@ def sprites(
     *,
     download: bool = False,
     characters: Sequence[int] | None = None,
+    cache: bool = False,
     base_url: str = BASE_URL,
     timeout: float = 30.0,
 ) -> Clips:
     """The Sprites data set: 840 characters, each with 9 clips of 8 frames in RGB, 64 x 64.
 
     Identity is the character, counted over body, shirt, pants and hair (the static factors) with hair fastest. The
-    clips of a character are walk, spellcast and slash, each seen from the left, the front and the right (the motion
-    factors). Any true swap is known. All 840 take 743 MB and some seconds; every sheet's SHA-256 is checked before it
-    is used.
+    clips of a character are walk, spellcast and slash (`action`), each seen from the left, the front and the right
+    (`direction`); `motion` is which of the nine, their product. These are the motion factors. Any true swap is known.
+    `Clips.draw_pairs` draws two actions of one character, 16 frames, as the released code does at stage 1.
+
+    All 840 take 743 MB and some seconds, with a progress bar on a terminal; every sheet's SHA-256 is checked before it
+    is used. With `cache=True` the composed frames are kept in a file and mapped into memory, so that a later call takes
+    a second, and processes share the memory. (`Clips.subset` and the splits copy what they keep.)
 
     Args:
         root: Folder with `body/`, `shirt/`, `pants/` and `hair/`. Where it is None or lacks a sheet, the folders
@@ -111,6 +122,9 @@ def sprites(
             `~/.cache/seqdisent`, there `lpc/layers`) are tried.
         download: Fetch missing sheets (2 MB) into `root`, or into the cache where `root` is None.
         characters: Which characters to compose, 0 to 839, in this order; by default all.
+        cache: Keep the composed frames, 884,736 bytes a character, in the cache folder's `sprites`, in a file whose
+            name changes with the sheets, the recipe and `characters`. A damaged one is composed again. Old ones are
+            never removed.
         base_url: Where to download from; a mirror has the source repository's paths below it.
         timeout: Seconds that a download may stall.
 
@@ -121,7 +135,11 @@ def sprites(
         FileNotFoundError: A sheet is missing, and `download` is False.
         ConnectionError: A download failed; nothing half-written is left.
         ValueError: A sheet's SHA-256 is wrong, or `characters` is empty, repeats one or has one out of range.
-        ImportError: Pillow is missing.
+        ImportError: Pillow or tqdm is missing.
+
+    Warns:
+        RuntimeWarning: The cache could not be written, since the disk is full or read-only, say; nothing half-written
+            is left, and the frames are held in memory.
 
     References:
         Li, Mandt. Disentangled Sequential Autoencoder, ICML 2018. Vowels, Camgoz, Bowden. VDSM, CVPR 2021; its released
@@ -131,7 +149,11 @@ def sprites(
     if not chosen or len(set(chosen)) != len(chosen) or not 0 <= min(chosen) <= max(chosen) < NUM_CHARACTERS:
         raise ValueError(f"characters: got {chosen}, expected different numbers from 0 to {NUM_CHARACTERS - 1}")
     layers = find_sheets(root, download=download, base_url=base_url, timeout=timeout)
-    frames = torch.from_numpy(_compose(layers, chosen))
+    if cache:
+        shape = (len(chosen) * NUM_MOTIONS, NUM_STEPS, 3, _SIZE, _SIZE)
+        frames = kept_frames(cache_folder() / "sprites" / _cache_name(chosen), shape, lambda: _compose(layers, chosen))
+    else:
+        frames = torch.from_numpy(_compose(layers, chosen))
     values = torch.tensor([_attributes(character) for character in chosen]).repeat_interleave(NUM_MOTIONS, dim=0)
     motions = list(itertools.product(ACTIONS, DIRECTIONS))
     motion = torch.arange(NUM_MOTIONS).repeat(len(chosen))
@@ -142,11 +164,17 @@ def sprites(
             **dict(zip(ATTRIBUTES, values.unbind(dim=1), strict=True)),
             "action": motion // len(DIRECTIONS),
             "direction": motion % len(DIRECTIONS),
+            "motion": motion,
         },
-        factor_names={**ATTRIBUTES, "action": tuple(ACTIONS), "direction": tuple(DIRECTIONS)},
+        factor_names={
+            **ATTRIBUTES,
+            "action": tuple(ACTIONS),
+            "direction": tuple(DIRECTIONS),
+            "motion": [" ".join(pair) for pair in motions],
+        },
         static_factors=tuple(ATTRIBUTES),
-        motion_factors=("action", "direction"),
-        names=[f"{character} {action} {direction}" for character in chosen for action, direction in motions],
+        motion_factors=("action", "direction", "motion"),
+        names=[f"{character} {' '.join(pair)}" for character in chosen for pair in motions],
         renderer=SpriteRenderer(frames),
     )
 
@@ -158,6 +186,12 @@ def _attributes(character: int) -> tuple[int, ...]:
         character, value = divmod(character, len(names))
         values.append(value)
     return tuple(reversed(values))
+
+
+def _cache_name(chosen: Sequence[int]) -> str:
+    """Says all that the frames depend on."""
+    content = json.dumps([_RECIPE_VERSION, SHEETS, ATTRIBUTES, ACTIONS, DIRECTIONS, list(chosen)])
+    return f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.frames"
 
 
 def _compose(folder: Path, chosen: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -172,7 +206,7 @@ def _compose(folder: Path, chosen: Sequence[int]) -> npt.NDArray[np.uint8]:
     frames = np.empty((len(chosen), NUM_MOTIONS, NUM_STEPS, 3, _SIZE, _SIZE), dtype=np.uint8)
     empty = np.zeros((NUM_MOTIONS * NUM_STEPS * _SIZE * _SIZE, 4))
     dressed: dict[tuple[int, int], Floats] = {}
-    for body, pants, shirt in sorted(trees):
+    for body, pants, shirt in progress(sorted(trees), "composing sprites"):
         if (body, pants) not in dressed:
             dressed = {(body, pants): _over(_over(empty, layers["body"][body]), layers["pants"][pants])}
         below = _over(dressed[body, pants], layers["shirt"][shirt])

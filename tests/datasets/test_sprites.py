@@ -3,8 +3,11 @@
 import hashlib
 import http.server
 import io
+import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +18,13 @@ import torch
 
 from seqdisent.datasets import _sheets, sprites
 from seqdisent.datasets.sprites import ATTRIBUTES
+
+try:
+    import resource
+except ImportError:
+    resource = None
+
+sprites_module = sys.modules["seqdisent.datasets.sprites"]  # the function has the module's name
 
 REAL = Path(os.environ.get("SEQDISENT_DATA") or Path(__file__).parents[3] / "shared" / "data") / "lpc" / "layers"
 needs_sheets = pytest.mark.skipif(
@@ -150,7 +160,7 @@ def test_every_frame_is_as_the_recipe_says(sheets, folder):
 def test_labels_name_what_is_shown(folder):
     clips = sprites(folder, characters=[100, 3])
     assert clips.static_factors == ("body", "shirt", "pants", "hair")
-    assert clips.motion_factors == ("action", "direction")
+    assert clips.motion_factors == ("action", "direction", "motion")
     assert [int(clips.labels[name][0]) for name in clips.static_factors] == [0, 3, 1, 4]
     assert [int(clips.labels[name][9]) for name in clips.static_factors] == [0, 0, 0, 3]
     assert clips.factor_names["hair"][4] == "white"
@@ -158,6 +168,8 @@ def test_labels_name_what_is_shown(folder):
         _, action, direction = name.split()
         assert clips.factor_names["action"][clips.labels["action"][row]] == action
         assert clips.factor_names["direction"][clips.labels["direction"][row]] == direction
+        assert clips.factor_names["motion"][clips.labels["motion"][row]] == f"{action} {direction}"
+    assert clips.labels["motion"].tolist() == [*range(9), *range(9)]
 
 
 def test_a_true_swap_is_the_clip_of_that_character_doing_that(folder):
@@ -176,6 +188,173 @@ def test_a_true_swap_is_the_clip_of_that_character_doing_that(folder):
     assert torch.equal(part.true_clip(2, 5), part.frames[2, :5])
     with pytest.raises(ValueError, match="num_steps: got 9, expected at most 8"):
         part.true_clip(2, 9)
+
+
+def test_pairs_are_two_actions_of_one_character(folder):
+    clips = sprites(folder, characters=[5, 700])
+    batch = clips.draw_pairs(18, torch.Generator().manual_seed(0))
+    assert batch.frames.shape == (18, 16, 3, 64, 64)
+    assert batch.mask.all()
+    assert set(batch.labels) == set(ATTRIBUTES)
+    shown = clips.identity[batch.positions // 8]
+    assert torch.equal(shown, batch.identity[:, None].expand(18, 16))
+    assert torch.equal(batch.positions[:, 8:] % 8, torch.arange(8).expand(18, 8))
+    assert (batch.positions[:, 0] != batch.positions[:, 8]).any()
+
+
+# --- composed frames kept in a file
+
+
+@pytest.fixture
+def kept(cache):
+    """Where composed frames are kept."""
+    return cache.parents[1] / "sprites"
+
+
+def composing(monkeypatch):
+    """The characters of each composition from now on."""
+    asked, compose = [], sprites_module._compose
+
+    def recorded(folder, chosen):
+        asked.append(chosen)
+        return compose(folder, chosen)
+
+    monkeypatch.setattr(sprites_module, "_compose", recorded)
+    return asked
+
+
+def test_kept_frames_are_the_composed_ones_and_composed_once(folder, kept, monkeypatch):
+    plain = sprites(folder, characters=[3, 8])
+    assert not kept.exists()
+    asked = composing(monkeypatch)
+    for _ in range(2):
+        clips = sprites(folder, characters=[3, 8], cache=True)
+        assert torch.equal(clips.frames, plain.frames)
+        assert torch.equal(clips.true_swap(0, 12), plain.true_swap(0, 12))
+    assert asked == [[3, 8]]
+    assert [path.stat().st_size for path in kept.iterdir()] == [2 * 884736 + 4]
+    clips.frames[0] += 1  # stays in this process
+    assert torch.equal(sprites(folder, characters=[3, 8], cache=True).frames, plain.frames)
+    assert torch.equal(pickle.loads(pickle.dumps(clips)).frames, clips.frames)
+
+
+def test_kept_frames_are_those_of_these_sheets_this_recipe_and_these_characters(folder, kept, sheets, monkeypatch):
+    sprites(folder, characters=[3], cache=True)
+    asked = composing(monkeypatch)
+    sprites(folder, characters=[4], cache=True)
+    sprites(folder, characters=[3, 4], cache=True)
+    sprites(folder, characters=[4, 3], cache=True)
+    monkeypatch.setattr(sprites_module, "_RECIPE_VERSION", 0)
+    sprites(folder, characters=[3], cache=True)
+    assert asked == [[4], [3, 4], [4, 3], [3]]
+    content = sheets["hair/blue.png"][1] + b"!"
+    (folder / "hair" / "blue.png").write_bytes(content)
+    changed = (_sheets.SHEETS["hair/blue.png"][0], hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(_sheets.SHEETS, "hair/blue.png", changed)
+    sprites(folder, characters=[3], cache=True)
+    assert len(asked) == len(list(kept.iterdir())) - 1 == 5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content + b"!",
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    ],
+)
+def test_a_damaged_file_is_composed_again(folder, kept, monkeypatch, damage):
+    frames = sprites(folder, characters=[3], cache=True).frames.clone()
+    (path,) = kept.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    asked = composing(monkeypatch)
+    for _ in range(2):
+        assert torch.equal(sprites(folder, characters=[3], cache=True).frames, frames)
+    assert asked == [[3]]
+
+
+@pytest.mark.skipif(resource is None, reason="no limits on a file's size here")
+def test_a_write_without_space_leaves_nothing_and_the_frames_stay_in_memory(folder, kept):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.warns(RuntimeWarning, match="File too large.*; they are held in memory") as caught:
+            clips = sprites(folder, characters=[3], cache=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught[0].filename == __file__
+    assert torch.equal(clips.frames, sprites(folder, characters=[3]).frames)
+    assert list(kept.iterdir()) == []
+
+
+WHOLE = 2 * 884736 + 4
+
+
+def keep_and_report(folder, kept, barrier, reports):
+    """Compose and keep, stopping half way through the file until the other process is there too."""
+
+    class Stopping(io.FileIO):
+        def writelines(self, parts):
+            content = b"".join(parts)
+            self.write(content[: WHOLE // 2])
+            barrier.wait(60)
+            reports.put(("others see", [path.name for path in kept.iterdir() if not path.name.startswith(".")]))
+            barrier.wait(60)
+            self.write(content[WHOLE // 2 :])
+
+    os.fdopen = Stopping
+    for _ in range(2):
+        clips = sprites(folder, characters=[3, 8], cache=True)
+        reports.put(("frames", hashlib.sha256(clips.frames.numpy()).hexdigest()))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_at_once_get_and_leave_whole_frames(folder, kept):
+    expected = hashlib.sha256(sprites(folder, characters=[3, 8]).frames.numpy()).hexdigest()
+    context = multiprocessing.get_context("fork")
+    barrier, reports = context.Barrier(2), context.Queue()
+    arguments = (folder, kept, barrier, reports)
+    processes = [context.Process(target=keep_and_report, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    got = [reports.get(timeout=60) for _ in range(6)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [value for what, value in got if what == "others see"] == [[], []]
+    assert [value for what, value in got if what == "frames"] == [expected] * 4
+    (path,) = kept.iterdir()
+    assert hashlib.sha256(path.read_bytes()[:-4]).hexdigest() == expected
+
+
+# --- the progress bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_on_a_terminal_alone(folder, monkeypatch):
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        sprites(folder, characters=[3])
+        assert ("composing sprites" in stream.getvalue()) == shown
+        assert bool(stream.getvalue()) == shown
+
+
+def test_without_tqdm_the_error_names_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"composing frames needs tqdm: pip install seqdisent\[data\]"):
+        sprites(folder, characters=[0])
+
+
+# --- arguments and sheets that are wrong
 
 
 @pytest.mark.parametrize("characters", [[], [840], [-1], [3, 3]])

@@ -1,0 +1,29 @@
+"""A progress bar, on a terminal alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a bar on standard error that goes away when they are done; without one where that is no terminal.
+
+    Args:
+        items: What to go through.
+        what: What is being done, shown beside the bar.
+
+    Returns:
+        The same items.
+
+    Raises:
+        ImportError: tqdm is missing.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("composing frames needs tqdm: pip install seqdisent[data]") from error
+    bar: Iterable[Item] = tqdm(items, desc=what, leave=False, disable=None)  # None: quiet unless on a terminal
+    return bar
