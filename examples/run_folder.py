@@ -68,6 +68,8 @@ def main(example: Example) -> None:
         _swap(example, arguments)
     elif arguments.command == "forecast":
         _forecast(example, arguments)
+    elif arguments.command == "evaluate":
+        _evaluate(example, arguments)
     else:
         _train(example, arguments)
 
@@ -404,6 +406,24 @@ def _forecast(example: Example, arguments: argparse.Namespace) -> None:
     _write_clips(predicted, arguments.out or Path(arguments.run) / "forecast_from_file")
 
 
+def _evaluate(example: Example, arguments: argparse.Namespace) -> None:
+    import report  # scikit-learn and more, which nothing else needs
+
+    run = Path(arguments.run)
+    network, config, _ = _load_run(example, run)
+    data = _data_of(config, download=False)
+    if not data.held_out.static_factors:
+        sys.exit(f"--data {config['data']}: has no labels that belong to an identity, so there is nothing to judge")
+    seed = config["seed"]
+    judge = report.find_judge(data.train, data.held_out, run / "judge.pt", seed=seed, num_steps=arguments.judge_steps)
+    donors = pick_donors(data.held_out.identity, _motion(data.held_out), seed=seed)
+    measured = report.measure(network, data.train, data.held_out, judge, donors, seed=seed)
+    _write_json({**_read_json(run / "metrics.json"), "evaluation": report.plain(measured)}, run / "metrics.json")
+    written = report.write_report(measured, config["data"], data.held_out, run)
+    print(*report.tables(measured, config["data"]), sep="\n\n")
+    print("\nwrote", run / "metrics.json", *written, sep="\n  ")
+
+
 def _write_clips(clips: Tensor, stem: str | Path) -> None:
     """Write clips as one picture of film strips and as one animation."""
     stem = Path(stem)
@@ -469,7 +489,7 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
-    commands = parser.add_subparsers(dest="command", metavar="{generate,swap,forecast}")
+    commands = parser.add_subparsers(dest="command", metavar="{generate,swap,forecast,evaluate}")
     command = _add_command(commands, "generate", "draw new clips from the prior")
     command.add_argument("--num-clips", type=int, default=8)
     command.add_argument("--num-steps", type=int, default=FORECAST_STEPS)
@@ -482,6 +502,9 @@ def _parse(example: Example) -> argparse.Namespace:
     command.add_argument("--num-steps", type=int, default=FORECAST_STEPS)
     command.add_argument("--sample", action="store_true", help="draw the future instead of following its mean")
     command.add_argument("--seed", type=int, default=0)
+    command = commands.add_parser("evaluate", help="judge, swaps, probes, entropies: tables beside the paper's numbers")
+    command.add_argument("run", help="folder of a finished run")
+    command.add_argument("--judge-steps", type=int, default=600, help="training steps of the judge (default: 600)")
     return parser.parse_args()
 
 

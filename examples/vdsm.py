@@ -5,6 +5,7 @@
     python examples/vdsm.py --data moving_mnist               train on bouncing digits
     python examples/vdsm.py --data sprites --preset ablation  the same with a single decoder (paper, appendix G)
     python examples/vdsm.py --data FOLDER_OR_NPZ              train on your own clips
+    python examples/vdsm.py evaluate RUN                      judge, swaps, probes: tables beside the paper's numbers
     python examples/vdsm.py generate RUN                      draw new clips from the prior
     python examples/vdsm.py swap RUN --content CLIP --motion CLIP
     python examples/vdsm.py forecast RUN --from FRAMES

@@ -146,6 +146,7 @@ def test_every_public_argument_is_annotated(name):
 
 def test_importing_loads_no_optional_dependency(report):
     optional = {"lightning", "pytorch_lightning", "matplotlib", "PIL", "torchvision", "tensorboard", "antialiased_cnns"}
+    optional |= {"torchmetrics", "sklearn", "scipy"}
     assert not roots(report["imported"]) & optional
     assert "seqdisent" in roots(report["imported"])
 

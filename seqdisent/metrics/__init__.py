@@ -1,5 +1,57 @@
-"""Measures of what a trained model does, usable with anyone's model."""
+"""Measures of what a trained model does, usable with anyone's model.
+
+What accumulates or probes needs the extra ``metrics`` (torchmetrics, scikit-learn); it is imported where it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from seqdisent.metrics.counterfactual import nearest_clip, pick_donors, squared_error
+from seqdisent.metrics.judge import Judge, train_judge
 
-__all__ = ["nearest_clip", "pick_donors", "squared_error"]
+if TYPE_CHECKING:
+    from seqdisent.metrics.consistency import AccuracyConsistency, ConsistencyScores, released_protocol_consistency
+    from seqdisent.metrics.entropies import EntropyScores, GenerationEntropies
+    from seqdisent.metrics.frechet import FrechetDistance, FrechetScore
+    from seqdisent.metrics.probes import ProbeScores, probe, probe_table
+    from seqdisent.metrics.swaps import SwapAccuracy, SwapScores, intervention_score
+
+__all__ = [
+    "AccuracyConsistency",
+    "ConsistencyScores",
+    "EntropyScores",
+    "FrechetDistance",
+    "FrechetScore",
+    "GenerationEntropies",
+    "Judge",
+    "ProbeScores",
+    "SwapAccuracy",
+    "SwapScores",
+    "intervention_score",
+    "nearest_clip",
+    "pick_donors",
+    "probe",
+    "probe_table",
+    "released_protocol_consistency",
+    "squared_error",
+    "train_judge",
+]
+
+_NEED_THE_EXTRA = {
+    "consistency": ("AccuracyConsistency", "ConsistencyScores", "released_protocol_consistency"),
+    "entropies": ("EntropyScores", "GenerationEntropies"),
+    "frechet": ("FrechetDistance", "FrechetScore"),
+    "probes": ("ProbeScores", "probe", "probe_table"),
+    "swaps": ("SwapAccuracy", "SwapScores", "intervention_score"),
+}
+_MODULE_OF = {name: module for module, names in _NEED_THE_EXTRA.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,272 @@
+"""`evaluate RUN`: every measure of `seqdisent.metrics` on a finished run, as tables beside the paper's numbers.
+
+It writes into the run folder:
+
+    judge.pt              the classifier of the true factors, trained on real clips of the training identities
+    metrics.json          the numbers that the run ended with, and all of these
+    report.md, .html      tables and pictures
+    confusion.png         what the judge sees in clips with another's identity, factor by factor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from seqdisent import generate, infer, reconstruct, swap
+from seqdisent.datasets import Batch, Clips
+from seqdisent.metrics import (
+    AccuracyConsistency,
+    FrechetDistance,
+    GenerationEntropies,
+    Judge,
+    SwapAccuracy,
+    intervention_score,
+    probe_table,
+    squared_error,
+    train_judge,
+)
+from seqdisent.training import frames_and_mask
+
+EMISSION, STATIC, MOTION = "x", ["s"], ["d", "z"]  # the sites of VDSM: frames, who, and what
+PROBED_CLIPS = 2000  # training clips that probes learn from
+
+# Vowels et al., tables 1 and 2: consistency, from the identity's embedding, from the dynamics', in per cent
+PAPER = {
+    "sprites": {
+        "body": (99.67, 98.67, 52.67),
+        "shirt": (99.67, 99.67, 47.33),
+        "pants": (99.00, 97.67, 31.67),
+        "hair": (100.00, 99.33, 21.00),
+        "action": (99.33, 45.00, 99.33),
+        "average": (99.53, None, None),
+    }
+}
+
+
+def find_judge(train: Clips, held_out: Clips, path: Path, *, seed: int, num_steps: int) -> Judge:
+    """Return the judge of an earlier evaluation, or train one."""
+    if path.exists():
+        return Judge.load(path)
+    with tqdm(total=num_steps, desc="judge") as bar:
+        judge = train_judge(train, held_out, seed=seed, num_steps=num_steps, on_step=lambda *_: bar.update())
+    judge.save(path)
+    return judge
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module, train: Clips, held_out: Clips, judge: Judge, donors: Tensor, *, seed: int
+) -> dict[str, Any]:
+    """Measure on held-out clips, each with a fixed donor, at posterior means; what comes from the prior is sampled."""
+    factors = judge.num_classes
+    swaps: dict[str, tuple[list[str], SwapAccuracy]] = {
+        "identity": (STATIC, SwapAccuracy(factors, follows=held_out.static_factors)),
+        "motion": (MOTION, SwapAccuracy(factors, follows=held_out.motion_factors)),
+    }
+    consistency, errors = AccuracyConsistency(factors), {"reconstruction": [], **{name: [] for name in swaps}}
+    entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
+    distances = {
+        name: FrechetDistance(judge.features, judge.num_features, "the judge's features")
+        for name in ("reconstruction", "prior", "two halves of the real clips")
+    }
+    torch.manual_seed(seed)
+    in_first_half = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed)) % 2 == 0
+    for rows, batch in tqdm(list(_batches(held_out)), desc="held-out clips"):
+        given, other = frames_and_mask(batch), frames_and_mask(held_out.batch(donors[rows]))
+        labels = ({name: held_out.labels[name][which] for name in factors} for which in (rows, donors[rows]))
+        source, donor = labels
+        found = reconstruct(network.model, network.guide, *given)[EMISSION].mean
+        drawn = generate(network.model, num_sequences=len(rows), num_steps=batch.frames.shape[1])[EMISSION].mean
+        on_real, on_found, on_drawn = judge(batch.frames, batch.mask), judge(found, batch.mask), judge(drawn)
+        consistency.update(on_real, on_found)
+        for name, logits in zip(entropies, (on_real, on_found, on_drawn), strict=True):
+            entropies[name].update(logits)
+        for name, clips in (("reconstruction", found), ("prior", drawn)):
+            distances[name].update(batch.frames, batch.mask, real=True)
+            distances[name].update(clips, batch.mask if name == "reconstruction" else None, real=False)
+        for half in (True, False):
+            which = in_first_half[rows] == half
+            distances["two halves of the real clips"].update(batch.frames[which], batch.mask[which], real=half)
+        errors["reconstruction"].append(squared_error(found, batch.frames, batch.mask))
+        for name, (sites, accuracy) in swaps.items():
+            swapped = swap(network.model, network.guide, given, other, sites=sites)[EMISSION].mean
+            mask = batch.mask  # motion from a donor of another length would have that length
+            accuracy.update(judge(swapped, mask), source, donor)
+            if held_out.renderer is not None:
+                truth = held_out.true_swap(*((donors[rows], rows) if name == "identity" else (rows, donors[rows])))
+                errors[name].append(squared_error(swapped, truth, mask))
+    scores = {name: accuracy.compute() for name, (_, accuracy) in swaps.items()}
+    agreement = consistency.compute()
+    latents = {which: _latents(network, clips) for which, clips in (("train", _some(train, seed)), ("test", held_out))}
+    return {
+        "judge": judge.accuracy,
+        "consistency": {**agreement.agreement, "average": agreement.average},
+        "swaps": {name: {factor: score._asdict() for factor, score in of.items()} for name, of in scores.items()},
+        "intervention_score": intervention_score(list(scores.values())) if held_out.static_factors else None,
+        "error_over_reconstruction": {
+            name: torch.cat(values).mean() / torch.cat(errors["reconstruction"]).mean()
+            for name, values in errors.items()
+            if values and name != "reconstruction"
+        },
+        "probes": {
+            kind: {
+                latent: {factor: score._asdict() for factor, score in of.items()}
+                for latent, of in probe_table(*latents["train"], *latents["test"], kind=kind, seed=seed).items()
+            }
+            for kind in ("linear", "mlp")
+        },
+        "entropies": {
+            name: {factor: score._asdict() for factor, score in metric.compute().items()}
+            for name, metric in entropies.items()
+        },
+        "frechet": {name: metric.compute()._asdict() for name, metric in distances.items()},
+        "confusion": {name: accuracy.confusion() for name, (_, accuracy) in swaps.items()},
+    }
+
+
+def plain(measured: Any) -> Any:
+    """Return tensors as numbers and lists, for JSON."""
+    if isinstance(measured, Tensor):
+        return measured.tolist()
+    if isinstance(measured, Mapping):
+        return {name: plain(value) for name, value in measured.items()}
+    return measured
+
+
+def _batches(clips: Clips, size: int = 64) -> Iterator[tuple[Tensor, Batch]]:
+    for rows in torch.arange(len(clips)).split(size):
+        yield rows, clips.batch(rows)
+
+
+def _some(clips: Clips, seed: int) -> Clips:
+    return clips.subset(torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:PROBED_CLIPS])
+
+
+def _latents(network: nn.Module, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the posterior means of s and d of each clip, and the clips' labels."""
+    parts: dict[str, list[Tensor]] = {STATIC[0]: [], MOTION[0]: []}
+    for _, batch in tqdm(list(_batches(clips)), desc="latents"):
+        found = infer(network.guide, *frames_and_mask(batch))
+        for name, values in parts.items():
+            values.append(found[name].value)
+    return {name: torch.cat(values) for name, values in parts.items()}, clips.labels
+
+
+# The report
+
+
+def write_report(measured: Mapping[str, Any], data: str, clips: Clips, run: Path) -> list[Path]:
+    """Write report.md, report.html and the confusion matrices."""
+    written = [_draw_confusion(measured["confusion"]["identity"], clips, run / "confusion.png")]
+    text = "\n\n".join([f"# {run.name}: {data}", *tables(measured, data), *_pictures(run)]) + "\n"
+    (run / "report.md").write_text(text)
+    page = MarkdownIt("commonmark").enable("table").render(text)
+    (run / "report.html").write_text(f"<!doctype html>\n<meta charset='utf-8'>\n<style>{_STYLE}</style>\n{page}")
+    return [*written, run / "report.md", run / "report.html"]
+
+
+_STYLE = """body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}
+td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}"""
+
+
+def tables(measured: Mapping[str, Any], data: str) -> list[str]:
+    """Return the report's tables as Markdown."""
+    paper = PAPER.get(data, {})
+    factors = list(measured["judge"])
+    beside = ["paper"] if paper else []
+
+    def papers(factor: str, column: int) -> list[str]:
+        return [_plain(paper.get(factor, (None,) * 3)[column])] if paper else []
+
+    parts = ["## Judge and accuracy consistency", _table(
+        ["factor", "judge on real held-out clips, %", "same answer for clip and reconstruction, %", *beside],
+        [
+            [name, _per_cent(measured["judge"].get(name)), _per_cent(value), *papers(name, 0)]
+            for name, value in measured["consistency"].items()
+        ],
+    )]  # fmt: skip
+    for direction, scores in measured["swaps"].items():
+        parts += [f"## Swap: {direction} from the donor", _table(
+            ["factor", "should be", "accuracy, %", "constant guess, %", "leakage, %", "constant guess, %"],
+            [
+                [
+                    name, "the donor's" if score["follows"] else "the source's",
+                    *(_per_cent(score[key]) for key in ("accuracy", "chance", "leakage", "leakage_chance")),
+                ]
+                for name, score in scores.items()
+            ],
+        )]  # fmt: skip
+    if measured["error_over_reconstruction"]:
+        rows = [
+            [f"{name} from the donor", f"{ratio:.3f}"] for name, ratio in measured["error_over_reconstruction"].items()
+        ]
+        parts += [
+            "## Against the true swapped clip",
+            _table(["swap", "squared error over that of reconstruction"], rows),
+        ]
+    if measured["intervention_score"] is not None:
+        parts.append(f"Intervention score: {measured['intervention_score']:.4f}")
+    for kind, latents in measured["probes"].items():
+        rows = []
+        for name in factors:
+            row = [name]
+            for column, scores in enumerate(latents.values(), 1):
+                row += [_per_cent(scores[name]["accuracy"]), *papers(name, column)]
+            rows.append([*row, _per_cent(next(iter(latents.values()))[name]["chance"])])
+        header = [cell for latent in latents for cell in (f"from {latent}, %", *beside)]
+        parts += [f"## Probes, {kind}", _table(["factor", *header, "constant guess, %"], rows)]
+    rows = [
+        [kind, name, *(f"{score[key]:.3f}" for key in ("inter", "intra", "inception_score"))]
+        for kind, scores in measured["entropies"].items()
+        for name, score in scores.items()
+    ]
+    parts += ["## Entropies of the judge's predictions, nats", _table(
+        ["clips", "factor", "inter-entropy H(y)", "intra-entropy H(y given x)", "inception score"], rows
+    )]  # fmt: skip
+    extractor = next(iter(measured["frechet"].values()))["extractor"]
+    parts += [f"## Frechet distance in {extractor}", _table(
+        ["clips against real ones", "distance"],
+        [[name, f"{score['distance']:.3f}"] for name, score in measured["frechet"].items()],
+    )]  # fmt: skip
+    return parts
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _per_cent(share: Any) -> str:
+    return "" if share is None else f"{100 * float(share):.2f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _pictures(run: Path) -> list[str]:
+    names = ("swaps.png", "swaps.gif", "reconstructions.png", "prior_samples.png", "confusion.png")
+    return ["## Pictures", *(f"![{name}]({name})" for name in names if (run / name).exists())]
+
+
+def _draw_confusion(matrices: Mapping[str, Tensor], clips: Clips, path: Path) -> Path:
+    figure = Figure(figsize=(4 * len(matrices), 4), layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)
+    for axis, (name, counts) in zip(axes[0], matrices.items(), strict=True):
+        ConfusionMatrixDisplay(counts.cpu().numpy(), display_labels=clips.factor_names[name]).plot(
+            ax=axis, colorbar=False, xticks_rotation=90, text_kw={"fontsize": 7}
+        )
+        axis.set(title=name, xlabel="judged", ylabel="should be")
+    figure.suptitle("Identity from the donor")
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,81 @@
+"""What a judge said and what is true, checked and as class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from seqdisent._checks import check_positive
+
+
+def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
+    """Return the factors and how many values each has, or say what is wrong with them."""
+    if not num_classes:
+        raise ValueError("num_classes: is empty, expected at least one factor")
+    check_positive(**{f"num_classes[{name!r}]": count for name, count in num_classes.items()})
+    return dict(num_classes)
+
+
+def class_numbers(
+    argument: str, values: Mapping[str, Tensor], num_classes: Mapping[str, int], *, count: int | None = None
+) -> dict[str, Tensor]:
+    """Return the class numbers (N,) of each factor, from such numbers or from logits (N, K).
+
+    Args:
+        argument: what the values are called, for the message.
+        values: the factors, and others that are left out.
+        num_classes: {factor: K}.
+        count: how many there have to be; None for any number, the same for all factors.
+
+    Raises:
+        ValueError: a factor is missing, has another shape, a value out of range or a logit that is NaN.
+    """
+    numbers = {}
+    for name, size in num_classes.items():
+        if name not in values:
+            raise ValueError(f"{argument}: has no factor {name!r}, expected all of {sorted(num_classes)}")
+        value, what = values[name].detach(), f"{argument}[{name!r}]"
+        if value.is_floating_point():
+            value = check_logits(what, value, size).argmax(-1)
+        if value.ndim != 1 or value.dtype == torch.bool:
+            raise ValueError(
+                f"{what}: has shape {tuple(value.shape)} and dtype {value.dtype}, expected class numbers (N,) or "
+                f"floating-point logits (N, {size})"
+            )
+        count = len(value) if count is None else count
+        if len(value) != count:
+            raise ValueError(f"{what}: has {len(value)} values, expected {count}, as many as the others")
+        if count and not 0 <= int(value.min()) <= int(value.max()) < size:
+            raise ValueError(
+                f"{what}: has values from {int(value.min())} to {int(value.max())}, expected 0 to {size - 1}"
+            )
+        numbers[name] = value.long()
+    return numbers
+
+
+def check_logits(what: str, logits: Tensor, size: int) -> Tensor:
+    """Return `logits` if they are (N, size) and none is NaN or infinite upwards."""
+    if not logits.is_floating_point() or logits.ndim != 2 or logits.shape[-1] != size:
+        raise ValueError(
+            f"{what}: has shape {tuple(logits.shape)} and dtype {logits.dtype}, expected floating-point logits "
+            f"(N, {size})"
+        )
+    if bool((logits.isnan() | logits.isposinf()).any()) or bool(logits.isneginf().all(-1).any()):
+        raise ValueError(f"{what}: has a row with NaN, inf or nothing but -inf, expected logits of a distribution")
+    return logits
+
+
+def shares(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, of counts (target, prediction), the share on the diagonal and that of the best constant prediction."""
+    total = table.sum()
+    return table.diagonal().sum() / total, table.sum(1).max() / total
+
+
+def tabulate(target: Tensor, predicted: Tensor, size: int) -> Tensor:
+    """Count each pair of classes, (size, size): targets down, predictions across."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    table: Tensor = multiclass_confusion_matrix(predicted, target, size, validate_args=False)
+    return table

@@ -1,0 +1,109 @@
+"""Diversity and sharpness of generated clips as a judge sees them (extra ``metrics``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqdisent.metrics._predictions import check_classes, check_logits
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        "seqdisent.metrics.entropies needs torchmetrics; install it with: pip install 'seqdisent[metrics]'"
+    ) from error
+
+
+class EntropyScores(NamedTuple):
+    """What :class:`GenerationEntropies` says of one factor.
+
+    Attributes:
+        inter: H(y) in nats, the entropy of the averaged prediction, from 0 to ln K: how diverse the clips are.
+        intra: H(y|x) in nats, the predictions' entropy averaged over the clips, from 0 to `inter`: how unsure the judge
+            is.
+        inception_score: exp(H(y) - H(y|x)), from 1 to K.
+    """
+
+    inter: Tensor
+    intra: Tensor
+    inception_score: Tensor
+
+
+class GenerationEntropies(Metric):
+    r"""Inter-entropy, intra-entropy and inception score of generated clips, per factor (paper, Table 2).
+
+    .. math::
+        H(y) = -\sum_y \bar p(y) \log \bar p(y), \qquad
+        H(y|x) = -\frac{1}{N} \sum_{n,y} p(y|x_n) \log p(y|x_n), \qquad
+        \mathrm{IS} = e^{H(y) - H(y|x)}
+
+    with :math:`p(y|x_n)` the judge's prediction and :math:`\bar p` its average over the N clips. Both reach their best
+    values with one clip of each class, repeated: they say that every class comes, recognisably, and nothing about
+    variety within a class, nor whether the factors are disentangled. Entropies of a judge that is unsure of real clips
+    mean little.
+
+    Args:
+        num_classes: {factor: how many values it has}, such as ``judge.num_classes``.
+        **options: those of :class:`torchmetrics.Metric`.
+
+    Shape:
+        - predictions: {factor: logits (N, K)}; log-probabilities are logits too
+
+    Returns:
+        {factor: :class:`EntropyScores`} from ``compute()``.
+
+    Raises:
+        ValueError: a factor that is missing or has another shape, or logits that are NaN.
+
+    Example:
+        >>> metric = GenerationEntropies({"action": 3})
+        >>> metric.update({"action": 100 * torch.eye(3)})
+        >>> metric.compute()["action"].inception_score
+        tensor(3.0000, dtype=torch.float64)
+
+    References:
+        He et al. Probabilistic video generation using holistic attribute control, ECCV 2018 (the two entropies).
+        Salimans et al. Improved techniques for training GANs, NeurIPS 2016 (the score).
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_classes: Mapping[str, int], **options: Any) -> None:
+        super().__init__(**options)
+        self.num_classes = check_classes(num_classes)
+        self.count: Tensor
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        for i, size in enumerate(self.num_classes.values()):
+            self.add_state(f"probability_{i}", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"entropy_{i}", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Mapping[str, Tensor]) -> None:
+        """Add generated clips."""
+        checked: list[Tensor] = []
+        for name, size in self.num_classes.items():
+            if name not in predictions:
+                raise ValueError(f"predictions: has no factor {name!r}, expected all of {sorted(self.num_classes)}")
+            logits = check_logits(f"predictions[{name!r}]", predictions[name].detach(), size)
+            if checked and len(logits) != len(checked[0]):
+                raise ValueError(
+                    f"predictions[{name!r}]: has {len(logits)} rows, expected {len(checked[0])}, as many as the others"
+                )
+            checked.append(logits)
+        self.count += len(checked[0])
+        for i, logits in enumerate(checked):
+            probability = logits.double().softmax(-1)
+            getattr(self, f"probability_{i}").add_(probability.sum(0))
+            getattr(self, f"entropy_{i}").add_(torch.special.entr(probability).sum())
+
+    def compute(self) -> dict[str, EntropyScores]:
+        """Return the scores of each factor."""
+        scores = {}
+        for i, name in enumerate(self.num_classes):
+            inter = torch.special.entr(getattr(self, f"probability_{i}") / self.count).sum()
+            intra = getattr(self, f"entropy_{i}") / self.count
+            scores[name] = EntropyScores(inter, intra, (inter - intra).exp())
+        return scores

@@ -1,0 +1,246 @@
+"""The judge: a classifier of every ground-truth factor of a clip, trained on real clips and frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from seqdisent._checks import check_positive, check_scale
+from seqdisent._masking import check_mask
+from seqdisent._random import kept_random_state
+
+if TYPE_CHECKING:
+    from seqdisent.datasets.clips import Clips
+
+
+class Judge(nn.Module):
+    r"""Read every factor off a clip: who is in it, and what happens.
+
+    Strided 3x3 convolutions (LeakyReLU) and a linear layer give each frame `frame_dim` values; a bidirectional GRU
+    reads them in order, since a motion and its reverse have the same frames. Averages over the real frames, of the
+    frames' values and of the GRU's outputs, are the clip's features, and one linear layer maps them to the logits of
+    all factors. There is no batch statistic: a clip's logits do not depend on its neighbours.
+
+    Args:
+        num_classes: {factor: how many values it has}.
+        in_channels: colours of the image.
+        image_size: height and width in pixels.
+        channels: of each convolution; each halves the image, rounding up.
+        frame_dim: size of a frame's values.
+        hidden_dim: size of the GRU, in each direction.
+
+    Attributes:
+        accuracy: {factor: share of held-out clips judged rightly}, in [0, 1]; empty for a judge that
+            :func:`train_judge` did not make. Print it beside whatever the judge says.
+        num_features: size of :meth:`features`.
+
+    Shape:
+        - frames: (N, T, C, H, W), floating point in [0, 1]
+        - mask: (N, T) bool, padding on the right; None for none
+        - output: {factor: logits (N, K)}
+
+    Raises:
+        ValueError: no factor, one without classes, or frames or a mask of another shape.
+        TypeError: frames that are not floating point.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> judge = Judge({"hair": 6, "action": 3}, image_size=16, channels=(4, 4))
+        >>> {factor: tuple(logits.shape) for factor, logits in judge(torch.rand(2, 5, 3, 16, 16)).items()}
+        {'hair': (2, 6), 'action': (2, 3)}
+    """
+
+    def __init__(
+        self,
+        num_classes: Mapping[str, int],
+        *,
+        in_channels: int = 3,
+        image_size: int = 64,
+        channels: Sequence[int] = (16, 32, 48, 64),
+        frame_dim: int = 128,
+        hidden_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        if not num_classes:
+            raise ValueError("num_classes: is empty, expected at least one factor")
+        check_positive(**{f"num_classes[{name!r}]": count for name, count in num_classes.items()})
+        check_positive(in_channels=in_channels, image_size=image_size, frame_dim=frame_dim, hidden_dim=hidden_dim)
+        check_positive(**{f"channels[{i}]": count for i, count in enumerate(channels)})
+        self.num_classes, self.frame_shape = dict(num_classes), (in_channels, image_size, image_size)
+        self.channels, self.frame_dim, self.hidden_dim = tuple(channels), frame_dim, hidden_dim
+        self.num_features = frame_dim + 2 * hidden_dim
+        self.accuracy: dict[str, float] = {}
+        layers: list[nn.Module] = []
+        width, size = in_channels, image_size
+        for count in self.channels:
+            layers += [nn.Conv2d(width, count, 3, stride=2, padding=1), nn.LeakyReLU(0.01)]
+            width, size = count, (size + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(width * size * size, frame_dim), nn.LeakyReLU(0.01)]
+        self.frame_encoder = nn.Sequential(*layers)
+        for layer in self.frame_encoder:
+            if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's own draws shrink the differences between frames
+                nn.init.kaiming_normal_(layer.weight, a=0.01)
+        self.gru = nn.GRU(frame_dim, hidden_dim, batch_first=True, bidirectional=True)
+        self.heads = nn.Linear(self.num_features, sum(self.num_classes.values()))
+
+    def extra_repr(self) -> str:
+        """Return the factors and the accuracies."""
+        return f"num_classes={self.num_classes}, accuracy={self.accuracy}"
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the logits of each factor."""
+        logits = self.heads(self.features(frames, mask)).split(list(self.num_classes.values()), -1)
+        return dict(zip(self.num_classes, logits, strict=True))
+
+    def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what the heads read, (N, num_features)."""
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != self.frame_shape or 0 in frames.shape[:2]:
+            raise ValueError(
+                f"frames: has shape {tuple(frames.shape)}, expected (N, T, {', '.join(map(str, self.frame_shape))})"
+            )
+        if not frames.is_floating_point():
+            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        if mask is None:
+            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
+        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
+        real = self.frame_encoder(frames[mask] - 0.5)  # padding never enters
+        values = real.new_zeros(*mask.shape, self.frame_dim)
+        values[mask] = real
+        lengths = mask.sum(1)
+        packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        outputs, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])
+        return torch.cat([values, outputs], -1).sum(1) / lengths.unsqueeze(-1)
+
+    def save(self, path: str | Path) -> None:
+        """Write the judge and its accuracy, beside `path` first, so that a killed process never leaves half a file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"in_channels": self.frame_shape[0], "image_size": self.frame_shape[1], "channels": self.channels}
+        options |= {"frame_dim": self.frame_dim, "hidden_dim": self.hidden_dim}
+        contents = {
+            "num_classes": self.num_classes,
+            "options": options,
+            "accuracy": self.accuracy,
+            "state": self.state_dict(),
+        }
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+        torch.save(contents, unfinished)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Judge:
+        """Read a judge that :meth:`save` wrote; it is frozen, and on the CPU."""
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with kept_random_state():
+            judge = cls(contents["num_classes"], **contents["options"])
+        judge.load_state_dict(contents["state"])
+        judge.accuracy = contents["accuracy"]
+        return judge.eval().requires_grad_(False)
+
+
+def train_judge(
+    train: Clips,
+    held_out: Clips,
+    *,
+    factors: Sequence[str] | None = None,
+    num_steps: int = 500,
+    batch_size: int = 48,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    channels: Sequence[int] = (16, 32, 48, 64),
+    frame_dim: int = 128,
+    hidden_dim: int = 64,
+    on_step: Callable[[int, float], object] | None = None,
+) -> Judge:
+    """Train a judge on real clips, freeze it, and note its accuracy on clips that it has not seen.
+
+    Adam on the cross entropy summed over the factors, its learning rate rising and falling once. The same seed gives
+    the same judge, and the global random state stays as it was.
+
+    Args:
+        train: real clips of the training identities alone (:meth:`~seqdisent.datasets.Clips.split_by_identity`).
+        held_out: real clips of other identities, for the judge's own accuracy and nothing else.
+        factors: which labels to learn; None for all.
+        num_steps: optimisation steps.
+        batch_size: clips in each.
+        learning_rate: the highest one.
+        seed: of the initial weights and the batches.
+        channels: as :class:`Judge`'s.
+        frame_dim: as :class:`Judge`'s.
+        hidden_dim: as :class:`Judge`'s.
+        on_step: called with each step's number and loss (nats per clip), for a progress bar.
+
+    Returns:
+        The judge, frozen, where `train` has its frames; ``judge.accuracy`` is filled in.
+
+    Raises:
+        ValueError: a factor that the clips do not have, no factor at all, or held-out clips whose factors or frames
+            differ from those of `train`.
+
+    Example:
+        >>> from seqdisent.datasets import Clips
+        >>> who = torch.arange(2).repeat(8)
+        >>> frames = (200 * who[:, None, None, None, None]).expand(16, 2, 1, 8, 8).to(torch.uint8)
+        >>> clips = Clips(frames, labels={"who": who})
+        >>> train_judge(clips, clips, num_steps=20, batch_size=8, channels=(4,)).accuracy
+        {'who': 1.0}
+    """
+    check_positive(num_steps=num_steps, batch_size=batch_size)
+    check_scale(learning_rate=learning_rate)
+    factors = list(train.labels) if factors is None else list(factors)
+    for name in factors:
+        for argument, clips in (("train", train), ("held_out", held_out)):
+            if name not in clips.labels:
+                raise ValueError(f"factors: {name!r} is not among the labels of {argument}, {sorted(clips.labels)}")
+        if train.factor_names[name] != held_out.factor_names[name]:
+            raise ValueError(f"held_out: factor {name!r} has other values than that of train, expected the same ones")
+    image = tuple(train.frames.shape[2:])
+    if image[1] != image[2] or image != tuple(held_out.frames.shape[2:]):
+        raise ValueError(
+            f"held_out: frames have shape {tuple(held_out.frames.shape[2:])} and those of train {image}, expected the "
+            "same shape, height equal to width"
+        )
+    with kept_random_state():
+        torch.manual_seed(seed)
+        judge = Judge(
+            {name: len(train.factor_names[name]) for name in factors},
+            in_channels=image[0],
+            image_size=image[1],
+            channels=channels,
+            frame_dim=frame_dim,
+            hidden_dim=hidden_dim,
+        ).to(train.frames.device)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps) if num_steps > 1 else None
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(num_steps):
+        batch = train.draw_clips(batch_size, generator)
+        logits = judge(batch.frames, batch.mask)
+        loss = torch.stack([F.cross_entropy(logits[name], batch.labels[name]) for name in factors]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if on_step is not None:
+            on_step(step, loss.item())
+    judge.eval().requires_grad_(False)
+    judge.accuracy = _accuracy(judge, held_out, batch_size)
+    return judge
+
+
+@torch.no_grad()
+def _accuracy(judge: Judge, clips: Clips, batch_size: int) -> dict[str, float]:
+    right = dict.fromkeys(judge.num_classes, 0)
+    for positions in torch.arange(len(clips)).split(batch_size):
+        batch = clips.batch(positions)
+        for name, logits in judge(batch.frames.to(judge.heads.weight.device), batch.mask).items():
+            right[name] += int((logits.argmax(-1) == batch.labels[name].to(logits.device)).sum())
+    return {name: count / len(clips) for name, count in right.items()}

@@ -1,0 +1,174 @@
+"""Probes: what can be told from a latent alone (extra ``metrics``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+except ImportError as error:
+    raise ImportError(
+        "seqdisent.metrics.probes needs scikit-learn; install it with: pip install 'seqdisent[metrics]'"
+    ) from error
+
+Kind = Literal["linear", "mlp"]
+"""Which probe: logistic regression, or a network with one hidden layer."""
+
+
+class ProbeScores(NamedTuple):
+    """What a probe reaches on the test latents.
+
+    Attributes:
+        accuracy: share predicted rightly, in [0, 1].
+        chance: share of the commonest test label: the most that a probe reaches which learned nothing.
+        converged: whether fitting ended by itself; if not, a longer fit may find more.
+    """
+
+    accuracy: float
+    chance: float
+    converged: bool
+
+
+def probe(
+    train_latents: Tensor,
+    train_labels: Tensor,
+    test_latents: Tensor,
+    test_labels: Tensor,
+    *,
+    kind: Kind = "linear",
+    seed: int = 0,
+    max_iterations: int = 1000,
+) -> ProbeScores:
+    """Predict one factor from one latent, with scikit-learn (paper, Table 1).
+
+    Latents are brought to mean 0 and deviation 1, dimension by dimension, by those of the training half. Take them from
+    the posterior's mean, and test on identities that the probe was not trained on: an identity's own code tells
+    anything about it. A probe at chance shows that this kind of probe finds nothing, not that nothing is there; and a
+    high one does not show that the decoder uses what the probe finds. Swaps show that.
+
+    Args:
+        train_latents: what the probe learns from.
+        train_labels: the factor's values there.
+        test_latents: what it is tested on.
+        test_labels: the factor's values there.
+        kind: "linear" (logistic regression) or "mlp" (one hidden layer of 128).
+        seed: of the network's initial weights and batches.
+        max_iterations: of the optimiser (for "mlp", passes over the data).
+
+    Shape:
+        - train_latents: (N, D), test_latents: (M, D)
+        - train_labels: (N,), test_labels: (M,), whole numbers
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: shapes that do not fit, latents that are not finite, a single class to learn, or another `kind`.
+
+    Example:
+        >>> latents = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> labels = (latents[:, 0] > 0).long()
+        >>> probe(latents[:100], labels[:100], latents[100:], labels[100:]).accuracy > 0.9
+        True
+    """
+    x, y = _checked("train", train_latents, train_labels)
+    x_test, y_test = _checked("test", test_latents, test_labels)
+    if x.shape[1] != x_test.shape[1]:
+        raise ValueError(f"test_latents: have {x_test.shape[1]} dimensions, expected {x.shape[1]} as train_latents")
+    if len(np.unique(y)) < 2:
+        raise ValueError("train_labels: all are the same, expected at least two classes")
+    if kind == "linear":
+        classifier = LogisticRegression(max_iter=max_iterations)
+    elif kind == "mlp":
+        classifier = MLPClassifier((128,), max_iter=max_iterations, random_state=seed)
+    else:
+        raise ValueError(f"kind: got {kind!r}, expected 'linear' or 'mlp'")
+    pipeline = make_pipeline(StandardScaler(), classifier)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline.fit(x, y)
+    converged = True
+    for warning in caught:  # said in the result; any other is passed on
+        if issubclass(warning.category, ConvergenceWarning):
+            converged = False
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    chance = np.unique(y_test, return_counts=True)[1].max() / len(y_test)
+    return ProbeScores(float((pipeline.predict(x_test) == y_test).mean()), float(chance), converged)
+
+
+def probe_table(
+    train_latents: Mapping[str, Tensor],
+    train_labels: Mapping[str, Tensor],
+    test_latents: Mapping[str, Tensor],
+    test_labels: Mapping[str, Tensor],
+    *,
+    kind: Kind = "linear",
+    seed: int = 0,
+    max_iterations: int = 1000,
+) -> dict[str, dict[str, ProbeScores]]:
+    """Probe every latent for every factor; what should be there, and what should not.
+
+    Args:
+        train_latents: {latent: what the probes learn from}.
+        train_labels: {factor: its values there}.
+        test_latents: {latent: what they are tested on}.
+        test_labels: {factor: its values there}.
+        kind: as :func:`probe`'s.
+        seed: as :func:`probe`'s.
+        max_iterations: as :func:`probe`'s.
+
+    Shape:
+        - train_latents: (N, D) each, test_latents: (M, D) each; D may differ between latents
+        - train_labels: (N,) each, test_labels: (M,) each
+
+    Returns:
+        {latent: {factor: :class:`ProbeScores`}}
+
+    Raises:
+        ValueError: training and test name other latents or factors, or as :func:`probe`.
+
+    Example:
+        >>> s, d = torch.eye(2).repeat_interleave(10, 0), torch.zeros(20, 1)
+        >>> who = {"who": torch.arange(2).repeat_interleave(10)}
+        >>> table = probe_table({"s": s, "d": d}, who, {"s": s, "d": d}, who)
+        >>> table["s"]["who"].accuracy, table["d"]["who"].accuracy, table["d"]["who"].chance
+        (1.0, 0.5, 0.5)
+    """
+    for argument, first, second in (("latents", train_latents, test_latents), ("labels", train_labels, test_labels)):
+        if set(first) != set(second):
+            raise ValueError(f"test_{argument}: got {sorted(second)}, expected those of training, {sorted(first)}")
+    options: dict[str, Any] = {"kind": kind, "seed": seed, "max_iterations": max_iterations}
+    return {
+        latent: {
+            factor: probe(
+                train_latents[latent], train_labels[factor], test_latents[latent], test_labels[factor], **options
+            )
+            for factor in train_labels
+        }
+        for latent in train_latents
+    }
+
+
+def _checked(half: str, latents: Tensor, labels: Tensor) -> tuple[Any, Any]:
+    """Return both as NumPy arrays."""
+    if latents.ndim != 2 or 0 in latents.shape:
+        raise ValueError(f"{half}_latents: has shape {tuple(latents.shape)}, expected (N, D) with nothing empty")
+    if labels.shape != latents.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"{half}_labels: has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected whole numbers "
+            f"({len(latents)},)"
+        )
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError(f"{half}_latents: not all are finite")
+    return latents.detach().cpu().double().numpy(), labels.cpu().numpy()

@@ -1,0 +1,106 @@
+"""Probes find what is there, and chance where nothing is."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Tensors, seeds
+
+from seqdisent.metrics import probe, probe_table
+
+
+def data(seed, count=120, noise=0.1):
+    """Latents of which the first two dimensions hold the label, in very different units; labels of three classes."""
+    tensors = Tensors(seed)
+    labels = torch.randint(3, (count,), generator=tensors.generator)
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    latents = torch.cat([centres[labels] + noise * tensors.normal(count, 2), tensors.normal(count, 2)], 1)
+    return latents * torch.tensor([1e-4, 1e4, 1.0, 1.0], dtype=torch.float64), labels
+
+
+@given(seed=seeds())
+@settings(max_examples=10)  # each fits three probes
+def test_a_linear_probe_finds_a_code_in_any_units_and_classes_by_any_names(seed):
+    latents, labels = data(seed)
+    scores = probe(latents[:80], labels[:80], latents[80:], labels[80:])
+    assert scores.accuracy > 0.95
+    assert scores.converged
+    assert scores.chance == pytest.approx(float(labels[80:].bincount().max()) / 40)
+    names = torch.tensor([7, -2, 40])
+    assert probe(latents[:80], names[labels[:80]], latents[80:], names[labels[80:]]) == scores
+    shifted = 5 - 3 * latents
+    assert probe(shifted[:80], labels[:80], shifted[80:], labels[80:]).accuracy == pytest.approx(
+        scores.accuracy, abs=0.03
+    )
+
+
+def test_only_a_network_finds_what_is_not_linear():
+    latents = Tensors(0).normal(600, 2)
+    labels = (latents[:, 0] * latents[:, 1] > 0).long()
+    halves = latents[:400], labels[:400], latents[400:], labels[400:]
+    network = probe(*halves, kind="mlp")
+    assert network.accuracy > 0.9
+    assert probe(*halves).accuracy < 0.65
+    assert probe(*halves, kind="mlp") == network
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_constant_latent_gives_chance_on_an_unbalanced_factor(kind):
+    labels = torch.tensor([0] * 8 + [1, 2])
+    scores = probe(torch.ones(10, 3), labels, torch.ones(10, 3), labels, kind=kind)
+    assert scores.accuracy == scores.chance == 0.8
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_fit_that_was_cut_short_says_so_without_a_warning(kind):
+    latents, labels = data(0, noise=2.0)
+    assert not probe(latents, labels, latents, labels, kind=kind, max_iterations=1).converged
+
+
+def test_the_random_state_stays_as_it_was():
+    latents, labels = data(0)
+    before = torch.random.get_rng_state()
+    probe(latents, labels, latents, labels, kind="mlp", max_iterations=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@given(order=st.permutations(range(3)))
+@settings(max_examples=5)
+def test_the_table_holds_the_probe_of_every_pair(order):
+    latents, labels = data(1)
+    noise = Tensors(2).normal(120, 2).float()
+    factors = {"code": labels, "other": labels[torch.randperm(120, generator=torch.Generator().manual_seed(0))]}
+    latents_of = {"s": latents, "d": noise}
+    first, second = slice(0, 80), slice(80, 120)
+    table = probe_table(
+        {name: latent[first] for name, latent in latents_of.items()},
+        {name: torch.tensor(order)[label[first]] for name, label in factors.items()},
+        {name: latent[second] for name, latent in latents_of.items()},
+        {name: torch.tensor(order)[label[second]] for name, label in factors.items()},
+    )
+    assert {name: set(row) for name, row in table.items()} == {"s": set(factors), "d": set(factors)}
+    for name, latent in latents_of.items():
+        for factor, label in factors.items():
+            assert table[name][factor].accuracy == pytest.approx(
+                probe(latent[first], label[first], latent[second], label[second]).accuracy, abs=0.05
+            )
+    assert table["s"]["code"].accuracy > 0.95
+    assert table["d"]["code"].accuracy < 0.6
+
+
+def test_wrong_arguments_are_named():
+    latents, labels = data(0)
+    with pytest.raises(ValueError, match="kind: got 'forest'"):
+        probe(latents, labels, latents, labels, kind="forest")
+    with pytest.raises(ValueError, match="train_labels: all are the same"):
+        probe(latents, torch.zeros_like(labels), latents, labels)
+    with pytest.raises(ValueError, match=r"test_labels: has shape \(5,\)"):
+        probe(latents, labels, latents, labels[:5])
+    with pytest.raises(ValueError, match="test_latents: have 2 dimensions, expected 4"):
+        probe(latents, labels, latents[:, :2], labels)
+    with pytest.raises(ValueError, match=r"train_latents: has shape \(120,\)"):
+        probe(latents[:, 0], labels, latents, labels)
+    with pytest.raises(ValueError, match="test_latents: not all are finite"):
+        probe(latents, labels, latents / 0, labels)
+    with pytest.raises(ValueError, match=r"test_labels: got \[\], expected those of training, \['who'\]"):
+        probe_table({"s": latents}, {"who": labels}, {"s": latents}, {})
