@@ -27,6 +27,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from run_folder import Example, main
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from seqdisent import (
     AnnealingSchedule,
@@ -74,13 +75,25 @@ class VDSM(nn.Module):
 
     # The generative model p(s) p(d) p(z_1) prod_t p(z_t | z_{t-1}, d) p(x_t | s, z_t), equation 1
 
-    def model(self, frames=None, mask=None, features=None, *, num_sequences=None, num_steps=None, temperature=None):
+    def model(
+        self,
+        frames=None,
+        mask=None,
+        features=None,
+        partner=None,
+        *,
+        num_sequences=None,
+        num_steps=None,
+        temperature=None,
+    ):
         num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", self.static_prior())
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
+            if partner is not None:
+                pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
@@ -99,7 +112,7 @@ class VDSM(nn.Module):
 
     # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
 
-    def guide(self, frames, mask=None, features=None, *, temperature=None):
+    def guide(self, frames, mask=None, features=None, partner=None, *, temperature=None):
         features = self.features(frames, mask) if features is None else features
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
@@ -112,6 +125,11 @@ class VDSM(nn.Module):
         context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
         initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
         pyro.sample("z", MarkovChain(initial, self.combiner, features.shape[1], inputs=context, mask=mask))
+
+    def disagreement(self, features: Tensor, mask: Tensor | None, others: Tensor, other_mask: Tensor | None) -> Tensor:
+        """How far q(s) of one clip is from q(s) of another that shows the same identity, in nats, both ways."""
+        one, other = self.static(features, mask), self.static(others, other_mask)
+        return kl_divergence(one, other) + kl_divergence(other, one)
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.encoder(_real_pixels(frames, mask))
@@ -249,7 +267,10 @@ class Plan:
     temperature_part: float = 1.0
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
     peak_weight: float = 1.0  # stage 2: of KL(z) and KL(d) half way; above 1, it squeezes identity out of both
-    head_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s and z, learnt at stage 1
+    same_identity: float = 0.0  # stage 2: weight of the disagreement of q(s) between two clips of one identity
+    dynamics_weight: float = 1.0  # stage 2: of KL(d) at the end
+    static_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s, learnt at stage 1
+    pose_factor: float = 1.0  # the same for the layer before z
     # the optimiser
     warm_up: int = 1  # steps over which the learning rate rises
     decays: bool = False  # whether it then falls to 0 along a cosine
@@ -277,7 +298,7 @@ def _paper(num_experts: int, clip_length: int, epochs: tuple[int, int], rates: t
 
 _CPU = {
     "static_part": 0.3, "pose_part": 0.5, "temperature": 0.3, "temperature_part": 0.4, "geometric": True,
-    "peak_weight": 5.0, "head_factor": 0.15, "transition_steps": 3000,
+    "peak_weight": 5.0, "static_factor": 0.15, "pose_factor": 0.15, "transition_steps": 3000,
     "warm_up": 200, "decays": True, "betas": (0.9, 0.99), "clip_norm": 200.0,
 }  # fmt: skip
 
@@ -307,7 +328,9 @@ PRESETS = {
             num_groups=8,
             frames_per_group=8,
             num_clips=20,
-            **_CPU,
+            same_identity=30.0,
+            dynamics_weight=3.0,
+            **{**_CPU, "static_factor": 0.5},
         ),
         "pendulum": Plan(
             Sizes(
@@ -363,7 +386,9 @@ PRESETS = {
 
 
 PRESETS["cpu"]["clips"] = PRESETS["cpu"]["sprites"]
-PRESETS["cpu"]["moving_mnist"] = replace(PRESETS["cpu"]["sprites"], clip_length=16, num_clips=10)
+PRESETS["cpu"]["moving_mnist"] = replace(  # an identity has but one clip
+    PRESETS["cpu"]["sprites"], clip_length=16, num_clips=10, same_identity=0.0, dynamics_weight=1.0, static_factor=0.15
+)
 PRESETS["ablation"] = {
     data: replace(plan, sizes=replace(plan.sizes, single_decoder=True)) for data, plan in PRESETS["cpu"].items()
 }
@@ -411,10 +436,20 @@ class EncodedBatch(NamedTuple):
     frames: Tensor
     mask: Tensor
     features: Tensor
+    partner_mask: Tensor
+    partner_features: Tensor  # of any clip of the same identity
 
     @classmethod
     def arguments(cls, batch: EncodedBatch) -> tuple[Tensor, Tensor | None, Tensor]:
-        return batch.frames, None if batch.mask.all() else batch.mask, batch.features
+        return batch.frames, _needed(batch.mask), batch.features
+
+    @classmethod
+    def arguments_and_partner(cls, batch: EncodedBatch) -> tuple[Tensor, Tensor | None, Tensor, tuple]:
+        return *cls.arguments(batch), (batch.partner_features, _needed(batch.partner_mask))
+
+
+def _needed(mask: Tensor) -> Tensor | None:
+    return None if mask.all() else mask
 
 
 def encoded_draws(vdsm: VDSM, plan: Plan, clips: Clips) -> Callable[[torch.Generator], EncodedBatch]:
@@ -422,7 +457,10 @@ def encoded_draws(vdsm: VDSM, plan: Plan, clips: Clips) -> Callable[[torch.Gener
 
     def draw(generator: torch.Generator) -> EncodedBatch:
         batch = clips.draw_clips(plan.num_clips, generator, num_steps=plan.clip_length)
-        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions])
+        rows = batch.positions[:, 0] // clips.frames.shape[1]
+        partners = clips.draw_partners(rows, generator) if plan.same_identity else rows
+        of_partners = features().unflatten(0, clips.frames.shape[:2])[partners]
+        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions], clips.mask[partners], of_partners)
 
     return draw
 
@@ -441,13 +479,14 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         learning_rate=learning_rate(plan.sequence_rate, n, plan),
         # the paper's curve for z; it names none for d, which follows it here
         weights={
-            site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, 1.0)])
-            for site in ("z", "d")
-        },
-        arguments=EncodedBatch.arguments,
+            site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, end)])
+            for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
+        }
+        | ({"same_identity": AnnealingSchedule.constant(plan.same_identity)} if plan.same_identity else {}),
+        arguments=EncodedBatch.arguments_and_partner if plan.same_identity else EncodedBatch.arguments,
         terms_per_step=plan.num_clips * plan.clip_length,
         betas=plan.betas,
-        rate_factors={"static.": plan.head_factor, "pose.": plan.head_factor},
+        rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
         seed=seed + 1,
     )
 

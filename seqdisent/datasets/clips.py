@@ -245,6 +245,14 @@ class Clips:
         steps = torch.where(steps < until, steps, steps - until).clamp(max=self.frames.shape[1] - 1)
         return self._batch(rows * self.frames.shape[1] + steps, lengths, first, self.static_factors)
 
+    def draw_partners(self, indices: Indices, generator: torch.Generator) -> Tensor:
+        """For each of these clips any clip of the same identity, itself included, as positions (M,).
+
+        Raises:
+            ValueError: No index, or one out of range.
+        """
+        return draw_partners(self._owner, self._rows("indices", indices), generator)
+
     @cached_property
     def _frames_by_identity(self) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of real frames sorted by identity, where each identity's begin, and how many it has."""
