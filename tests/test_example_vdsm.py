@@ -104,6 +104,37 @@ def test_ablation_has_one_decoder_that_reads_s(vdsm, network):
     torch.testing.assert_close(drawn, alone.emission(s, z, None, 1.0).mean)  # no weights, no temperature
 
 
+def test_disagreement_of_one_identitys_clips_is_a_term_of_its_own(network):
+    network = network.double()
+    clips, others = frames(2, 4).double(), network.features(frames(2, 3).double() ** 2)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    features = network.features(clips)
+    terms = elbo_terms(network.model, network.guide, clips, None, features, (others, mask))
+    for n, length in enumerate((3, 1)):
+        one, other = network.static(features[n : n + 1]), network.static(others[n : n + 1, :length])
+        shift = (one.mean - other.mean).square()
+        wanted = 0.5 * ((one.variance + shift) / other.variance + (other.variance + shift) / one.variance - 2).sum()
+        torch.testing.assert_close(terms.log_likelihood["same_identity"][n], -wanted)
+    itself = elbo_terms(network.model, network.guide, clips, None, features, (features, None))
+    torch.testing.assert_close(itself.log_likelihood["same_identity"], torch.zeros(2).double())
+
+
+def test_partners_show_the_same_identity(vdsm, network):
+    from seqdisent.datasets import pendulum
+
+    clips = pendulum(28, seed=0, num_steps=4, image_size=16)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 4, num_clips=14, same_identity=2.0)
+    training = vdsm.sequence_training(network, plan, clips, 0)
+    batch = training.draw(torch.Generator().manual_seed(0))
+    colour = batch.frames.amax((1, 3, 4))
+    found = torch.cdist(batch.partner_features.flatten(1), network.features(clips.batch(range(28)).frames).flatten(1))
+    partners = found.argmin(1)
+    torch.testing.assert_close(clips.batch(partners).frames.amax((1, 3, 4)), colour)
+    own = torch.cdist(batch.features.flatten(1), network.features(clips.batch(range(28)).frames).flatten(1)).argmin(1)
+    assert (partners != own).any()
+    assert training.weights["same_identity"](0) == 2.0
+
+
 def test_cached_features_are_those_of_the_frames(vdsm, network):
     from seqdisent.datasets import pendulum
 
@@ -257,6 +288,23 @@ def test_command_line_from_training_to_forecast(tmp_path):
     assert missing.returncode != 0
     assert "no.npy" in missing.stderr
     assert "Traceback" not in missing.stderr
+    unlabelled = run("evaluate", folder, check=False)
+    assert unlabelled.returncode != 0
+    assert "nothing to judge" in unlabelled.stderr
+    assert "Traceback" not in unlabelled.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_in_bfloat16_end_with_one_set_of_numbers(tmp_path):
+    clips = np.random.default_rng(0).integers(0, 256, (6, 5, 32, 32), dtype=np.uint8)  # grey
+    np.savez(tmp_path / "clips.npz", frames=clips, identity=np.arange(6) // 2)
+    arguments = ("--data", tmp_path / "clips.npz", "--preset", "tiny", "--image-size", 32, "--held-out", 1)
+    folder = tmp_path / "run"
+    done = run(*arguments, "--run-dir", folder, "--devices", 2, "--accelerator", "cpu", "--precision", "bf16-mixed")
+    assert done.stdout.count("metrics.json") == 1  # the second process writes nothing
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["held_out_clips"] == 2
+    assert 0 < metrics["mean_squared_error"]["reconstruction"] < 1
 
 
 @pytest.mark.parametrize(
