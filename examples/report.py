@@ -10,6 +10,7 @@ It writes into the run folder:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from seqdisent.training import frames_and_mask
 
 EMISSION, STATIC, MOTION = "x", ["s"], ["d", "z"]  # the sites of VDSM: frames, who, and what
 PROBED_CLIPS = 2000  # training clips that probes learn from
+JUDGE_STEPS = 500
+PRODUCTS = {"motion"}  # labels made of others: probed for, but counted in no average
 
 # Vowels et al., tables 1 and 2: consistency, from the identity's embedding, from the dynamics', in per cent
 PAPER = {
@@ -52,12 +55,20 @@ PAPER = {
 }
 
 
-def find_judge(train: Clips, held_out: Clips, path: Path, *, seed: int, num_steps: int) -> Judge:
-    """Return the judge of an earlier evaluation, or train one."""
-    if path.exists():
-        return Judge.load(path)
+def find_judge(train: Clips, held_out: Clips, path: Path, *, seed: int, num_steps: int | None) -> Judge:
+    """Return the judge of an earlier evaluation of these clips, or train one, as always if `num_steps` is given."""
+    factors = [name for name in _varied(train) if name not in PRODUCTS]
+    if path.exists() and num_steps is None:
+        judge = Judge.load(path)
+        wanted = {name: len(train.factor_names[name]) for name in factors}
+        if judge.num_classes == wanted and judge.frame_shape == tuple(train.frames.shape[2:]):
+            print(f"the judge is {path}, of an earlier evaluation")
+            return judge
+    num_steps = JUDGE_STEPS if num_steps is None else num_steps
     with tqdm(total=num_steps, desc="judge") as bar:
-        judge = train_judge(train, held_out, seed=seed, num_steps=num_steps, on_step=lambda *_: bar.update())
+        judge = train_judge(
+            train, held_out, factors=factors, seed=seed, num_steps=num_steps, on_step=lambda *_: bar.update()
+        )
     judge.save(path)
     return judge
 
@@ -68,50 +79,44 @@ def measure(
 ) -> dict[str, Any]:
     """Measure on held-out clips, each with a fixed donor, at posterior means; what comes from the prior is sampled."""
     factors = judge.num_classes
-    swaps: dict[str, tuple[list[str], SwapAccuracy]] = {
-        "identity": (STATIC, SwapAccuracy(factors, follows=held_out.static_factors)),
-        "motion": (MOTION, SwapAccuracy(factors, follows=held_out.motion_factors)),
-    }
+    static, motion = (
+        [name for name in of if name in factors] for of in (held_out.static_factors, held_out.motion_factors)
+    )
+    swaps = {"identity": (STATIC, SwapAccuracy(factors, static)), "motion": (MOTION, SwapAccuracy(factors, motion))}
     consistency, errors = AccuracyConsistency(factors), {"reconstruction": [], **{name: [] for name in swaps}}
     entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
     distances = {
-        name: FrechetDistance(judge.features, judge.num_features, "the judge's features")
-        for name in ("reconstruction", "prior", "two halves of the real clips")
+        name: FrechetDistance(judge.features, judge.num_features, "the judge's features") for name in entropies
     }
+    for _, batch in _batches(_some(train, len(held_out), seed)):  # as many as are compared with them
+        for distance in distances.values():
+            distance.update(batch.frames, batch.mask, real=True)
     torch.manual_seed(seed)
-    in_first_half = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed)) % 2 == 0
     for rows, batch in tqdm(list(_batches(held_out)), desc="held-out clips"):
-        given, other = frames_and_mask(batch), frames_and_mask(held_out.batch(donors[rows]))
-        labels = ({name: held_out.labels[name][which] for name in factors} for which in (rows, donors[rows]))
-        source, donor = labels
+        other = held_out.batch(donors[rows])
+        given, donated = frames_and_mask(batch), frames_and_mask(other)
         found = reconstruct(network.model, network.guide, *given)[EMISSION].mean
         drawn = generate(network.model, num_sequences=len(rows), num_steps=batch.frames.shape[1])[EMISSION].mean
-        on_real, on_found, on_drawn = judge(batch.frames, batch.mask), judge(found, batch.mask), judge(drawn)
-        consistency.update(on_real, on_found)
-        for name, logits in zip(entropies, (on_real, on_found, on_drawn), strict=True):
-            entropies[name].update(logits)
-        for name, clips in (("reconstruction", found), ("prior", drawn)):
-            distances[name].update(batch.frames, batch.mask, real=True)
-            distances[name].update(clips, batch.mask if name == "reconstruction" else None, real=False)
-        for half in (True, False):
-            which = in_first_half[rows] == half
-            distances["two halves of the real clips"].update(batch.frames[which], batch.mask[which], real=half)
+        for name, clips in zip(distances, (batch.frames, found, drawn), strict=True):
+            entropies[name].update(judge(clips, batch.mask))
+            distances[name].update(clips, batch.mask, real=False)
+        consistency.update(judge(batch.frames, batch.mask), judge(found, batch.mask))
         errors["reconstruction"].append(squared_error(found, batch.frames, batch.mask))
         for name, (sites, accuracy) in swaps.items():
-            swapped = swap(network.model, network.guide, given, other, sites=sites)[EMISSION].mean
-            mask = batch.mask  # motion from a donor of another length would have that length
-            accuracy.update(judge(swapped, mask), source, donor)
+            swapped = swap(network.model, network.guide, given, donated, sites=sites)[EMISSION].mean
+            mask = batch.mask if name == "identity" else other.mask  # the chain brings its length with it
+            accuracy.update(judge(swapped, mask), batch.labels, other.labels)
             if held_out.renderer is not None:
                 truth = held_out.true_swap(*((donors[rows], rows) if name == "identity" else (rows, donors[rows])))
                 errors[name].append(squared_error(swapped, truth, mask))
     scores = {name: accuracy.compute() for name, (_, accuracy) in swaps.items()}
     agreement = consistency.compute()
-    latents = {which: _latents(network, clips) for which, clips in (("train", _some(train, seed)), ("test", held_out))}
+    probed = [_latents(network, clips, _varied(train)) for clips in (_some(train, PROBED_CLIPS, seed), held_out)]
     return {
         "judge": judge.accuracy,
         "consistency": {**agreement.agreement, "average": agreement.average},
         "swaps": {name: {factor: score._asdict() for factor, score in of.items()} for name, of in scores.items()},
-        "intervention_score": intervention_score(list(scores.values())) if held_out.static_factors else None,
+        "intervention_score": intervention_score(list(scores.values())) if static else None,
         "error_over_reconstruction": {
             name: torch.cat(values).mean() / torch.cat(errors["reconstruction"]).mean()
             for name, values in errors.items()
@@ -120,7 +125,7 @@ def measure(
         "probes": {
             kind: {
                 latent: {factor: score._asdict() for factor, score in of.items()}
-                for latent, of in probe_table(*latents["train"], *latents["test"], kind=kind, seed=seed).items()
+                for latent, of in probe_table(*probed[0], *probed[1], kind=kind, seed=seed).items()
             }
             for kind in ("linear", "mlp")
         },
@@ -134,12 +139,14 @@ def measure(
 
 
 def plain(measured: Any) -> Any:
-    """Return tensors as numbers and lists, for JSON."""
+    """Return tensors as numbers and lists, for JSON; what no pair of clips can show is null, not NaN."""
     if isinstance(measured, Tensor):
-        return measured.tolist()
+        return plain(measured.tolist())
+    if isinstance(measured, float) and math.isnan(measured):
+        return None
     if isinstance(measured, Mapping):
         return {name: plain(value) for name, value in measured.items()}
-    return measured
+    return [plain(value) for value in measured] if isinstance(measured, list) else measured
 
 
 def _batches(clips: Clips, size: int = 64) -> Iterator[tuple[Tensor, Batch]]:
@@ -147,18 +154,22 @@ def _batches(clips: Clips, size: int = 64) -> Iterator[tuple[Tensor, Batch]]:
         yield rows, clips.batch(rows)
 
 
-def _some(clips: Clips, seed: int) -> Clips:
-    return clips.subset(torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:PROBED_CLIPS])
+def _some(clips: Clips, count: int, seed: int) -> Clips:
+    return clips.subset(torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:count])
 
 
-def _latents(network: nn.Module, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _varied(clips: Clips) -> list[str]:
+    return [name for name, label in clips.labels.items() if len(label.unique()) > 1]
+
+
+def _latents(network: nn.Module, clips: Clips, factors: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the posterior means of s and d of each clip, and the clips' labels."""
     parts: dict[str, list[Tensor]] = {STATIC[0]: [], MOTION[0]: []}
     for _, batch in tqdm(list(_batches(clips)), desc="latents"):
         found = infer(network.guide, *frames_and_mask(batch))
         for name, values in parts.items():
             values.append(found[name].value)
-    return {name: torch.cat(values) for name, values in parts.items()}, clips.labels
+    return {name: torch.cat(values) for name, values in parts.items()}, {name: clips.labels[name] for name in factors}
 
 
 # The report
@@ -182,7 +193,9 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering
 def tables(measured: Mapping[str, Any], data: str) -> list[str]:
     """Return the report's tables as Markdown."""
     paper = PAPER.get(data, {})
-    factors = list(measured["judge"])
+    consistency = dict(measured["consistency"])
+    if paper:  # its average is over these
+        consistency["average"] = sum(float(consistency[name]) for name in paper if name != "average") / (len(paper) - 1)
     beside = ["paper"] if paper else []
 
     def papers(factor: str, column: int) -> list[str]:
@@ -192,7 +205,7 @@ def tables(measured: Mapping[str, Any], data: str) -> list[str]:
         ["factor", "judge on real held-out clips, %", "same answer for clip and reconstruction, %", *beside],
         [
             [name, _per_cent(measured["judge"].get(name)), _per_cent(value), *papers(name, 0)]
-            for name, value in measured["consistency"].items()
+            for name, value in consistency.items()
         ],
     )]  # fmt: skip
     for direction, scores in measured["swaps"].items():
@@ -218,10 +231,11 @@ def tables(measured: Mapping[str, Any], data: str) -> list[str]:
         parts.append(f"Intervention score: {measured['intervention_score']:.4f}")
     for kind, latents in measured["probes"].items():
         rows = []
-        for name in factors:
+        for name in next(iter(latents.values())):
             row = [name]
             for column, scores in enumerate(latents.values(), 1):
-                row += [_per_cent(scores[name]["accuracy"]), *papers(name, column)]
+                unfinished = "" if scores[name]["converged"] else " (not converged)"
+                row += [_per_cent(scores[name]["accuracy"]) + unfinished, *papers(name, column)]
             rows.append([*row, _per_cent(next(iter(latents.values()))[name]["chance"])])
         header = [cell for latent in latents for cell in (f"from {latent}, %", *beside)]
         parts += [f"## Probes, {kind}", _table(["factor", *header, "constant guess, %"], rows)]
@@ -235,7 +249,7 @@ def tables(measured: Mapping[str, Any], data: str) -> list[str]:
     )]  # fmt: skip
     extractor = next(iter(measured["frechet"].values()))["extractor"]
     parts += [f"## Frechet distance in {extractor}", _table(
-        ["clips against real ones", "distance"],
+        ["clips, against as many real training clips", "distance"],
         [[name, f"{score['distance']:.3f}"] for name, score in measured["frechet"].items()],
     )]  # fmt: skip
     return parts

@@ -127,7 +127,7 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
             "data": arguments.data, "preset": arguments.preset, "seed": arguments.seed,
             "held_out": arguments.held_out, "image_size": arguments.image_size, "plan": dataclasses.asdict(plan),
         }  # fmt: skip
-    plan = example.plan(config["plan"])
+    plan = _plan_of(example, config, run)
     data = _data_of(config, download=arguments.download)
     print(f"{run}: training on {data.train}, held out {data.held_out}", flush=True)
     torch.manual_seed(config["seed"])
@@ -157,7 +157,7 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
     if not _is_main_process():
         return
     network.float().eval()
-    metrics = evaluate(network, data, seed=config["seed"])
+    metrics = measure_errors(network, data, seed=config["seed"])
     # of a stage that was resumed, since then
     metrics["minutes"] = {name: _read_json(run / name / "minutes.json") for name in schedules}
     _save(network.state_dict(), run / "model.pt")
@@ -174,6 +174,13 @@ def _network(example: Example, frame_shape: tuple[int, int, int], plan: Any) -> 
         sys.exit(f"this preset does not fit frames of {frame_shape[1]} pixels (--image-size, --preset): {error}")
 
 
+def _plan_of(example: Example, config: Mapping[str, Any], run: Path) -> Any:
+    try:
+        return example.plan(config["plan"])
+    except TypeError as error:
+        sys.exit(f"{run / 'config.json'}: written by another version of this example ({error})")
+
+
 def _is_main_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
@@ -182,7 +189,7 @@ def _is_main_process() -> bool:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64) -> dict[str, Any]:
+def measure_errors(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64) -> dict[str, Any]:
     """Measure on held-out clips: posterior and transition means, mean squared errors of pixels in [0, 1].
 
     Every clip is paired with a fixed donor of another identity and motion. The swapped clip has the donor's static
@@ -361,7 +368,7 @@ def _to_length(frames: Tensor, num_steps: int) -> Tensor:
 
 def _load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
     config = _read_json(run / "config.json")
-    plan = example.plan(config["plan"])
+    plan = _plan_of(example, config, run)
     finished = run / "model.pt"
     if not finished.exists():
         sys.exit(f"{run} is not finished (there is no {finished}); continue it with --run-dir {run} --resume")
@@ -481,7 +488,8 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add(
         "--held-out", type=lambda text: int(text) if text.isdigit() and int(text) else float(text), default=0.1,
-        help="identities that training never sees: a fraction, or how many (default: 0.1)",
+        help="identities that training never sees: a fraction, or how many (default: 0.1); where clips are generated, "
+        "those held out are too",
     )  # fmt: skip
     add("--image-size", type=int, default=64)
     add("--download", action="store_true", help="fetch the Sprites sheets or MNIST if they are not there")
@@ -504,7 +512,7 @@ def _parse(example: Example) -> argparse.Namespace:
     command.add_argument("--seed", type=int, default=0)
     command = commands.add_parser("evaluate", help="judge, swaps, probes, entropies: tables beside the paper's numbers")
     command.add_argument("run", help="folder of a finished run")
-    command.add_argument("--judge-steps", type=int, default=600, help="training steps of the judge (default: 600)")
+    command.add_argument("--judge-steps", type=int, help="train a new judge, for so many steps (default: 500, once)")
     return parser.parse_args()
 
 

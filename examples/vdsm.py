@@ -105,7 +105,9 @@ class VDSM(nn.Module):
 
     def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
         temperature = self.sizes.temperature if temperature is None else temperature
-        weights = s.new_ones(*s.shape[:-1], 1) if self.sizes.single_decoder else torch.softmax(s / temperature, -1)
+        weights = torch.softmax(s / temperature, -1)
+        if self.sizes.single_decoder:  # the mixing coefficients are an input and mix nothing
+            s, weights = weights, weights.new_ones(*weights.shape[:-1], 1)
         logits = self.decoder(torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1), weights)
         # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
         return _of_real_frames(dist.Bernoulli(logits=logits, validate_args=False).to_event(3), mask)
@@ -153,13 +155,13 @@ class VDSM(nn.Module):
 
     # The transition by itself: no frame is decoded, and half of the chains are scored on their own roll-outs
 
-    def motion_model(self, frames, mask=None, features=None):
+    def motion_model(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             pyro.sample("z", self.pose_prior(d, frames.shape[1], mask, HalfRolledOut))
             pyro.factor("no_frames", d.new_zeros(d.shape[:-1]))
 
-    def motion_guide(self, frames, mask=None, features=None):
+    def motion_guide(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
             self.infer_motion(features, mask)
 
@@ -240,7 +242,7 @@ class Sizes:
     combiner_dim: int = 512
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
-    single_decoder: bool = False  # the ablation of appendix G: s is an input of the decoder and blends nothing
+    single_decoder: bool = False  # the ablation of appendix G
 
 
 @dataclass(frozen=True)
@@ -385,10 +387,10 @@ PRESETS = {
 }
 
 
-PRESETS["cpu"]["clips"] = PRESETS["cpu"]["sprites"]
-PRESETS["cpu"]["moving_mnist"] = replace(  # an identity has but one clip
-    PRESETS["cpu"]["sprites"], clip_length=16, num_clips=10, same_identity=0.0, dynamics_weight=1.0, static_factor=0.15
+PRESETS["cpu"]["clips"] = replace(  # whose identities may be unknown, or have but one clip
+    PRESETS["cpu"]["sprites"], same_identity=0.0, dynamics_weight=1.0, static_factor=0.15
 )
+PRESETS["cpu"]["moving_mnist"] = replace(PRESETS["cpu"]["clips"], clip_length=16, num_clips=10)
 PRESETS["ablation"] = {
     data: replace(plan, sizes=replace(plan.sizes, single_decoder=True)) for data, plan in PRESETS["cpu"].items()
 }
@@ -436,31 +438,29 @@ class EncodedBatch(NamedTuple):
     frames: Tensor
     mask: Tensor
     features: Tensor
-    partner_mask: Tensor
-    partner_features: Tensor  # of any clip of the same identity
+    partner: tuple[Tensor, Tensor | None] | None  # features and mask of any clip of the same identity
 
     @classmethod
-    def arguments(cls, batch: EncodedBatch) -> tuple[Tensor, Tensor | None, Tensor]:
-        return batch.frames, _needed(batch.mask), batch.features
-
-    @classmethod
-    def arguments_and_partner(cls, batch: EncodedBatch) -> tuple[Tensor, Tensor | None, Tensor, tuple]:
-        return *cls.arguments(batch), (batch.partner_features, _needed(batch.partner_mask))
+    def arguments(cls, batch: EncodedBatch) -> EncodedBatch:
+        return batch._replace(mask=_needed(batch.mask))
 
 
 def _needed(mask: Tensor) -> Tensor | None:
     return None if mask.all() else mask
 
 
-def encoded_draws(vdsm: VDSM, plan: Plan, clips: Clips) -> Callable[[torch.Generator], EncodedBatch]:
+def encoded_draws(
+    vdsm: VDSM, plan: Plan, clips: Clips, *, partners: bool = False
+) -> Callable[[torch.Generator], EncodedBatch]:
     features = cache(partial(encode_all, vdsm, clips))  # once, when training starts
 
     def draw(generator: torch.Generator) -> EncodedBatch:
         batch = clips.draw_clips(plan.num_clips, generator, num_steps=plan.clip_length)
-        rows = batch.positions[:, 0] // clips.frames.shape[1]
-        partners = clips.draw_partners(rows, generator) if plan.same_identity else rows
-        of_partners = features().unflatten(0, clips.frames.shape[:2])[partners]
-        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions], clips.mask[partners], of_partners)
+        partner = None
+        if partners:
+            rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)
+            partner = features().unflatten(0, clips.frames.shape[:2])[rows], _needed(clips.mask[rows])
+        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions], partner)
 
     return draw
 
@@ -474,7 +474,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         vdsm,
         vdsm.model,
         vdsm.guide,
-        encoded_draws(vdsm, plan, clips),
+        encoded_draws(vdsm, plan, clips, partners=plan.same_identity > 0),
         num_steps=n,
         learning_rate=learning_rate(plan.sequence_rate, n, plan),
         # the paper's curve for z; it names none for d, which follows it here
@@ -483,7 +483,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
             for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
         }
         | ({"same_identity": AnnealingSchedule.constant(plan.same_identity)} if plan.same_identity else {}),
-        arguments=EncodedBatch.arguments_and_partner if plan.same_identity else EncodedBatch.arguments,
+        arguments=EncodedBatch.arguments,
         terms_per_step=plan.num_clips * plan.clip_length,
         betas=plan.betas,
         rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},

@@ -101,7 +101,7 @@ def test_ablation_has_one_decoder_that_reads_s(vdsm, network):
     s, z = torch.randn(2, 3), torch.randn(2, 5, 2)
     drawn = alone.emission(s, z, None, 0.1).mean
     assert (drawn != alone.emission(s.flip(0), z, None, 0.1).mean).any()
-    torch.testing.assert_close(drawn, alone.emission(s, z, None, 1.0).mean)  # no weights, no temperature
+    torch.testing.assert_close(drawn, alone.emission(s + 7, z, None, 0.1).mean)  # it reads softmax(s / temperature)
 
 
 def test_disagreement_of_one_identitys_clips_is_a_term_of_its_own(network):
@@ -127,7 +127,7 @@ def test_partners_show_the_same_identity(vdsm, network):
     training = vdsm.sequence_training(network, plan, clips, 0)
     batch = training.draw(torch.Generator().manual_seed(0))
     colour = batch.frames.amax((1, 3, 4))
-    found = torch.cdist(batch.partner_features.flatten(1), network.features(clips.batch(range(28)).frames).flatten(1))
+    found = torch.cdist(batch.partner[0].flatten(1), network.features(clips.batch(range(28)).frames).flatten(1))
     partners = found.argmin(1)
     torch.testing.assert_close(clips.batch(partners).frames.amax((1, 3, 4)), colour)
     own = torch.cdist(batch.features.flatten(1), network.features(clips.batch(range(28)).frames).flatten(1)).argmin(1)
@@ -292,6 +292,24 @@ def test_command_line_from_training_to_forecast(tmp_path):
     assert unlabelled.returncode != 0
     assert "nothing to judge" in unlabelled.stderr
     assert "Traceback" not in unlabelled.stderr
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_run_on_labelled_clips_of_different_lengths(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (16, 6, 32, 32, 3), dtype=np.uint8)
+    shown = {"identity": np.arange(16) // 2, "hair": np.arange(16) // 2 % 2, "action": np.arange(16) % 2}
+    np.savez(tmp_path / "clips.npz", frames=frames, lengths=[6, 4, 5, 3] * 4, **shown)
+    folder = tmp_path / "run"
+    run("--data", tmp_path / "clips.npz", "--preset", "tiny", "--image-size", 32, "--held-out", 4, "--run-dir", folder)
+    done = run("evaluate", folder, "--judge-steps", 3)
+    text = (folder / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["held_out_clips"] == 8
+    assert found["evaluation"]["swaps"]["identity"]["hair"]["follows"]
+    assert found["evaluation"]["swaps"]["motion"]["action"]["follows"]
+    assert "## Swap: motion from the donor" in done.stdout
+    for name in ("judge.pt", "report.md", "report.html", "confusion.png"):
+        assert (folder / name).stat().st_size > 0
 
 
 @pytest.mark.slow

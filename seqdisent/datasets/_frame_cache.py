@@ -59,9 +59,12 @@ def kept_frames(path: Path, shape: tuple[int, ...], compose: Callable[[], npt.ND
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The frames of a whole file, else None."""
     size = math.prod(shape)
-    if not path.is_file() or path.stat().st_size != size + _CHECKSUM_BYTES:
+    try:
+        if path.stat().st_size != size + _CHECKSUM_BYTES:
+            return None
+        content = torch.from_file(str(path), shared=False, size=size + _CHECKSUM_BYTES, dtype=torch.uint8)
+    except (OSError, RuntimeError):  # there is none, or another process took it away
         return None
-    content = torch.from_file(str(path), shared=False, size=size + _CHECKSUM_BYTES, dtype=torch.uint8)
     if _checksum(content[:size].numpy()) != content[size:].numpy().tobytes():
         return None
     return content[:size].view(shape)

@@ -114,7 +114,7 @@ def _read_sequences(path: Path, count: int) -> Iterator[tuple[int, Pixels]]:
     layout = f"expected 'arr_0' to 'arr_{count - 1}', one sequence for each row of labels"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected an .npz of sequences")
-    found = 0
+    found: set[int] = set()
     for name, array in read_arrays(path, f"{REFUSED}; convert your own file with: {_CONVERT}"):
         number = re.fullmatch(r"arr_(0|[1-9]\d*)", name)
         if number is None:
@@ -127,7 +127,9 @@ def _read_sequences(path: Path, count: int) -> Iterator[tuple[int, Pixels]]:
                 raise TypeError(f"{path}: sequence {row} is {sequence.dtype}, expected uint8 (pixels 0 to 255)")
             if sequence.ndim != 4 or sequence.shape[3] != 3 or 0 in sequence.shape:
                 raise ValueError(f"{path}: sequence {row} has shape {sequence.shape}, expected (T, H, W, 3), not empty")
-            found += 1
+            if row in found:
+                raise ValueError(f"{path}: holds sequence {row} twice, {layout}")
+            found.add(row)
             yield row, sequence
-    if found != count:
-        raise ValueError(f"{path}: holds {found} sequences, {layout}")
+    if len(found) != count:
+        raise ValueError(f"{path}: holds {len(found)} sequences, {layout}")

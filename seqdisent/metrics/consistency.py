@@ -134,12 +134,13 @@ def released_protocol_consistency(
     if not 0 < num_train < len(real):
         raise ValueError(f"train_share: got {train_share!r}, expected a share that leaves clips on both sides")
     if reconstructed.is_floating_point():
-        reconstructed = (reconstructed.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+        reconstructed = (reconstructed.detach().clamp(0, 1) * real.scale).round().to(torch.uint8)
     pool = Clips(
         torch.cat([real.frames, reconstructed.to(real.frames.device)]),
         lengths=real.lengths.repeat(2),
         labels={name: label.repeat(2) for name, label in real.labels.items()},
         factor_names=real.factor_names,
+        scale=real.scale,
     )
     draws = torch.randint(len(real), (len(real),), generator=torch.Generator().manual_seed(seed))
     train, test = draws[:num_train], draws[num_train:]

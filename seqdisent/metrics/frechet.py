@@ -55,7 +55,8 @@ class FrechetDistance(FrechetInceptionDistance):
     Args:
         extractor: a function of what ``update`` is given (frames, and a mask where they are ragged) that returns
             features
-            (N, F), such as ``judge.features``. It is not moved with the metric.
+            (N, F), such as ``judge.features``. A module is moved with the metric, a bound
+            method of one is not.
         num_features: F, such as ``judge.num_features``.
         name: what to call the extractor in the result: its architecture and what it was trained on.
         **options: those of :class:`torchmetrics.Metric`.

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from seqdisent._checks import check_positive, check_scale
 from seqdisent._masking import check_mask
 from seqdisent._random import kept_random_state
+from seqdisent.metrics._predictions import check_classes
 
 if TYPE_CHECKING:
     from seqdisent.datasets.clips import Clips
@@ -68,12 +69,10 @@ class Judge(nn.Module):
         hidden_dim: int = 64,
     ) -> None:
         super().__init__()
-        if not num_classes:
-            raise ValueError("num_classes: is empty, expected at least one factor")
-        check_positive(**{f"num_classes[{name!r}]": count for name, count in num_classes.items()})
+        self.num_classes = check_classes(num_classes)
         check_positive(in_channels=in_channels, image_size=image_size, frame_dim=frame_dim, hidden_dim=hidden_dim)
         check_positive(**{f"channels[{i}]": count for i, count in enumerate(channels)})
-        self.num_classes, self.frame_shape = dict(num_classes), (in_channels, image_size, image_size)
+        self.frame_shape = (in_channels, image_size, image_size)
         self.channels, self.frame_dim, self.hidden_dim = tuple(channels), frame_dim, hidden_dim
         self.num_features = frame_dim + 2 * hidden_dim
         self.accuracy: dict[str, float] = {}
@@ -195,6 +194,8 @@ def train_judge(
     check_positive(num_steps=num_steps, batch_size=batch_size)
     check_scale(learning_rate=learning_rate)
     factors = list(train.labels) if factors is None else list(factors)
+    if not factors:
+        raise ValueError(f"factors: is empty, expected at least one of the labels {sorted(train.labels)}")
     for name in factors:
         for argument, clips in (("train", train), ("held_out", held_out)):
             if name not in clips.labels:
@@ -202,10 +203,11 @@ def train_judge(
         if train.factor_names[name] != held_out.factor_names[name]:
             raise ValueError(f"held_out: factor {name!r} has other values than that of train, expected the same ones")
     image = tuple(train.frames.shape[2:])
-    if image[1] != image[2] or image != tuple(held_out.frames.shape[2:]):
+    if len(image) != 3 or image[1] != image[2]:
+        raise ValueError(f"train: frames have shape {image}, expected pictures (C, H, W) with height equal to width")
+    if image != tuple(held_out.frames.shape[2:]):
         raise ValueError(
-            f"held_out: frames have shape {tuple(held_out.frames.shape[2:])} and those of train {image}, expected the "
-            "same shape, height equal to width"
+            f"held_out: frames have shape {tuple(held_out.frames.shape[2:])}, expected that of train, {image}"
         )
     with kept_random_state():
         torch.manual_seed(seed)

@@ -129,7 +129,7 @@ def test_wrong_arguments_are_named():
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="factors: 'hair' is not among the labels of train"):
         train_small(factors=["hair"])
-    with pytest.raises(ValueError, match="num_classes: is empty"):
+    with pytest.raises(ValueError, match="factors: is empty"):
         train_small(factors=[])
     two = Clips(torch.zeros(2, 1, 1, 6, 6, dtype=torch.uint8), labels={"who": torch.tensor([0, 1])})
     with pytest.raises(ValueError, match="held_out: factor 'who' has other values"):
