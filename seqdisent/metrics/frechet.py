@@ -49,8 +49,8 @@ class FrechetDistance(FrechetInceptionDistance):
 
     computed by torchmetrics in float64. Only with Inception's features is it the Frechet inception distance, and only
     with the paper's 3D ResNeXt comparable to the paper's figures; so the extractor's name is part of the result. It is
-    biased upwards where clips are few: take the same number on both sides, several times `num_features`, and show the
-    distance between two halves of the real clips beside it.
+    biased upwards where clips are few: take the same number on both sides, several times `num_features`, and show
+    beside it the distance of as many real clips from the same ones.
 
     Args:
         extractor: a function of what ``update`` is given (frames, and a mask where they are ragged) that returns
