@@ -92,7 +92,7 @@ class VDSM(nn.Module):
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
-            if partner is not None:
+            if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
                 pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
 
     def static_prior(self) -> TorchDistribution:
