@@ -97,10 +97,12 @@ def measure(
         given, donated = frames_and_mask(batch), frames_and_mask(other)
         found = reconstruct(network.model, network.guide, *given)[EMISSION].mean
         drawn = generate(network.model, num_sequences=len(rows), num_steps=batch.frames.shape[1])[EMISSION].mean
+        said = {}
         for name, clips in zip(distances, (batch.frames, found, drawn), strict=True):
-            entropies[name].update(judge(clips, batch.mask))
+            said[name] = judge(clips, batch.mask)
+            entropies[name].update(said[name])
             distances[name].update(clips, batch.mask, real=False)
-        consistency.update(judge(batch.frames, batch.mask), judge(found, batch.mask))
+        consistency.update(said["real clips"], said["reconstruction"])
         errors["reconstruction"].append(squared_error(found, batch.frames, batch.mask))
         for name, (sites, accuracy) in swaps.items():
             swapped = swap(network.model, network.guide, given, donated, sites=sites)[EMISSION].mean

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -34,9 +35,16 @@ def who_and_what(repeats):
     noise = torch.randint(0, 20, (2, len(who), 1), generator=torch.Generator().manual_seed(0))
     frames[:, :, 0, 0, 0] = (100 * who[:, None] + noise[0]).to(torch.uint8)
     frames[:, :, 0, 1, 1] = (200 * what[:, None] + noise[1]).to(torch.uint8)
+
+    def truth(content, motion, num_steps):
+        swapped = frames[motion].clone()
+        swapped[:, :, 0, 0, 0] = frames[content][:, :, 0, 0, 0]
+        return swapped
+
     return Clips(
-        frames, identity=who, labels={"who": who, "what": what}, static_factors=["who"], motion_factors=["what"]
-    )
+        frames, identity=who, labels={"who": who, "what": what}, static_factors=["who"], motion_factors=["what"],
+        renderer=truth,
+    )  # fmt: skip
 
 
 class Pixels(nn.Module):
@@ -106,6 +114,10 @@ def test_an_honest_model_scores_full_marks(measured):
             assert float(score["accuracy"]) == 1
             assert float(score["leakage"]) == 0
     assert float(scores["intervention_score"]) == pytest.approx(1, abs=1e-6)
+    # neither reconstructions nor swaps have an error at all: 0 / 0
+    assert {name: math.isnan(ratio) for name, ratio in scores["error_over_reconstruction"].items()} == {
+        "identity": True, "motion": True,
+    }  # fmt: skip
     assert scores["probes"]["linear"]["s"]["who"]["accuracy"] == 1
     assert scores["probes"]["linear"]["d"]["what"]["accuracy"] == 1
     for kind in ("linear", "mlp"):
@@ -126,6 +138,7 @@ def test_a_model_with_everything_in_d_is_found_out(measured):
     assert scores["probes"]["linear"]["d"]["who"]["accuracy"] == 1
     assert scores["probes"]["linear"]["s"]["who"]["accuracy"] < 0.6
     assert float(scores["intervention_score"]) == pytest.approx(0.5)
+    assert float(scores["error_over_reconstruction"]["identity"]) == math.inf  # of none at all
 
 
 def test_the_report_says_what_was_measured(report, measured, tmp_path):

@@ -246,7 +246,14 @@ class Clips:
         return self._batch(rows * self.frames.shape[1] + steps, lengths, first, self.static_factors)
 
     def draw_partners(self, indices: Indices, generator: torch.Generator) -> Tensor:
-        """For each of these clips any clip of the same identity, itself included, as positions (M,).
+        """For each of these clips any clip of the same identity, itself included.
+
+        Args:
+            indices: Which clips; no negative positions.
+            generator: Decides everything that is random here.
+
+        Returns:
+            Their positions, (M,) int64.
 
         Raises:
             ValueError: No index, or one out of range.
