@@ -125,8 +125,9 @@ class VDSM(nn.Module):
         d = pyro.sample("d", self.dynamics(embeddings, mask))
         unrolled = self.dynamics.unroll(d, features.shape[1])
         context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
-        initial = self.combiner(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
-        pyro.sample("z", MarkovChain(initial, self.combiner, features.shape[1], inputs=context, mask=mask))
+        context = self.combiner.project(context)  # of all steps at once
+        initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
+        pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
 
     def disagreement(self, features: Tensor, mask: Tensor | None, others: Tensor, other_mask: Tensor | None) -> Tensor:
         """How far q(s) of one clip is from q(s) of another that shows the same identity, in nats, both ways."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pyro.distributions as dist
@@ -28,6 +29,15 @@ class Conditionals(NamedTuple):
             return first.unsqueeze(-1)  # type: ignore[no-any-return]
         later = self.steps.log_prob(path[..., 1:, :].movedim(-2, 0)).movedim(0, -1)
         return torch.cat([first.unsqueeze(-1), later], -1)
+
+
+def side_by_side(steps: Sequence[Any]) -> Any | None:
+    """Return diagonal Normals, one a step, as one with the steps on the left of the batch; None of anything else."""
+    if not all(isinstance(step, dist.Independent) and isinstance(step.base_dist, dist.Normal) for step in steps):
+        return None
+    if any(step.reinterpreted_batch_ndims != 1 for step in steps):
+        return None
+    return _normal(torch.stack([step.base_dist.loc for step in steps]), torch.stack([s.base_dist.scale for s in steps]))
 
 
 @runtime_checkable
@@ -60,7 +70,7 @@ class _FactorisedChain:
         self.loc, self.scale = loc, scale
 
     def conditionals(self, path: Tensor) -> Conditionals:
-        initial = self._normal(self.loc[..., 0, :], self.scale[..., 0, :])
+        initial = _normal(self.loc[..., 0, :], self.scale[..., 0, :])
         if self.loc.shape[-2] == 1:
             return Conditionals(initial, None)
         # the sample dimensions of the path stand between time and the batch
@@ -70,10 +80,10 @@ class _FactorisedChain:
             for x in (self.loc, self.scale)
         )
         shape = (self.loc.shape[-2] - 1, *path.shape[:-2], path.shape[-1])
-        return Conditionals(initial, self._normal(loc.expand(shape), scale.expand(shape)))
+        return Conditionals(initial, _normal(loc.expand(shape), scale.expand(shape)))
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
-        return self._normal(self.loc, self.scale).log_prob(path)  # type: ignore[no-any-return]
+        return _normal(self.loc, self.scale).log_prob(path)  # type: ignore[no-any-return]
 
     def mean_path(self) -> Tensor:
         return self.loc
@@ -83,7 +93,7 @@ class _FactorisedChain:
         if self.loc.shape[-2] < total:
             raise ValueError(f"num_steps: the distribution has {self.loc.shape[-2]} steps, expected {total}")
         shape = (*prefix.shape[:-2], total, prefix.shape[-1])
-        normal = self._normal(self.loc[..., :total, :].expand(shape), self.scale[..., :total, :].expand(shape))
+        normal = _normal(self.loc[..., :total, :].expand(shape), self.scale[..., :total, :].expand(shape))
         path: Tensor = normal.rsample() if sample else normal.mean
         known = torch.cat([prefix, prefix.new_zeros(*prefix.shape[:-2], num_steps, prefix.shape[-1])], -2)
         is_known = torch.arange(total, device=prefix.device) < prefix.shape[-2]
@@ -91,9 +101,9 @@ class _FactorisedChain:
             is_known = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], num_steps)], -1)
         return torch.where(is_known.unsqueeze(-1), known, path)
 
-    @staticmethod
-    def _normal(loc: Tensor, scale: Tensor) -> Any:
-        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+def _normal(loc: Tensor, scale: Tensor) -> Any:
+    return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
 
 def as_chain(distribution: TorchDistribution) -> Chain | None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -15,7 +16,7 @@ from torch.distributions import constraints
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
 from seqdisent._random import kept_random_state
-from seqdisent.chains import Conditionals
+from seqdisent.chains import Conditionals, side_by_side
 
 
 class MarkovChain(TorchDistribution):
@@ -97,6 +98,7 @@ class MarkovChain(TorchDistribution):
         self.num_steps = num_steps
         self._inputs = inputs
         self._step_mask = mask
+        self._drawn: _Drawn | None = None
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
         self._refuse_dropout()
 
@@ -131,7 +133,12 @@ class MarkovChain(TorchDistribution):
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
-        return self._walk_unpadded(self.initial.rsample(torch.Size(sample_shape)), "rsample")
+        steps: list[TorchDistribution] = []
+        path = self._walk_unpadded(self.initial.rsample(torch.Size(sample_shape)), "rsample", steps)
+        later = side_by_side(steps) if steps else None
+        if later is not None:
+            self._drawn = _Drawn(path, Conditionals(self.initial, later), torch.is_grad_enabled())
+        return path
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
@@ -179,7 +186,12 @@ class MarkovChain(TorchDistribution):
         return self._walk([prefix[..., 0, :]], total, how, known=(prefix, mask))
 
     def conditionals(self, path: Tensor) -> Conditionals:
-        r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
+        r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition.
+
+        Those of the very path that `rsample` returned last are the ones it was drawn from, and cost nothing.
+        """
+        if self._drawn is not None and path is self._drawn.path and torch.is_grad_enabled() <= self._drawn.has_graph:
+            return self._drawn.conditionals
         return self._conditionals(self._check_path(path))
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
@@ -290,24 +302,38 @@ class MarkovChain(TorchDistribution):
         *,
         known: tuple[Tensor, Tensor] | None = None,
         hidden: Tensor | None = None,
+        steps: list[TorchDistribution] | None = None,
     ) -> Tensor:
-        """Lengthen `path` to `num_steps`, keeping steps that are `known`; steps that are `hidden` follow the first."""
+        """Lengthen `path` to `num_steps`, keeping steps that are `known`; steps that are `hidden` follow the first.
+
+        The conditionals that the steps are drawn from are added to `steps`.
+        """
         inputs = self._unbound_inputs(path[0])
         for t in range(len(path), num_steps):
             z_prev = path[-1]
             if hidden is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
                 z_prev = torch.where(hidden[..., t, None], z_prev, path[0].detach())
             conditional = self._step(z_prev, inputs, t)
+            if steps is not None:
+                steps.append(conditional)
             z = conditional.mean if how == "mean" else getattr(conditional, how)()
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)
         return torch.stack(path, -2)
 
-    def _walk_unpadded(self, first: Tensor, how: str) -> Tensor:
+    def _walk_unpadded(self, first: Tensor, how: str, steps: list[TorchDistribution] | None = None) -> Tensor:
         mask = self._step_mask
-        path = self._walk([first], self.num_steps, how, hidden=mask)
+        path = self._walk([first], self.num_steps, how, hidden=mask, steps=steps)
         return path if mask is None else overwrite_padding(path, mask)
+
+
+class _Drawn(NamedTuple):
+    """The path that a chain drew last, what it was drawn from, and whether gradients were recorded meanwhile."""
+
+    path: Tensor
+    conditionals: Conditionals
+    has_graph: bool
 
 
 def _drops_out(module: nn.Module) -> bool:

@@ -94,8 +94,70 @@ def test_scoring_calls_the_transition_once_and_sampling_once_a_step():
     chain.log_prob(path)
     assert parts.calls == [(5, 4, 3, 2)]
     parts.calls.clear()
-    chain.conditionals(path)
+    chain.conditionals(path.clone())
     assert parts.calls == [(5, 4, 3, 2)]
+
+
+@given(seeds(), lengths(), batch_shapes(2, 2), st.integers(0, 1))
+def test_conditionals_of_the_path_just_drawn_are_kept(seed, row_lengths, sample_shape, extra_steps):
+    parts = ragged_chain(seed, row_lengths, 2, extra_steps)
+    weight = parts.loc.new_tensor(0.7).requires_grad_()
+
+    def transition(z_prev, inputs):
+        parts.calls.append(tuple(z_prev.shape))
+        return dist.Normal(weight * z_prev + inputs, weight.exp()).to_event(1)
+
+    chain = MarkovChain(parts.initial, transition, parts.num_steps, inputs=parts.inputs, mask=parts.mask)
+    torch.manual_seed(seed)
+    path = chain.rsample(sample_shape)
+    parts.calls.clear()
+    kept = chain.conditionals(path)
+    assert parts.calls == []
+    fresh = chain.conditionals(path.clone())
+    assert len(parts.calls) == (parts.num_steps > 1)
+    if fresh.steps is None:
+        assert kept.steps is None
+        return
+    assert (kept.steps.batch_shape, kept.steps.event_shape) == (fresh.steps.batch_shape, fresh.steps.event_shape)
+    real = parts.mask[:, 1:].T.reshape(-1, *(1,) * len(sample_shape), len(row_lengths), 1)
+    results = []
+    for conditionals in (kept, fresh):
+        terms = torch.where(real, conditionals.steps.mean.square() + conditionals.steps.stddev.log(), 0.0)
+        results.append((terms, *torch.autograd.grad(terms.sum(), weight, retain_graph=True)))
+    exact(*[terms for terms, _ in results])
+    exact(*[gradient for _, gradient in results])
+
+
+def test_conditionals_are_computed_again_for_another_path_or_a_gradient_that_was_not_recorded():
+    parts = LinearChain(0, (3,), 6, 2)
+    chain = parts.chain()
+    with torch.no_grad():
+        path = chain.rsample()
+        parts.calls.clear()
+        chain.conditionals(path)
+        assert parts.calls == []
+    chain.conditionals(path)
+    assert parts.calls == [(5, 3, 2)]
+    path = chain.rsample()
+    chain.rsample()  # only the last path is kept
+    parts.calls.clear()
+    chain.conditionals(path)
+    chain.conditionals(path.detach())
+    assert parts.calls == [(5, 3, 2)] * 2
+
+
+def test_steps_that_are_no_diagonal_normals_are_computed_again():
+    calls = []
+
+    def transition(z_prev):
+        calls.append(tuple(z_prev.shape))
+        return dist.LogNormal(z_prev, 1.0).to_event(1)
+
+    chain = MarkovChain(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), transition, 4)
+    path = chain.rsample()
+    calls.clear()
+    assert chain.conditionals(path).steps.batch_shape == (3, 3)
+    assert calls == [(3, 3, 2)]
 
 
 def test_conditionals_have_the_steps_on_the_left_and_score_the_path():

@@ -73,6 +73,25 @@ def test_combiner_is_its_formula(seed, latent_dim, hidden_dim, context_dim, min_
         torch.testing.assert_close(step.stddev[b], softplus(affine(f9, e)) + min_scale, **CLOSE)
 
 
+@given(seeds(), batch_shapes(2, 3), num_steps())
+def test_combiner_reads_contexts_that_were_projected_at_once(seed, batch_shape, steps):
+    tensors = Tensors(seed)
+    module = combiner().double()
+    z_prev, context = tensors.normal(*batch_shape, 2), tensors.normal(*batch_shape, steps, 3)
+    projected = module.project(context)
+    assert projected.shape == (*batch_shape, steps, 4)
+    for t in range(steps):
+        expected = moments(module(z_prev, context[..., t, :]))
+        torch.testing.assert_close(moments(module.step(z_prev, projected[..., t, :])), expected, **CLOSE)
+
+
+def test_a_context_that_is_not_projected_is_refused():
+    with pytest.raises(ValueError, match="projected: .*hidden_dim"):
+        combiner().step(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="context: .*context_dim"):
+        combiner().project(torch.zeros(5, 4))
+
+
 @pytest.mark.parametrize("context_dim", [0, 3])
 def test_linear_path_starts_as_identity_on_z_and_zero_on_the_context(context_dim):
     transition = GatedTransition(2, 4, context_dim=context_dim)

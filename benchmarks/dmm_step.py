@@ -1,0 +1,129 @@
+"""A training step of a deep Markov model against the same model with one Pyro site per time step.
+
+    python benchmarks/dmm_step.py
+
+The sizes of Krishnan et al. (2017) on chorales: 100 latent and 600 hidden units, 88 keys; 20 ragged sequences of up to
+129 steps. All ways train the same network with the same optimiser on the same data and, for equal seeds, with the same
+noise, and the losses are checked to be equal. The floor is the recurrent network of the guide alone, forward and
+backward: whatever the rest costs, a step takes longer than that.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from measuring import arguments_of, median, ratio, report, time_in_turns
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
+
+from seqdisent import Combiner, GatedTransition, MarkovChain, elbo_terms
+
+
+class DMM(nn.Module):
+    """A deep Markov model with structured inference (ST-R): z_t from z_{t-1} and the future of the sequence."""
+
+    def __init__(self, num_keys=88, latent_dim=100, transition_dim=200, hidden_dim=600, emission_dim=100):
+        super().__init__()
+        self.transition = GatedTransition(latent_dim, transition_dim)
+        self.emission = nn.Sequential(
+            nn.Linear(latent_dim, emission_dim), nn.ReLU(), nn.Linear(emission_dim, emission_dim), nn.ReLU(),
+            nn.Linear(emission_dim, num_keys),
+        )  # fmt: skip
+        self.backward_rnn = nn.RNN(num_keys, hidden_dim, nonlinearity="relu", batch_first=True)
+        self.combiner = Combiner(latent_dim, hidden_dim, context_dim=hidden_dim)
+        self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
+
+    def first(self, which, num_sequences):
+        return self.z_before[which].expand(num_sequences, -1)
+
+    def model(self, rolls, mask):
+        with pyro.plate("sequences", len(rolls)):
+            initial = self.transition(self.first("prior", len(rolls)))
+            z = pyro.sample("z", MarkovChain(initial, self.transition, rolls.shape[1], mask=mask))
+            keys = dist.Bernoulli(logits=self.emission(z), validate_args=False).to_event(1)
+            pyro.sample("x", keys.mask(mask).to_event(1), obs=rolls)
+
+    def guide(self, rolls, mask):
+        futures = self.combiner.project(self.futures(rolls, mask))
+        with pyro.plate("sequences", len(rolls)):
+            initial = self.combiner.step(self.first("posterior", len(rolls)), futures[:, 0])
+            pyro.sample("z", MarkovChain(initial, self.combiner.step, rolls.shape[1], inputs=futures, mask=mask))
+
+    def futures(self, rolls, mask):
+        """What each step may know of the rest of its sequence: a network that reads it from its end."""
+        from_the_end = (mask.sum(-1, keepdim=True) - 1 - torch.arange(mask.shape[1])).clamp(min=0)
+        reverse = lambda steps: steps.gather(1, from_the_end[..., None].expand(-1, -1, steps.shape[-1]))  # noqa: E731
+        return reverse(self.backward_rnn(reverse(rolls))[0])
+
+    # The same with a site for every step, as one writes it with Pyro alone
+
+    def looped_model(self, rolls, mask):
+        with pyro.plate("sequences", len(rolls)):
+            z = self.first("prior", len(rolls))
+            for t in range(rolls.shape[1]):
+                z = pyro.sample(f"z_{t}", self.transition(z).mask(mask[:, t]))
+                keys = dist.Bernoulli(logits=self.emission(z), validate_args=False).to_event(1)
+                pyro.sample(f"x_{t}", keys.mask(mask[:, t]), obs=rolls[:, t])
+
+    def looped_guide(self, rolls, mask):
+        futures = self.futures(rolls, mask)
+        with pyro.plate("sequences", len(rolls)):
+            z = self.first("posterior", len(rolls))
+            for t in range(rolls.shape[1]):
+                z = pyro.sample(f"z_{t}", self.combiner(z, futures[:, t]).mask(mask[:, t]))
+
+
+def some_chorales(num_sequences, num_steps):
+    """Random chords of four keys; the first sequence is the longest."""
+    lengths = torch.randint(num_steps // 2, num_steps + 1, (num_sequences, 1))
+    lengths[0] = num_steps
+    mask = torch.arange(num_steps) < lengths
+    rolls = torch.zeros(num_sequences, num_steps, 88).scatter(-1, torch.randint(88, (num_sequences, num_steps, 4)), 1.0)
+    return torch.where(mask[..., None], rolls, 0.0), mask
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, batch=20, steps=129)
+    rolls, mask = some_chorales(arguments.batch, arguments.steps)
+    network = DMM()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-5, fused=True)
+
+    def our_loss():
+        terms = elbo_terms(network.model, network.guide, rolls, mask)
+        terms.check_finite()
+        return -terms.elbo().sum()
+
+    def looped_loss():
+        return TraceMeanField_ELBO().differentiable_loss(network.looped_model, network.looped_guide, rolls, mask)
+
+    def train(loss):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+
+    losses = []
+    for loss in (our_loss, looped_loss):
+        torch.manual_seed(arguments.seed)
+        losses.append(loss())
+    torch.testing.assert_close(*losses)
+    ways = {
+        "ours": lambda: train(our_loss),
+        "one Pyro site a step": lambda: train(looped_loss),
+        "the recurrent network alone": lambda: network.futures(rolls, mask).sum().backward(),
+    }
+    seconds = time_in_turns(ways, arguments.repeats)
+    rows = [
+        {
+            "way": way,
+            "seconds": median(seconds[way]),
+            "times the recurrent network": ratio(seconds, way, "the recurrent network alone"),
+            "times faster than one site a step": ratio(seconds, "one Pyro site a step", way),
+        }
+        for way in ways
+    ]
+    report("dmm_step", arguments, rows)
+
+
+if __name__ == "__main__":
+    main()
