@@ -121,7 +121,7 @@ def main():
     plan = example.PRESETS["cpu"]["sprites"]
     sizes = replace(plan.sizes, decoder_channels=(128, 64, 32, 16))  # small, so that many variants can be compared
     plan = replace(plan, sizes=sizes, pretraining_steps=arguments.steps, warm_up=50)
-    train, held_out = sprites().split_by_identity(0.1, arguments.seed)
+    train, held_out = sprites().split(0.1, arguments.seed, by="identity")
     results = {}
     for name, change in VARIANTS.items():
         torch.manual_seed(arguments.seed)

@@ -88,13 +88,13 @@ def load_data(name: str, *, image_size: int, held_out: float, seed: int, downloa
         if image_size != 64:
             raise ValueError(f"--image-size: got {image_size}, expected 64 for Sprites")
         clips = sprites(download=download)
-        train, test = clips.split_by_identity(held_out, seed)
+        train, test = clips.split(held_out, seed, by="identity")
         return Data(train, test, clips)
     if name == "moving_mnist":
         options = {"seed": seed, "image_size": image_size, "download": download}
         return Data(moving_mnist(10_000, **options), moving_mnist(500, split="test", **options), None)
     clips = load_clips(name, image_size=image_size)
-    train, test = clips.split_by_identity(held_out, seed)
+    train, test = clips.split(held_out, seed, by="identity")
     return Data(train, test, None)
 
 

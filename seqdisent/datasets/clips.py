@@ -296,10 +296,6 @@ class Clips:
         chosen = draw_held_out(self._owner, held_out, seed, by)
         return self.subset(~chosen), self.subset(chosen)
 
-    def split_by_identity(self, held_out: float, seed: int) -> tuple[Clips, Clips]:
-        """`split` with `by="identity"`: the held-out clips are of identities that training never sees."""
-        return self.split(held_out, seed, by="identity")
-
     def true_swap(self, content: int | Indices, motion: int | Indices, *, num_steps: int | None = None) -> Tensor:
         r"""What a perfect model shows when one clip's identity does what another clip does.
 

@@ -164,7 +164,7 @@ def train_judge(
     the same judge, and the global random state stays as it was.
 
     Args:
-        train: real clips of the training identities alone (:meth:`~seqdisent.datasets.Clips.split_by_identity`).
+        train: real clips of the training identities alone (:meth:`~seqdisent.datasets.Clips.split`).
         held_out: real clips of other identities, for the judge's own accuracy and nothing else.
         factors: which labels to learn; None for all.
         num_steps: optimisation steps.

@@ -252,17 +252,17 @@ def test_split_by_identity_parts_identities_and_keeps_every_clip(identity, data,
     total = len(set(identity))
     if total < 2:
         with pytest.raises(ValueError, match="expected at least 2"):
-            clips.split_by_identity(0.5, seed)
+            clips.split(0.5, seed, by="identity")
         return
     amount = data.draw(st.one_of(st.integers(1, total - 1), st.floats(0.01, 0.99)))
-    train, held_out = clips.split_by_identity(amount, seed)
+    train, held_out = clips.split(amount, seed, by="identity")
     assert not set(train.identity.tolist()) & set(held_out.identity.tolist())
     assert sorted(train.names + held_out.names, key=int) == clips.names
     if isinstance(amount, int):
         assert held_out.num_identities == amount
     else:
         assert abs(held_out.num_identities - amount * total) <= 1
-    again = clips.split_by_identity(amount, seed)[1]
+    again = clips.split(amount, seed, by="identity")[1]
     assert again.names == held_out.names
 
 
@@ -282,8 +282,6 @@ def test_split_by_sequence_follows_the_seed_and_may_leave_an_identity_on_both_si
     clips = tagged([1] * 12, [0, 1, 2] * 4)
     assert len({tuple(clips.split(3, seed, by="sequence")[1].names) for seed in range(5)}) > 1
     assert any(set(a.identity.tolist()) & set(b.identity.tolist()) for a, b in [clips.split(3, 0, by="sequence")])
-    by_identity = [[part.names for part in split] for split in (clips.split(1, 7, by="identity"),)]
-    assert by_identity == [[part.names for part in clips.split_by_identity(1, 7)]]
 
 
 def test_split_by_something_else_is_refused():
@@ -295,13 +293,13 @@ def test_split_by_something_else_is_refused():
 
 def test_split_by_identity_follows_the_seed():
     clips = tagged([1] * 12)
-    assert len({tuple(clips.split_by_identity(3, seed)[1].names) for seed in range(5)}) > 1
+    assert len({tuple(clips.split(3, seed, by="identity")[1].names) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("amount", [0, 3, -1, 0.0, 1.0, 1.5, float("nan")])
 def test_split_by_identity_refuses_what_leaves_a_side_empty(amount):
     with pytest.raises(ValueError, match="held_out: got"):
-        tagged([1, 1, 1]).split_by_identity(amount, 0)
+        tagged([1, 1, 1]).split(amount, 0, by="identity")
 
 
 def test_subset_keeps_everything_in_the_order_given():
@@ -419,4 +417,4 @@ def test_counts_must_be_whole_numbers():
     with pytest.raises(TypeError, match="batch_size: got 2.0 of type float"):
         tagged([2]).draw_clips(2.0, generator(0))
     with pytest.raises(TypeError, match="held_out: got True"):
-        tagged([2, 2]).split_by_identity(True, 0)
+        tagged([2, 2]).split(True, 0, by="identity")

@@ -141,6 +141,6 @@ def test_wrong_arguments_are_named():
 
 def test_it_learns_the_direction_of_real_sprites_in_a_few_steps(data_root):
     clips = sprites(data_root / "lpc" / "layers", characters=[0, 1, 2, 3, 4, 5, 400, 401, 402, 403, 404, 405])
-    train, held_out = clips.split_by_identity(2, 0)
+    train, held_out = clips.split(2, 0, by="identity")
     judge = train_judge(train, held_out, factors=["direction"], num_steps=30, batch_size=12, channels=(8, 16, 16, 16))
     assert judge.accuracy["direction"] > 0.9
