@@ -1,13 +1,15 @@
 """How long it takes to generate 20 sequences of 16 frames and write each as a GIF.
 
-    python benchmarks/generation.py
+    python benchmarks/generation.py          the paper's sizes for Sprites, 40 experts, untrained
+    python benchmarks/generation.py --run RUN       a run of examples/vdsm.py
 
-The paper's sizes for Sprites (40 experts, 64 x 64 pixels), untrained: the arithmetic does not depend on the weights.
-The paper reports 0.2 s on a GPU, without saying what is included.
+What an untrained decoder paints is noise of many colours, on which a GIF's palette takes long to find; what it takes to
+decode does not depend on the weights. The paper reports 0.2 s on a GPU, without saying what is included.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +25,13 @@ import vdsm as example
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__, sequences=20, steps=16)
-    vdsm = example.VDSM((3, 64, 64), example.Sizes(40)).eval()
+    arguments = arguments_of(__doc__, sequences=20, steps=16, run="")
+    if arguments.run:
+        config = json.loads(Path(arguments.run, "config.json").read_text())
+        vdsm = example.VDSM(config["frame_shape"], example.plan_from(config["plan"]).sizes).eval()
+        vdsm.load_state_dict(torch.load(Path(arguments.run, "model.pt"), weights_only=True))
+    else:
+        vdsm = example.VDSM((3, 64, 64), example.Sizes(40)).eval()
 
     @torch.inference_mode()
     def clips():

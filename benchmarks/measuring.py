@@ -16,7 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-def arguments_of(description: str | None, **sizes: int) -> argparse.Namespace:
+# glibc returns large blocks to the system as soon as they are freed, and the next step pays for every page again
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
+
+
+def arguments_of(description: str | None, **sizes: int | str) -> argparse.Namespace:
     """Read the command line that every benchmark has, and the sizes of this one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     repeats = sizes.pop("repeats", 7)
@@ -24,7 +28,7 @@ def arguments_of(description: str | None, **sizes: int) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the figures to this JSON file")
     for name, default in sizes.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     return arguments

@@ -5,7 +5,8 @@
 
 VDSM's first stage at the paper's sizes, Adam included: 20 sequences of 8 frames, 40 experts, 64 x 64 pixels, and from
 there up and down along each axis. Every point is a process of its own, whose peak of resident memory is read when it
-ends; the memory that Python and torch take by themselves is subtracted. "growth" is the exponent b of time ~ size^b
+ends; the memory that Python and torch take by themselves is subtracted. Memory that is freed is kept for the next step
+(`KEEP_MEMORY` in measuring.py), as docs/performance.md advises, which also makes times steadier. "growth" is the exponent b of time ~ size^b
 between a point and the one before it: 1 is linear.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import report
+from measuring import KEEP_MEMORY, report
 
 from seqdisent import elbo_terms
 
@@ -66,13 +68,14 @@ def point(sizes: dict[str, int], repeats: int, seed: int) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace) -> None:
     rows = []
+    environment = {**os.environ, **KEEP_MEMORY}
     for axis, values in AXES.items():
         last = None
         for value in values:
             sizes = {**START, axis: value}
             command = [sys.executable, __file__, "--point", json.dumps(sizes)]
             command += ["--repeats", str(arguments.repeats), "--seed", str(arguments.seed)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
             growth = math.log(found["seconds"] / last[1]) / math.log(value / last[0]) if last else ""
             rows.append({"axis": axis, "size": value, **found, "growth": growth})
             last = value, found["seconds"]
@@ -80,17 +83,24 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def plot(source: str, target: str) -> None:
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = json.loads(Path(source).read_text())["rows"]
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for panel, quantity, label in zip(panels, ("seconds", "GB"), ("seconds a step", "peak memory, GB"), strict=True):
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for panel, quantity, label in zip(
+        figure.subplots(1, 2), ("seconds", "GB"), ("seconds a step", "peak memory, GB"), strict=True
+    ):
         for axis in AXES:
             points = [(row["size"] / START[axis], row[quantity]) for row in rows if row["axis"] == axis]
             panel.loglog(*zip(*points, strict=True), marker="o", label=axis)
         panel.set(xlabel="size, as a multiple of the paper's", ylabel=label)
-        panel.grid(alpha=0.3, which="both")
-    panels[0].legend()
+        for axis, ticks in ((panel.xaxis, (1 / 40, 1 / 4, 1 / 2, 1, 2)), (panel.yaxis, (0.25, 0.5, 1, 2, 4))):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+            axis.set_ticks(ticks)
+            axis.set_ticks([], minor=True)
+        panel.grid(alpha=0.3)
+        panel.legend()
     figure.savefig(target, dpi=110)
 
 

@@ -1,0 +1,74 @@
+"""How much of a swap's error on moving MNIST is a shift of the whole digit.
+
+    python benchmarks/swap_offset.py RUN
+
+For the held-out clips of a run of `examples/vdsm.py --data moving_mnist`: mean squared errors of reconstructions and of
+swaps of the digit against the true frames, as they are and after the best shift of each frame by up to three pixels;
+and of clips whose static factors come from their own digit on another trajectory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from seqdisent import reconstruct, swap
+from seqdisent.datasets import moving_mnist
+from seqdisent.metrics import squared_error
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import vdsm as example
+
+SHIFTS = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
+
+
+def best_shift(shown, true):
+    """The smallest error of each frame over all shifts, and how far, in pixels, the best one goes along each axis."""
+    errors = torch.stack([(shown.roll(shift, (-2, -1)) - true).square().flatten(2).mean(-1) for shift in SHIFTS])
+    smallest, which = errors.min(0)
+    return smallest.mean(1), torch.tensor(SHIFTS)[which].float()
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    plan = example.plan_from(json.loads((arguments.run / "config.json").read_text())["plan"])
+    vdsm = example.VDSM((1, 64, 64), plan.sizes).eval()
+    vdsm.load_state_dict(torch.load(arguments.run / "model.pt", weights_only=True))
+    clips = moving_mnist(500, split="test", seed=arguments.seed)
+    frames = clips.frames.float() / 255
+    own = torch.arange(len(clips))
+    other = own.roll(1)
+    another_way = clips.true_swap(own, other).float() / 255  # the same digit on another trajectory
+    true_swap = clips.true_swap(other, own).float() / 255
+    found = {name: [] for name in ("reconstruction", "its own digit from another trajectory", "swap of the digit")}
+    for rows in own.split(50):
+        x = frames[rows]
+        shown = (
+            reconstruct(vdsm.model, vdsm.guide, x)["x"].mean,
+            swap(vdsm.model, vdsm.guide, x, another_way[rows], sites=["s"], keep=["d", "z"])["x"].mean,
+            swap(vdsm.model, vdsm.guide, x, frames[other[rows]], sites=["s"], keep=["d", "z"])["x"].mean,
+        )
+        for name, clip, true in zip(found, shown, (x, x, true_swap[rows]), strict=True):
+            shifted, shift = best_shift(clip, true)
+            found[name].append((squared_error(clip, true), shifted, shift))
+    unit = torch.cat([error for error, _, _ in found["reconstruction"]]).mean()
+    for name, parts in found.items():
+        error, shifted, shift = (torch.cat(part) for part in zip(*parts, strict=True))
+        moved = (shift != 0).any(-1).float().mean()
+        print(
+            f"{name:40} error {error.mean():.5f} ({error.mean() / unit:.2f} times the reconstruction's); each frame "
+            f"shifted as fits best {shifted.mean():.5f} ({shifted.mean() / unit:.2f} times); {moved:.0%} of frames "
+            f"want a shift, rms {shift.square().mean().sqrt():.2f} pixels"
+        )
+
+
+if __name__ == "__main__":
+    main()
