@@ -6,8 +6,8 @@
 VDSM's first stage at the paper's sizes, Adam included: 20 sequences of 8 frames, 40 experts, 64 x 64 pixels, and from
 there up and down along each axis. Every point is a process of its own, whose peak of resident memory is read when it
 ends; the memory that Python and torch take by themselves is subtracted. Memory that is freed is kept for the next step
-(`KEEP_MEMORY` in measuring.py), as docs/performance.md advises, which also makes times steadier. "growth" is the exponent b of time ~ size^b
-between a point and the one before it: 1 is linear.
+(`KEEP_MEMORY` in measuring.py), as docs/performance.md advises, which also makes times steadier. "growth" is the
+exponent b of time ~ size^b between a point and the one before it: 1 is linear.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def measure(arguments: argparse.Namespace) -> None:
             sizes = {**START, axis: value}
             command = [sys.executable, __file__, "--point", json.dumps(sizes)]
             command += ["--repeats", str(arguments.repeats), "--seed", str(arguments.seed)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            found = json.loads(done.stdout)
             growth = math.log(found["seconds"] / last[1]) / math.log(value / last[0]) if last else ""
             rows.append({"axis": axis, "size": value, **found, "growth": growth})
             last = value, found["seconds"]
