@@ -3,8 +3,8 @@
     python benchmarks/swap_offset.py RUN
 
 For the held-out clips of a run of `examples/vdsm.py --data moving_mnist`: mean squared errors of reconstructions and of
-swaps of the digit against the true frames, as they are and after the best shift of each frame by up to three pixels;
-and of clips whose static factors come from their own digit on another trajectory.
+swaps of the digit against the true frames, as they are and after the best shift, by up to three pixels, of each clip
+as a whole and of each frame; and of clips whose static factors come from their own digit on another trajectory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ import vdsm as example
 SHIFTS = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
 
 
-def best_shift(shown, true):
-    """The smallest error of each frame over all shifts, and how far, in pixels, the best one goes along each axis."""
-    errors = torch.stack([(shown.roll(shift, (-2, -1)) - true).square().flatten(2).mean(-1) for shift in SHIFTS])
+def best_shift(errors):
+    """The smallest of the errors (49, ...) and how far the shift that has it goes, in pixels."""
     smallest, which = errors.min(0)
-    return smallest.mean(1), torch.tensor(SHIFTS)[which].float()
+    return smallest, torch.tensor(SHIFTS)[which].float().norm(dim=-1)
 
 
 @torch.no_grad()
@@ -57,16 +56,19 @@ def main() -> None:
             swap(vdsm.model, vdsm.guide, x, frames[other[rows]], sites=["s"], keep=["d", "z"])["x"].mean,
         )
         for name, clip, true in zip(found, shown, (x, x, true_swap[rows]), strict=True):
-            shifted, shift = best_shift(clip, true)
-            found[name].append((squared_error(clip, true), shifted, shift))
-    unit = torch.cat([error for error, _, _ in found["reconstruction"]]).mean()
+            errors = torch.stack([(clip.roll(s, (-2, -1)) - true).square().flatten(2).mean(-1) for s in SHIFTS])
+            by_clip, by_frame = best_shift(errors.mean(-1)), best_shift(errors)
+            found[name].append((squared_error(clip, true), *by_clip, by_frame[0].mean(-1), by_frame[1].mean(-1)))
+    unit = torch.cat([parts[0] for parts in found["reconstruction"]]).mean()
+    print("errors, and in brackets how many times the reconstruction's; shifts are mean lengths")
     for name, parts in found.items():
-        error, shifted, shift = (torch.cat(part) for part in zip(*parts, strict=True))
-        moved = (shift != 0).any(-1).float().mean()
+        error, clip_error, clip_shift, frame_error, frame_shift = (
+            torch.cat(part).mean() for part in zip(*parts, strict=True)
+        )
         print(
-            f"{name:40} error {error.mean():.5f} ({error.mean() / unit:.2f} times the reconstruction's); each frame "
-            f"shifted as fits best {shifted.mean():.5f} ({shifted.mean() / unit:.2f} times); {moved:.0%} of frames "
-            f"want a shift, rms {shift.square().mean().sqrt():.2f} pixels"
+            f"{name:40} as it is {error:.5f} ({error / unit:.2f}); each clip shifted {clip_error:.5f} "
+            f"({clip_error / unit:.2f}), by {clip_shift:.2f} pixels; each frame shifted {frame_error:.5f} "
+            f"({frame_error / unit:.2f}), by {frame_shift:.2f} pixels"
         )
 
 

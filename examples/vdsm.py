@@ -125,7 +125,7 @@ class VDSM(nn.Module):
         d = pyro.sample("d", self.dynamics(embeddings, mask))
         unrolled = self.dynamics.unroll(d, features.shape[1])
         context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
-        context = self.combiner.project(context)  # of all steps at once
+        context = self.combiner.project(context, mask)  # of all steps at once
         initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
         pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
 

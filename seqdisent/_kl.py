@@ -42,10 +42,10 @@ def _chain_kl(
         raise ValueError(
             f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
         )
-    q_at = q.conditionals(path)  # of the path as it was drawn: it may know them already
+    q_at = q.kept_conditionals(path) if hasattr(q, "kept_conditionals") else None
     if mask is not None:
         path = repeat_first_step(path, mask)
-    p_at = p.conditionals(path)
+    q_at, p_at = q.conditionals(path) if q_at is None else q_at, p.conditionals(path)
     per_step, closed_form = _pair_kl(q_at.initial, p_at.initial, path[..., 0, :], analytic)
     per_step = per_step.unsqueeze(-1)
     if q_at.steps is not None:

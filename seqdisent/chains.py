@@ -33,16 +33,20 @@ class Conditionals(NamedTuple):
 
 def side_by_side(steps: Sequence[Any]) -> Any | None:
     """Return diagonal Normals, one a step, as one with the steps on the left of the batch; None of anything else."""
-    if not all(isinstance(step, dist.Independent) and isinstance(step.base_dist, dist.Normal) for step in steps):
-        return None
-    if any(step.reinterpreted_batch_ndims != 1 for step in steps):
-        return None
-    return _normal(torch.stack([step.base_dist.loc for step in steps]), torch.stack([s.base_dist.scale for s in steps]))
+    bases = [step.base_dist for step in steps if type(step) is dist.Independent and step.reinterpreted_batch_ndims == 1]
+    if len(bases) < len(steps) or not all(type(base) is dist.Normal for base in bases):
+        return None  # not even a subclass, whose density may be another
+    return _normal(torch.stack([base.loc for base in bases]), torch.stack([base.scale for base in bases]))
 
 
 @runtime_checkable
 class Chain(Protocol):
-    """What the ledger and the interventions know a chain by; a class of your own may have just these."""
+    """What the ledger and the interventions know a chain by; a class of your own may have just these.
+
+    If it also has ``kept_conditionals(path)``, as :class:`~seqdisent.MarkovChain` has, the ledger asks there first. In
+    the path that `conditionals` gets, padding repeats the first step, whatever was drawn there. A chain inside a plate
+    also needs an ``expand`` that returns a chain: Pyro's own wraps it in something that is none.
+    """
 
     @property
     def step_mask(self) -> Tensor | None:

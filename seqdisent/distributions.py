@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -135,9 +135,8 @@ class MarkovChain(TorchDistribution):
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
         steps: list[TorchDistribution] = []
         path = self._walk_unpadded(self.initial.rsample(torch.Size(sample_shape)), "rsample", steps)
-        later = side_by_side(steps) if steps else None
-        if later is not None:
-            self._drawn = _Drawn(path, Conditionals(self.initial, later), torch.is_grad_enabled())
+        if not path.is_inference():  # such a tensor does not tell whether it was changed
+            self._drawn = _Drawn(path, path._version, steps, torch.is_grad_enabled())
         return path
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
@@ -186,13 +185,26 @@ class MarkovChain(TorchDistribution):
         return self._walk([prefix[..., 0, :]], total, how, known=(prefix, mask))
 
     def conditionals(self, path: Tensor) -> Conditionals:
-        r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition.
-
-        Those of the very path that `rsample` returned last are the ones it was drawn from, and cost nothing.
-        """
-        if self._drawn is not None and path is self._drawn.path and torch.is_grad_enabled() <= self._drawn.has_graph:
-            return self._drawn.conditionals
+        r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
         return self._conditionals(self._check_path(path))
+
+    def kept_conditionals(self, path: Tensor) -> Conditionals | None:
+        r"""Return the conditionals that `path` was drawn from: for the ledger, which scores a path once it is drawn.
+
+        They are those of :meth:`conditionals` without another call of the transition, but as it was at the draw, and
+        their gradients flow through the draw and not through `path`. None unless `path` is the very tensor that
+        `rsample` returned last, unchanged since, under the same gradient mode, and its steps are diagonal Normals; or
+        if a subclass has conditionals of its own.
+        """
+        drawn = self._drawn
+        if drawn is None or path is not drawn.path or path._version != drawn.version:
+            return None
+        if drawn.with_gradient != torch.is_grad_enabled() or type(self).conditionals is not MarkovChain.conditionals:
+            return None
+        if not drawn.steps:
+            return Conditionals(self.initial, None)
+        later = side_by_side(drawn.steps)
+        return None if later is None else Conditionals(self.initial, later)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B, T) of each step given the one before, in nats; 0 at padding."""
@@ -205,6 +217,9 @@ class MarkovChain(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B) of paths (\*S, \*B, T, D), in nats."""
         return self.log_prob_per_step(value).sum(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}  # part of a graph, which is not copied
 
     def _conditionals(self, path: Tensor) -> Conditionals:
         if self.num_steps == 1:
@@ -329,11 +344,12 @@ class MarkovChain(TorchDistribution):
 
 
 class _Drawn(NamedTuple):
-    """The path that a chain drew last, what it was drawn from, and whether gradients were recorded meanwhile."""
+    """The path that a chain drew last, and what each of its later steps was drawn from."""
 
     path: Tensor
-    conditionals: Conditionals
-    has_graph: bool
+    version: int
+    steps: list[TorchDistribution]
+    with_gradient: bool
 
 
 def _drops_out(module: nn.Module) -> bool:

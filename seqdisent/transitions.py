@@ -9,18 +9,21 @@ from torch.nn import functional as F
 
 from seqdisent._checks import check_last_dim, check_positive, check_scale
 from seqdisent._heads import NormalHead, diagonal_normal, full_precision
+from seqdisent._masking import check_mask, overwrite_padding
 
 
-def _expand(context: Tensor | None, z_prev: Tensor, context_dim: int) -> Tensor:
+def _expand(
+    context: Tensor | None, z_prev: Tensor, size: int, name: str = "context", size_name: str = "context_dim"
+) -> Tensor:
     """Return `context` with the batch shape of `z_prev`: a chain is scored with its steps on the left of the batch."""
     if context is None:
-        raise ValueError(f"context: got None, expected a tensor whose last dimension is context_dim={context_dim}")
-    check_last_dim("context", context, context_dim, "context_dim")
-    wanted = (*z_prev.shape[:-1], context_dim)
+        raise ValueError(f"{name}: got None, expected a tensor whose last dimension is {size_name}={size}")
+    check_last_dim(name, context, size, size_name)
+    wanted = (*z_prev.shape[:-1], size)
     try:
         return context.expand(wanted)
     except RuntimeError as error:
-        raise ValueError(f"context: has shape {tuple(context.shape)}, expected one that expands to {wanted}") from error
+        raise ValueError(f"{name}: has shape {tuple(context.shape)}, expected one that expands to {wanted}") from error
 
 
 def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: int) -> Tensor:
@@ -109,9 +112,14 @@ class Combiner(nn.Module):
         e &= \tfrac12 (\tanh(f_7(z_{t-1})) + W c + b) \\
         \mathrm{loc} &= f_8(e), \qquad \mathrm{scale} = \mathrm{softplus}(f_9(e)) + \mathrm{min\_scale}
 
-    The paper adds c itself; the layer W brings it to the width of f7. A chain that reads a context at every step is
-    faster if the contexts are projected before it walks through time:
-    ``MarkovChain(initial, combiner.step, num_steps, inputs=combiner.project(contexts))``.
+    The paper adds c itself; the layer W brings it to the width of f7.
+
+    ``combiner(z_prev, context)`` is ``combiner.step(z_prev, combiner.project(context))``. A chain is faster if it walks
+    through contexts that were projected before, all steps in one product; then every step reads them with `step`::
+
+        contexts = combiner.project(contexts, mask)
+        initial = combiner.step(z_0, contexts[..., 0, :])
+        MarkovChain(initial, combiner.step, num_steps, inputs=contexts, mask=mask)
 
     Args:
         latent_dim: size of z.
@@ -150,15 +158,37 @@ class Combiner(nn.Module):
         check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
         return self.step(z_prev, self.project(_expand(context, z_prev, self.context_dim)))
 
-    def project(self, context: Tensor) -> Tensor:
-        r"""Return :math:`W c + b` (\*B, hidden_dim) for contexts (\*B, context_dim), of all steps at once."""
+    def project(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        r"""Return :math:`W c + b` of contexts, for :meth:`step`.
+
+        Args:
+            context: (\*B, context_dim), or (\*B, T, context_dim) for all steps of a sequence at once.
+            mask: (\*B, T) bool, which steps are real; padding then reaches no gradient.
+
+        Returns:
+            The same shape with hidden_dim at its end.
+
+        Raises:
+            ValueError: contexts of another size, or a mask with a hole.
+        """
         check_last_dim("context", context, self.context_dim, "context_dim")
+        if mask is not None:
+            context = overwrite_padding(context, check_mask(mask, context.shape[:-2], context.shape[-2]))
         projected: Tensor = self.context(context)
         return projected
 
     def step(self, z_prev: Tensor, projected: Tensor) -> dist.Independent:
-        """Return q(z_t | z_prev, context) for a context that is projected."""
+        r"""Return q(z_t | z_prev, context) for a context from :meth:`project`.
+
+        Args:
+            z_prev: (\*B, latent_dim).
+            projected: (\*B, hidden_dim) or what expands to it. Where context_dim is hidden_dim, a context that was not
+                projected cannot be told from one that was.
+
+        Raises:
+            ValueError: inputs of another size.
+        """
         check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
-        check_last_dim("projected", projected, self.head.loc.in_features, "hidden_dim")
+        projected = _expand(projected, z_prev, self.head.loc.in_features, "projected", "hidden_dim")
         posterior: dist.Independent = self.head(0.5 * (torch.tanh(self.previous(z_prev)) + projected))
         return posterior

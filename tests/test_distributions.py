@@ -1,5 +1,6 @@
 """MarkovChain: one batched call scores what a loop and a dense Gaussian score; padding changes nothing."""
 
+import copy
 import functools
 import itertools
 import math
@@ -94,27 +95,26 @@ def test_scoring_calls_the_transition_once_and_sampling_once_a_step():
     chain.log_prob(path)
     assert parts.calls == [(5, 4, 3, 2)]
     parts.calls.clear()
-    chain.conditionals(path.clone())
+    chain.conditionals(path)
     assert parts.calls == [(5, 4, 3, 2)]
 
 
 @given(seeds(), lengths(), batch_shapes(2, 2), st.integers(0, 1))
-def test_conditionals_of_the_path_just_drawn_are_kept(seed, row_lengths, sample_shape, extra_steps):
+def test_kept_conditionals_are_those_of_the_path_with_their_gradients(seed, row_lengths, sample_shape, extra_steps):
     parts = ragged_chain(seed, row_lengths, 2, extra_steps)
-    weight = parts.loc.new_tensor(0.7).requires_grad_()
+    weight, read = parts.loc.new_tensor(0.7).requires_grad_(), parts.inputs.clone().requires_grad_()
 
     def transition(z_prev, inputs):
-        parts.calls.append(tuple(z_prev.shape))
+        parts.calls.append(z_prev.shape)
         return dist.Normal(weight * z_prev + inputs, weight.exp()).to_event(1)
 
-    chain = MarkovChain(parts.initial, transition, parts.num_steps, inputs=parts.inputs, mask=parts.mask)
+    chain = MarkovChain(parts.initial, transition, parts.num_steps, inputs=read, mask=parts.mask)
     torch.manual_seed(seed)
     path = chain.rsample(sample_shape)
     parts.calls.clear()
-    kept = chain.conditionals(path)
+    kept = chain.kept_conditionals(path)
     assert parts.calls == []
-    fresh = chain.conditionals(path.clone())
-    assert len(parts.calls) == (parts.num_steps > 1)
+    fresh = chain.conditionals(path)
     if fresh.steps is None:
         assert kept.steps is None
         return
@@ -123,41 +123,56 @@ def test_conditionals_of_the_path_just_drawn_are_kept(seed, row_lengths, sample_
     results = []
     for conditionals in (kept, fresh):
         terms = torch.where(real, conditionals.steps.mean.square() + conditionals.steps.stddev.log(), 0.0)
-        results.append((terms, *torch.autograd.grad(terms.sum(), weight, retain_graph=True)))
-    exact(*[terms for terms, _ in results])
-    exact(*[gradient for _, gradient in results])
+        results.append((terms, *torch.autograd.grad(terms.sum(), (weight, read), retain_graph=True)))
+    for mine, theirs in zip(*results, strict=True):
+        exact(mine, theirs)
 
 
-def test_conditionals_are_computed_again_for_another_path_or_a_gradient_that_was_not_recorded():
+def test_conditionals_are_kept_for_the_last_path_only_and_only_while_they_are_right():
     parts = LinearChain(0, (3,), 6, 2)
     chain = parts.chain()
+    path = chain.rsample()
+    assert chain.kept_conditionals(path) is not None
+    assert chain.kept_conditionals(path.clone()) is None
+    with torch.no_grad():
+        assert chain.kept_conditionals(path) is None  # they would bring a gradient along
+    chain.rsample()
+    assert chain.kept_conditionals(path) is None
     with torch.no_grad():
         path = chain.rsample()
-        parts.calls.clear()
-        chain.conditionals(path)
-        assert parts.calls == []
-    chain.conditionals(path)
-    assert parts.calls == [(5, 3, 2)]
+        assert chain.kept_conditionals(path) is not None
+    assert chain.kept_conditionals(path) is None  # their gradient was not recorded
     path = chain.rsample()
-    chain.rsample()  # only the last path is kept
-    parts.calls.clear()
-    chain.conditionals(path)
-    chain.conditionals(path.detach())
-    assert parts.calls == [(5, 3, 2)] * 2
+    path.zero_()
+    assert chain.kept_conditionals(path) is None
+    with torch.inference_mode():
+        assert chain.kept_conditionals(chain.rsample()) is None
+    chain.rsample()
+    assert copy.deepcopy(chain).event_shape == chain.event_shape
 
 
-def test_steps_that_are_no_diagonal_normals_are_computed_again():
-    calls = []
+class Shifted(dist.Normal):
+    """A Normal by inheritance, not by density."""
 
-    def transition(z_prev):
-        calls.append(tuple(z_prev.shape))
-        return dist.LogNormal(z_prev, 1.0).to_event(1)
+    def log_prob(self, value):
+        return super().log_prob(value - 1)
 
-    chain = MarkovChain(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), transition, 4)
+
+@pytest.mark.parametrize("step", [lambda z: Shifted(z, 1.0).to_event(1), lambda z: dist.LogNormal(z, 1.0).to_event(1)])
+def test_only_diagonal_normals_are_kept(step):
+    chain = MarkovChain(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), step, 4)
     path = chain.rsample()
-    calls.clear()
-    assert chain.conditionals(path).steps.batch_shape == (3, 3)
-    assert calls == [(3, 3, 2)]
+    assert chain.kept_conditionals(path) is None
+    exact(chain.conditionals(path).log_prob_per_step(path), chain.log_prob_per_step(path))
+
+
+def test_a_subclass_with_conditionals_of_its_own_keeps_none():
+    class Mine(MarkovChain):
+        def conditionals(self, path):
+            return super().conditionals(path.detach())
+
+    chain = Mine(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1), 4)
+    assert chain.kept_conditionals(chain.rsample()) is None
 
 
 def test_conditionals_have_the_steps_on_the_left_and_score_the_path():

@@ -34,6 +34,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from seqdisent import DecomposedELBO, ELBOTerms, MarkovChain, elbo_terms
+from seqdisent.chains import Conditionals
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
 CLOSED_FORM = [build for build in PROGRAMS if build(0, 2, 2).closed_form]
@@ -909,3 +910,60 @@ def test_importance_weighted_refuses_scaled_terms():
     terms = elbo_terms(model, guide, kl="monte-carlo", num_particles=3)
     with pytest.raises(ValueError, match=r"importance_weighted: \['x', 'z'\] are scaled"):
         terms.importance_weighted()
+
+
+class OwnChain(dist.TorchDistribution):
+    """Has the protocol of a chain and nothing else of `MarkovChain`; its samples hold `filling` where padding is."""
+
+    arg_constraints = {}
+    has_rsample = True
+
+    def __init__(self, chain, filling):
+        self.chain, self.filling = chain, filling
+        super().__init__(chain.batch_shape, chain.event_shape, validate_args=False)
+        for name in ("log_prob_per_step", "mean_path", "extend", "log_prob"):
+            setattr(self, name, getattr(chain, name))
+
+    @property
+    def step_mask(self):
+        return self.chain.step_mask
+
+    def conditionals(self, path):
+        return Conditionals(self.chain.initial, self.chain.transition(path[..., :-1, :].movedim(-2, 0)))
+
+    def expand(self, batch_shape, _instance=None):
+        return OwnChain(self.chain.expand(batch_shape), self.filling)
+
+    def rsample(self, sample_shape=()):
+        return torch.where(self.step_mask.unsqueeze(-1), self.chain.rsample(sample_shape), self.filling)
+
+
+@pytest.mark.parametrize("filling", [1e6, float("nan")])
+def test_a_chain_of_ones_own_may_draw_anything_where_padding_is(filling):
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    results = []
+    for own in (False, True):
+        weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+        def steps(z_prev, weight=weight):
+            return dist.Normal(weight * z_prev, 1 + weight**2, validate_args=False).to_event(1)
+
+        def walk(transition):
+            return MarkovChain(dist.Normal(torch.zeros(2, 2).double(), 1.0).to_event(1), transition, 3, mask=mask)
+
+        def model():
+            with pyro.plate("sequences", 2):
+                z = pyro.sample("z", walk(lambda z_prev: dist.Normal(z_prev, 1.0).to_event(1)))
+                z = torch.where(mask.unsqueeze(-1), z, 0.0)
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=torch.ones(2, 3, 2).double())
+
+        def guide(own=own, steps=steps):
+            with pyro.plate("sequences", 2):
+                drawn = walk(steps)
+                pyro.sample("z", OwnChain(drawn, filling) if own else drawn)
+
+        torch.manual_seed(0)
+        bound = elbo_terms(model, guide).elbo().sum()
+        results.append((bound, torch.autograd.grad(bound, weight)[0]))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)

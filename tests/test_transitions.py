@@ -85,9 +85,24 @@ def test_combiner_reads_contexts_that_were_projected_at_once(seed, batch_shape, 
         torch.testing.assert_close(moments(module.step(z_prev, projected[..., t, :])), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("filling", [1e6, float("nan")])
+def test_padding_of_projected_contexts_reaches_no_gradient(filling):
+    module, context = combiner(), Tensors(0).normal(2, 3, 3).float()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    gradients = []
+    for padding in (0.0, filling):
+        padded = torch.where(mask[..., None], context, padding).requires_grad_()
+        terms = torch.where(mask[..., None], module.project(padded, mask), 0.0)
+        gradients.append(torch.autograd.grad(terms.square().sum(), (padded, *module.context.parameters())))
+    for clean, dirty in zip(*gradients, strict=True):
+        assert torch.equal(clean, dirty)
+
+
 def test_a_context_that_is_not_projected_is_refused():
     with pytest.raises(ValueError, match="projected: .*hidden_dim"):
         combiner().step(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"projected: has shape \(7, 4\), expected one that expands to \(5, 1, 4\)"):
+        combiner().step(torch.zeros(5, 1, 2), torch.zeros(7, 4))
     with pytest.raises(ValueError, match="context: .*context_dim"):
         combiner().project(torch.zeros(5, 4))
 

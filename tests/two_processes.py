@@ -1,4 +1,4 @@
-"""Trains a stage of a small VDSM and saves the gradients of each step; `test_processes.py` starts it, twice."""
+"""Trains a stage of a small VDSM on two processes and saves the gradients of each step, for `test_processes.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stage(name: str) -> ELBOTraining:
 
 
 class SaveGradients(Callback):
-    """Keeps the gradients of every step as the optimiser gets them, from process 0."""
+    """Keeps the gradients of every step as the optimiser gets them; every process writes its own, and its weights."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.steps = path, []
