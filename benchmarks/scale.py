@@ -7,7 +7,8 @@ VDSM's first stage at the paper's sizes, Adam included: 20 sequences of 8 frames
 there up and down along each axis. Every point is a process of its own, whose peak of resident memory is read when it
 ends; the memory that Python and torch take by themselves is subtracted. Memory that is freed is kept for the next step
 (`KEEP_MEMORY` in measuring.py), as docs/performance.md advises, which also makes times steadier. "growth" is the
-exponent b of time ~ size^b between a point and the one before it: 1 is linear.
+exponent b of time ~ size^b between a point and the one before it: 1 is linear. Processes have a thread and a batch each
+(DistributedDataParallel on gloo), so with enough cores one would hope for 0; their memory is that of one of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 from measuring import KEEP_MEMORY, report
+from torch import distributed, nn
 
 from seqdisent import elbo_terms
 
@@ -32,7 +34,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
 
 START = {"batch": 20, "steps": 8, "experts": 40, "image": 64}
-AXES = {"batch": (5, 10, 20, 40), "steps": (2, 4, 8, 16), "experts": (1, 10, 20, 40, 80), "image": (16, 32, 64, 128)}
+AXES = {
+    "batch": (5, 10, 20, 40),
+    "steps": (2, 4, 8, 16),
+    "experts": (1, 10, 20, 40, 80),
+    "image": (16, 32, 64, 128),
+    "processes": (1, 2),
+}
+
+
+class Loss(nn.Module):
+    """What DistributedDataParallel wants: a module whose forward pass is the loss."""
+
+    def __init__(self, vdsm: example.VDSM) -> None:
+        super().__init__()
+        self.vdsm = vdsm
+
+    def forward(self, frames):
+        return -elbo_terms(self.vdsm.pretraining_model, self.vdsm.pretraining_guide, frames).elbo().sum()
 
 
 def memory() -> float:
@@ -47,19 +66,19 @@ def point(sizes: dict[str, int], repeats: int, seed: int) -> dict[str, float]:
     plan = example.Sizes(sizes["experts"], encoder_channels=None, decoder_channels=channels)
     vdsm = example.VDSM((3, sizes["image"], sizes["image"]), plan)
     frames = torch.rand(sizes["batch"], sizes["steps"], 3, sizes["image"], sizes["image"])
-    trained = [
-        *vdsm.encoder.parameters(),
-        *vdsm.static.parameters(),
-        *vdsm.pose.parameters(),
-        *vdsm.decoder.parameters(),
-    ]
-    optimiser = torch.optim.Adam(trained, lr=1e-4, fused=True)
+    vdsm.requires_grad_(False)
+    for part in (vdsm.encoder, vdsm.static, vdsm.pose, vdsm.decoder):
+        part.requires_grad_(True)
+    loss = Loss(vdsm)
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo")
+        loss = nn.parallel.DistributedDataParallel(loss)
+    optimiser = torch.optim.Adam([p for p in vdsm.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         optimiser.zero_grad()
-        terms = elbo_terms(vdsm.pretraining_model, vdsm.pretraining_guide, frames)
-        (-terms.elbo().sum()).backward()
+        loss(frames).backward()
         optimiser.step()
         seconds.append(time.perf_counter() - start)
     bank = sum(p.numel() * p.element_size() for p in vdsm.decoder.parameters()) / 2**30
@@ -68,15 +87,17 @@ def point(sizes: dict[str, int], repeats: int, seed: int) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace) -> None:
     rows = []
-    environment = {**os.environ, **KEEP_MEMORY}
-    for axis, values in AXES.items():
+    for axis in [arguments.axis] if arguments.axis else AXES:
+        environment = {**os.environ, **KEEP_MEMORY, **({"OMP_NUM_THREADS": "1"} if axis == "processes" else {})}
         last = None
-        for value in values:
-            sizes = {**START, axis: value}
-            command = [sys.executable, __file__, "--point", json.dumps(sizes)]
+        for value in AXES[axis]:
+            sizes = {**START, axis: value} if axis in START else START
+            several = axis == "processes"
+            launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(value)] if several else []
+            command = [sys.executable, *launcher, __file__, "--point", json.dumps(sizes)]
             command += ["--repeats", str(arguments.repeats), "--seed", str(arguments.seed)]
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            found = json.loads(done.stdout)
+            found = json.loads(done.stdout.splitlines()[0])  # each process prints its own
             growth = math.log(found["seconds"] / last[1]) / math.log(value / last[0]) if last else ""
             rows.append({"axis": axis, "size": value, **found, "growth": growth})
             last = value, found["seconds"]
@@ -91,7 +112,7 @@ def plot(source: str, target: str) -> None:
     for panel, quantity, label in zip(
         figure.subplots(1, 2), ("seconds", "GB"), ("seconds a step", "peak memory, GB"), strict=True
     ):
-        for axis in AXES:
+        for axis in START:
             points = [(row["size"] / START[axis], row[quantity]) for row in rows if row["axis"] == axis]
             panel.loglog(*zip(*points, strict=True), marker="o", label=axis)
         panel.set(xlabel="size, as a multiple of the paper's", ylabel=label)
@@ -110,6 +131,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the figures to this JSON file")
+    parser.add_argument("--axis", choices=AXES, help="measure this one alone")
     parser.add_argument("--plot", nargs=2, metavar=("JSON", "PNG"), help="draw figures that were written before")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
