@@ -128,8 +128,10 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
         steps = sorted(values)
         axis.plot(steps, [values[step] for step in steps], linewidth=0.8)
         axis.set(title=name, xlabel="step", ylabel="nats a sequence")
-        if name.startswith("KL("):
-            axis.set_yscale("symlog", linthresh=1.0)
+        if name.startswith("KL(") and max(values.values()) > 5 * min(values.values()):
+            axis.set_yscale("symlog", linthresh=1.0, subs=(2, 5))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
     return _write(figure, path)
 
 
