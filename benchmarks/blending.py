@@ -8,8 +8,10 @@ same blend through one grouped convolution a layer for the whole batch, which wa
 
 from __future__ import annotations
 
+from statistics import median
+
 import torch
-from measuring import arguments_of, median, ratio, report, time_in_turns
+from measuring import arguments_of, ratio, report, time_in_turns
 from torch import nn
 from torch.nn import functional as F
 

@@ -1,6 +1,7 @@
 """A training step of a deep Markov model against the same model with one Pyro site per time step.
 
     python benchmarks/dmm_step.py
+    python benchmarks/dmm_step.py --compile 1      the guide's step through torch.compile
 
 The sizes of Krishnan et al. (2017) on chorales: 100 latent and 600 hidden units, 88 keys; 20 ragged sequences of up to
 129 steps. All ways train the same network with the same optimiser on the same data and, for equal seeds, with the same
@@ -11,11 +12,12 @@ backward: whatever the rest costs, a step takes longer than that.
 from __future__ import annotations
 
 from functools import partial
+from statistics import median
 
 import pyro
 import pyro.distributions as dist
 import torch
-from measuring import arguments_of, median, ratio, report, time_in_turns
+from measuring import arguments_of, ratio, report, time_in_turns
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
@@ -34,6 +36,7 @@ class DMM(nn.Module):
         )  # fmt: skip
         self.backward_rnn = nn.RNN(num_keys, hidden_dim, nonlinearity="relu", batch_first=True)
         self.combiner = Combiner(latent_dim, hidden_dim, context_dim=hidden_dim)
+        self.step = self.combiner.step
         self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
 
     def first(self, which, num_sequences):
@@ -49,8 +52,8 @@ class DMM(nn.Module):
     def guide(self, rolls, mask):
         futures = self.combiner.project(self.futures(rolls, mask), mask)
         with pyro.plate("sequences", len(rolls)):
-            initial = self.combiner.step(self.first("posterior", len(rolls)), futures[:, 0])
-            pyro.sample("z", MarkovChain(initial, self.combiner.step, rolls.shape[1], inputs=futures, mask=mask))
+            initial = self.step(self.first("posterior", len(rolls)), futures[:, 0])
+            pyro.sample("z", MarkovChain(initial, self.step, rolls.shape[1], inputs=futures, mask=mask))
 
     def futures(self, rolls, mask):
         """What each step may know of the rest of its sequence: a network that reads it from its end."""
@@ -88,9 +91,11 @@ def some_chorales(num_sequences, num_steps):
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__, batch=20, steps=129)
+    arguments = arguments_of(__doc__, batch=20, steps=129, compile=0)
     rolls, mask = some_chorales(arguments.batch, arguments.steps)
     network = DMM()
+    if arguments.compile:
+        network.step = torch.compile(network.step)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-5, fused=True)
 
     def our_loss():

@@ -9,27 +9,26 @@ decode does not depend on the weights. The paper reports 0.2 s on a GPU, without
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
-from measuring import arguments_of, median, report, time_in_turns
+from measuring import arguments_of, report, time_in_turns
 
 from seqdisent import generate
 from seqdisent.plotting import save_gif
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
+from run_folder import load_run
 
 
 def main() -> None:
     arguments = arguments_of(__doc__, sequences=20, steps=16, run="")
     if arguments.run:
-        config = json.loads(Path(arguments.run, "config.json").read_text())
-        vdsm = example.VDSM(config["frame_shape"], example.plan_from(config["plan"]).sizes).eval()
-        vdsm.load_state_dict(torch.load(Path(arguments.run, "model.pt"), weights_only=True))
+        vdsm, _, _ = load_run(example.EXAMPLE, Path(arguments.run))
     else:
         vdsm = example.VDSM((3, 64, 64), example.Sizes(40)).eval()
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import median
 
 import torch
 from dmm_step import DMM, some_chorales
-from measuring import arguments_of, median, ratio, report, time_in_turns
+from measuring import arguments_of, ratio, report, time_in_turns
 from torch.nn import functional as F
 
 from seqdisent import elbo_terms

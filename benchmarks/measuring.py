@@ -51,10 +51,6 @@ def ratio(seconds: Mapping[str, Sequence[float]], way: str, to: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[way], seconds[to], strict=True))
 
 
-def median(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds)
-
-
 def matrix_product(size: int = 1536) -> Callable[[], object]:
     """Return a float32 matrix product of 2 size^3 operations, to be timed in turns with what it is the measure of."""
     a, b = torch.randn(size, size), torch.randn(size, size)

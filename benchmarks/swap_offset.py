@@ -10,7 +10,6 @@ as a whole and of each frame; and of clips whose static factors come from their 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from seqdisent.metrics import squared_error
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
+from run_folder import load_run
 
 SHIFTS = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
 
@@ -38,9 +38,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    plan = example.plan_from(json.loads((arguments.run / "config.json").read_text())["plan"])
-    vdsm = example.VDSM((1, 64, 64), plan.sizes).eval()
-    vdsm.load_state_dict(torch.load(arguments.run / "model.pt", weights_only=True))
+    vdsm, _, _ = load_run(example.EXAMPLE, arguments.run)
     clips = moving_mnist(500, split="test", seed=arguments.seed)
     frames = clips.frames.float() / 255
     own = torch.arange(len(clips))

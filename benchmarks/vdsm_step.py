@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import median
 
 import pyro
 import pyro.distributions as dist
 import torch
-from measuring import arguments_of, matrix_product, median, ratio, report, time_in_turns, work_of
+from measuring import arguments_of, matrix_product, ratio, report, time_in_turns, work_of
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch.nn import functional as F

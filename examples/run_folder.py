@@ -366,7 +366,8 @@ def _to_length(frames: Tensor, num_steps: int) -> Tensor:
 # What a finished run is used for
 
 
-def _load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
+def load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
+    """Return a finished run's network, its config.json and the shape of its frames (C, H, W)."""
     config = _read_json(run / "config.json")
     plan = _plan_of(example, config, run)
     finished = run / "model.pt"
@@ -387,7 +388,7 @@ def _read_clip(path: str, frame_shape: tuple[int, int, int]) -> Tensor:
 
 @torch.no_grad()
 def _generate(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, _ = _load_run(example, Path(arguments.run))
+    network, _, _ = load_run(example, Path(arguments.run))
     torch.manual_seed(arguments.seed)
     drawn = generate(network.model, num_sequences=arguments.num_clips, num_steps=arguments.num_steps)[EMISSION].mean
     _write_clips(drawn, arguments.out or Path(arguments.run) / "generated")
@@ -395,7 +396,7 @@ def _generate(example: Example, arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _swap(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = _load_run(example, Path(arguments.run))
+    network, _, frame_shape = load_run(example, Path(arguments.run))
     content, motion = (_read_clip(path, frame_shape) for path in (arguments.content, arguments.motion))
     swapped = swap(network.model, network.guide, motion, content, sites=["s"])[EMISSION].mean
     rows = torch.cat([_to_length(content, motion.shape[1]), motion, swapped])
@@ -404,7 +405,7 @@ def _swap(example: Example, arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _forecast(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = _load_run(example, Path(arguments.run))
+    network, _, frame_shape = load_run(example, Path(arguments.run))
     torch.manual_seed(arguments.seed)
     frames = _read_clip(arguments.frames, frame_shape)
     predicted = forecast(network.model, network.guide, frames, num_steps=arguments.num_steps, sample=arguments.sample)[
@@ -417,7 +418,7 @@ def _evaluate(example: Example, arguments: argparse.Namespace) -> None:
     import report  # scikit-learn and more, which nothing else needs
 
     run = Path(arguments.run)
-    network, config, _ = _load_run(example, run)
+    network, config, _ = load_run(example, run)
     data = _data_of(config, download=False)
     if not data.held_out.static_factors:
         sys.exit(f"--data {config['data']}: has no labels that belong to an identity, so there is nothing to judge")

@@ -523,6 +523,14 @@ def encode_all(vdsm: VDSM, clips: Clips, batch_size: int = 256) -> Tensor:
     return torch.cat(chunks)
 
 
+EXAMPLE = Example(
+    __doc__,
+    VDSM,
+    plan_from,
+    PRESETS,
+    {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training},
+)
+
+
 if __name__ == "__main__":
-    stages = {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training}
-    main(Example(__doc__, VDSM, plan_from, PRESETS, stages))
+    main(EXAMPLE)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from seqdisent._checks import check_positive
+from seqdisent._dropout import modules_that_drop_out
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
 from seqdisent._random import kept_random_state
 from seqdisent.chains import Conditionals, side_by_side
@@ -252,14 +251,12 @@ class MarkovChain(TorchDistribution):
 
     def _refuse_dropout(self) -> None:
         """Raise if the transition calls a module that drops units; one that it could reach but does not is no harm."""
-        suspects = [module for module in _modules_of(self.transition) if module.training and _drops_out(module)]
+        suspects = modules_that_drop_out(self.transition)
         if not suspects or self.num_steps == 1:
             return
         called: list[str] = []
-        handles = [
-            module.register_forward_pre_hook(lambda module, _: called.append(type(module).__name__))
-            for module in suspects
-        ]
+        note = lambda module, _: called.append(type(module).__name__)  # noqa: E731
+        handles = [module.register_forward_pre_hook(note) for module in suspects]
         try:
             self._trial_step()
         finally:
@@ -347,30 +344,6 @@ class _Drawn(NamedTuple):
     """The path that a chain drew last, and what each of its later steps was drawn from."""
 
     path: Tensor
-    version: int
+    version: int  # of the path: in-place changes count it up
     steps: list[TorchDistribution]
     with_gradient: bool
-
-
-def _drops_out(module: nn.Module) -> bool:
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-        return module.dropout > 0
-    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-
-
-def _modules_of(function: object) -> Iterator[nn.Module]:
-    """Find the modules a function can reach: itself, what it is bound to, its arguments, closure and globals."""
-    if isinstance(function, nn.Module):
-        yield from function.modules()
-    elif isinstance(function, functools.partial):
-        for part in (function.func, *function.args, *function.keywords.values()):
-            yield from _modules_of(part)
-    elif isinstance(function, types.MethodType):
-        yield from _modules_of(function.__self__)
-        yield from _modules_of(function.__func__)
-    elif isinstance(function, types.FunctionType):
-        names = inspect.getclosurevars(function)
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        for value in (*names.nonlocals.values(), *names.globals.values(), *defaults):
-            if isinstance(value, nn.Module):
-                yield from value.modules()

@@ -147,7 +147,9 @@ def test_conditionals_are_kept_for_the_last_path_only_and_only_while_they_are_ri
     assert chain.kept_conditionals(path) is None
     with torch.inference_mode():
         assert chain.kept_conditionals(chain.rsample()) is None
-    chain.rsample()
+    parts.loc.requires_grad_()
+    chain = parts.chain()
+    assert chain.rsample().requires_grad  # part of a graph, which a copy leaves behind
     assert copy.deepcopy(chain).event_shape == chain.event_shape
 
 
