@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
+from run_folder import EMISSION, Example
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -37,7 +38,6 @@ from seqdisent.metrics import (
 )
 from seqdisent.training import frames_and_mask
 
-EMISSION, STATIC, MOTION = "x", ["s"], ["d", "z"]  # the sites of VDSM: frames, who, and what
 PROBED_CLIPS = 2000  # training clips that probes learn from
 JUDGE_STEPS = 500
 PRODUCTS = {"motion"}  # labels made of others: probed for, but counted in no average
@@ -75,14 +75,17 @@ def find_judge(train: Clips, held_out: Clips, path: Path, *, seed: int, num_step
 
 @torch.no_grad()
 def measure(
-    network: nn.Module, train: Clips, held_out: Clips, judge: Judge, donors: Tensor, *, seed: int
+    example: Example, network: nn.Module, train: Clips, held_out: Clips, judge: Judge, donors: Tensor, *, seed: int
 ) -> dict[str, Any]:
     """Measure on held-out clips, each with a fixed donor, at posterior means; what comes from the prior is sampled."""
     factors = judge.num_classes
     static, motion = (
         [name for name in of if name in factors] for of in (held_out.static_factors, held_out.motion_factors)
     )
-    swaps = {"identity": (STATIC, SwapAccuracy(factors, static)), "motion": (MOTION, SwapAccuracy(factors, motion))}
+    swaps = {
+        "identity": (example.static, SwapAccuracy(factors, static)),
+        "motion": (example.motion, SwapAccuracy(factors, motion)),
+    }
     consistency, errors = AccuracyConsistency(factors), {"reconstruction": [], **{name: [] for name in swaps}}
     entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
     distances = {
@@ -113,7 +116,9 @@ def measure(
                 errors[name].append(squared_error(swapped, truth, mask))
     scores = {name: accuracy.compute() for name, (_, accuracy) in swaps.items()}
     agreement = consistency.compute()
-    probed = [_latents(network, clips, _varied(train)) for clips in (_some(train, PROBED_CLIPS, seed), held_out)]
+    probed = [
+        _latents(example, network, clips, _varied(train)) for clips in (_some(train, PROBED_CLIPS, seed), held_out)
+    ]
     return {
         "judge": judge.accuracy,
         "consistency": {**agreement.agreement, "average": agreement.average},
@@ -164,9 +169,11 @@ def _varied(clips: Clips) -> list[str]:
     return [name for name, label in clips.labels.items() if len(label.unique()) > 1]
 
 
-def _latents(network: nn.Module, clips: Clips, factors: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the posterior means of s and d of each clip, and the clips' labels."""
-    parts: dict[str, list[Tensor]] = {STATIC[0]: [], MOTION[0]: []}
+def _latents(
+    example: Example, network: nn.Module, clips: Clips, factors: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the posterior means of the first sites of who and what (VDSM: s and d), and the clips' labels."""
+    parts: dict[str, list[Tensor]] = {example.static[0]: [], example.motion[0]: []}
     for _, batch in tqdm(list(_batches(clips)), desc="latents"):
         found = infer(network.guide, *frames_and_mask(batch))
         for name, values in parts.items():

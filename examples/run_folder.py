@@ -1,111 +1,120 @@
-"""What every example's command line shares: data, the run folder, its numbers and its pictures.
+"""What every example's command line shares: training in stages, the run folder, options.
 
-An example is a network, its training stages and named presets (see `Example`). A run is a folder:
+An example is a network, its training stages and named presets (see `Example`), for data of some kind (see `Task`:
+`videos.py`, `chorales.py`, ...). A run is a folder:
 
     config.json    what was asked for; everything else is rebuilt from it
     stage1/ ...    a folder a stage: last.ckpt (to resume), logs/ (CSV), tensorboard/, model.pt (its finished weights)
     model.pt       the weights at the end
-    metrics.json   the numbers, on clips that training never saw
+    metrics.json   the numbers, on data that training never saw
     *.png, *.gif   the pictures
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
-from seqdisent.metrics import nearest_clip, pick_donors, squared_error
-from seqdisent.plotting import (
-    film_strip,
-    plot_error_over_time,
-    plot_ledger,
-    plot_schedules,
-    save_gif,
-    save_png,
-    swap_table,
-)
-from seqdisent.training import ELBOTraining, fit, frames_and_mask
+from seqdisent import AnnealingSchedule
+from seqdisent.datasets import Clips
+from seqdisent.plotting import plot_ledger, plot_schedules
+from seqdisent.training import ELBOTraining, fit
 
-EMISSION = "x"  # the frames' site in every example
-FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
+EMISSION = "x"  # the observed site in every example
+
+
+class Command(NamedTuple):
+    """A subcommand that uses a finished run."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Example, argparse.Namespace], None]
+
+
+class Task(NamedTuple):
+    """A kind of data: where it comes from, what is measured on it, what is drawn."""
+
+    options: Mapping[str, Mapping[str, Any]]  # of the command line, "data" first; each becomes an entry of config.json
+    load: Callable[..., Any]  # from config.json (and download=): has .train and .held_out
+    measure: Callable[..., dict[str, Any]]  # example, network, data, seed
+    draw: Callable[..., list[Path]]  # example, network, data, folder of the run, seed
+    commands: Mapping[str, Command]
 
 
 class Example(NamedTuple):
     """A model that can be trained from the command line."""
 
     description: str
-    network: Callable[[tuple[int, int, int], Any], nn.Module]  # of the frames' shape and the plan's sizes
-    plan: Callable[[dict[str, Any]], Any]  # from config.json
+    task: Task
+    network: Callable[[tuple[int, ...], Any], nn.Module]  # of a frame's shape and the plan's sizes
     presets: Mapping[str, Mapping[str, Any]]  # {preset: {data: plan}}
     stages: Mapping[str, Callable[[nn.Module, Any, Clips, int], ELBOTraining | None]]  # None: this plan skips it
+    plan: Callable[[dict[str, Any]], Any]  # from config.json
+    static: tuple[str, ...] = ()  # the sites that say who
+    motion: tuple[str, ...] = ()  # the sites that say what
+    flags: Mapping[str, tuple[str, dict[str, Any]]] = {}  # {option: its help and the sizes it changes}
 
 
-class Data(NamedTuple):
-    """Clips to train on, clips held out, and every true clip there is to mistake a swapped one for."""
+@dataclass(frozen=True)
+class Plan:
+    """Training in one stage: `single_stage` carries it out."""
 
-    train: Clips
-    held_out: Clips
-    candidates: Clips | None
+    sizes: dict[str, Any]  # arguments of the network
+    num_steps: int
+    learning_rate: float
+    batch_size: int
+    clip_length: int | None = None  # longer sequences give random windows; None: whole ones
+    annealed: dict[str, tuple[float, int]] = field(default_factory=dict)  # {site: where its weight starts, over steps}
+    warm_up: int = 1  # steps over which the learning rate rises; it then falls to 0 along a cosine
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    checkpoint_every: int = 500
+
+
+def plan_from(config: dict[str, Any]) -> Plan:
+    """Return the plan that `dataclasses.asdict` and JSON have taken apart."""
+    plan = Plan(**tuples(config))
+    return replace(plan, sizes=tuples(plan.sizes), annealed=tuples(plan.annealed))
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with tuples where JSON has made lists of them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def single_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **options: Any) -> ELBOTraining:
+    """Return the training of everything at once on the bound, as most models have it."""
+    warm_up = AnnealingSchedule.linear(plan.learning_rate / plan.warm_up, plan.learning_rate, plan.warm_up)
+    length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
+    return ELBOTraining(
+        network, network.model, network.guide,
+        partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
+        num_steps=plan.num_steps,
+        learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
+        weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
+        terms_per_step=plan.batch_size * length,
+        betas=plan.betas, weight_decay=plan.weight_decay, seed=seed, **options,
+    )  # fmt: skip
 
 
 def main(example: Example) -> None:
     arguments = _parse(example)
-    if arguments.command == "generate":
-        _generate(example, arguments)
-    elif arguments.command == "swap":
-        _swap(example, arguments)
-    elif arguments.command == "forecast":
-        _forecast(example, arguments)
-    elif arguments.command == "evaluate":
-        _evaluate(example, arguments)
+    if arguments.command in example.task.commands:
+        example.task.commands[arguments.command].run(example, arguments)
     else:
         _train(example, arguments)
-
-
-# Data
-
-
-def load_data(name: str, *, image_size: int, held_out: float, seed: int, download: bool) -> Data:
-    """Return the clips of a data set by name, or of a folder or .npz file by path."""
-    if name == "pendulum":
-        # seven colours are too few to hold one out: what is held out is motions
-        train = pendulum(1400, seed=seed, image_size=image_size)
-        test = pendulum(140, seed=seed + 1_000_003, image_size=image_size)
-        return Data(train, test, _every_identity_in_every_motion(test))
-    if name == "sprites":
-        if image_size != 64:
-            raise ValueError(f"--image-size: got {image_size}, expected 64 for Sprites")
-        clips = sprites(download=download)
-        train, test = clips.split(held_out, seed, by="identity")
-        return Data(train, test, clips)
-    if name == "moving_mnist":
-        options = {"seed": seed, "image_size": image_size, "download": download}
-        return Data(moving_mnist(10_000, **options), moving_mnist(500, split="test", **options), None)
-    clips = load_clips(name, image_size=image_size)
-    train, test = clips.split(held_out, seed, by="identity")
-    return Data(train, test, None)
-
-
-def _every_identity_in_every_motion(clips: Clips) -> Clips:
-    """Return as many clips as identities times motions, rendered."""
-    first = torch.stack([(clips.identity == identity).nonzero()[0, 0] for identity in clips.identity.unique()])
-    content, motion = torch.cartesian_prod(first, torch.arange(len(clips))).unbind(1)
-    labels = {name: clips.labels[name][content if name in clips.static_factors else motion] for name in clips.labels}
-    return Clips(
-        clips.true_swap(content, motion), identity=clips.identity[content], labels=labels, source=clips.source[motion]
-    )
 
 
 # Training
@@ -117,31 +126,26 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
     if config_path.exists():
         if not arguments.resume and _is_main_process():
             sys.exit(f"{run} holds a run; continue it with --resume, or choose another --run-dir")
-        config = _read_json(config_path)
+        config = read_json(config_path)
     elif arguments.resume:
         sys.exit(f"{run} holds no run to resume (there is no {config_path})")
     else:
-        known = example.presets[arguments.preset]
-        plan = known[arguments.data if arguments.data in known else "clips"]
-        config = {
-            "data": arguments.data, "preset": arguments.preset, "seed": arguments.seed,
-            "held_out": arguments.held_out, "image_size": arguments.image_size, "plan": dataclasses.asdict(plan),
-        }  # fmt: skip
+        config = _new_config(example, arguments)
     plan = _plan_of(example, config, run)
-    data = _data_of(config, download=arguments.download)
+    data = load_data(example, config, download=arguments.download)
     print(f"{run}: training on {data.train}, held out {data.held_out}", flush=True)
     torch.manual_seed(config["seed"])
     network = _network(example, tuple(data.train.frames.shape[2:]), plan)
     if not config_path.exists() and _is_main_process():
         run.mkdir(parents=True, exist_ok=True)
-        _write_json({**config, "frame_shape": list(data.train.frames.shape[2:])}, config_path)
-    started, schedules = time.perf_counter(), {}
+        write_json({**config, "frame_shape": list(data.train.frames.shape[2:])}, config_path)
+    started, trainings = time.perf_counter(), {}
     for name, stage in example.stages.items():
         finished = run / name / "model.pt"
         training = stage(network, plan, data.train, config["seed"])
         if training is None:
             continue
-        schedules[name] = training
+        trainings[name] = training
         if not finished.exists():
             fit(
                 training, run / name, resume=arguments.resume, clip_norm=plan.clip_norm,
@@ -151,27 +155,40 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
             if not _is_main_process():
                 continue
             _save(network.state_dict(), finished)
-            _write_json((time.perf_counter() - started) / 60, run / name / "minutes.json")
+            write_json((time.perf_counter() - started) / 60, run / name / "minutes.json")
             started = time.perf_counter()
         network.load_state_dict(torch.load(finished, weights_only=True))
     if not _is_main_process():
         return
     network.float().eval()
-    metrics = measure_errors(network, data, seed=config["seed"])
+    metrics = example.task.measure(example, network, data, seed=config["seed"])
     # of a stage that was resumed, since then
-    metrics["minutes"] = {name: _read_json(run / name / "minutes.json") for name in schedules}
+    metrics["minutes"] = {name: read_json(run / name / "minutes.json") for name in trainings}
     _save(network.state_dict(), run / "model.pt")
-    _write_json(metrics, run / "metrics.json")
-    pictures = draw_pictures(network, data, run, schedules, seed=config["seed"])
+    write_json(metrics, run / "metrics.json")
+    pictures = example.task.draw(example, network, data, run, seed=config["seed"])
+    pictures += _draw_trainings(trainings, run)
     print(json.dumps(metrics, indent=2))
     print("wrote", run / "metrics.json", *pictures, sep="\n  ")
 
 
-def _network(example: Example, frame_shape: tuple[int, int, int], plan: Any) -> nn.Module:
+def _new_config(example: Example, arguments: argparse.Namespace) -> dict[str, Any]:
+    known = example.presets[arguments.preset]
+    plan = known.get(arguments.data) or known.get("clips")
+    if plan is None:
+        sys.exit(f"--data: got {arguments.data!r}, expected one of {sorted(known)}")
+    for flag, (_, changes) in example.flags.items():
+        if getattr(arguments, flag):
+            plan = replace(plan, sizes={**plan.sizes, **changes})
+    options = {name: getattr(arguments, name) for name in example.task.options}
+    return {**options, "preset": arguments.preset, "seed": arguments.seed, "plan": asdict(plan)}
+
+
+def _network(example: Example, frame_shape: tuple[int, ...], plan: Any) -> nn.Module:
     try:
         return example.network(frame_shape, plan.sizes)
     except ValueError as error:
-        sys.exit(f"this preset does not fit frames of {frame_shape[1]} pixels (--image-size, --preset): {error}")
+        sys.exit(f"this preset does not fit frames of shape {frame_shape} (--preset, --image-size): {error}")
 
 
 def _plan_of(example: Example, config: Mapping[str, Any], run: Path) -> Any:
@@ -181,129 +198,8 @@ def _plan_of(example: Example, config: Mapping[str, Any], run: Path) -> Any:
         sys.exit(f"{run / 'config.json'}: written by another version of this example ({error})")
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-
-
-# Numbers
-
-
-@torch.no_grad()
-def measure_errors(network: nn.Module, data: Data, *, seed: int, batch_size: int = 64) -> dict[str, Any]:
-    """Measure on held-out clips: posterior and transition means, mean squared errors of pixels in [0, 1].
-
-    Every clip is paired with a fixed donor of another identity and motion. The swapped clip has the donor's static
-    factors and this clip's dynamics and first pose; its truth is the donor's identity doing what this clip does.
-    """
-    clips = data.held_out
-    known = clips.renderer is not None and clips.num_identities > 1  # whether the true swapped clip is known
-    mean_frame = _mean_frame(data.train)
-    torch.manual_seed(seed)  # the ledger is taken at one sample of the posterior; everything else at its means
-    donors = pick_donors(clips.identity, _motion(clips), seed=seed) if known else torch.arange(len(clips))
-    sums: dict[str, list[Tensor]] = {}
-    swaps, truths = [], []
-    for rows in torch.arange(len(clips)).split(batch_size):
-        batch = clips.batch(rows)
-        source_args, donor_args = frames_and_mask(batch), frames_and_mask(clips.batch(donors[rows]))
-        found = reconstruct(network.model, network.guide, *source_args)[EMISSION].mean
-        latents = {name: site.value for name, site in infer(network.guide, *source_args).items()}
-        given = {"s": latents["s"], "d": latents["d"], "z": latents["z"][:, :1]}
-        num_steps = batch.frames.shape[1]
-        rolled = generate(network.model, num_sequences=len(rows), num_steps=num_steps, given=given, sample=False)
-        measured = {
-            "reconstruction": squared_error(found, batch.frames, batch.mask),
-            "roll_out": squared_error(rolled[EMISSION].mean, batch.frames, batch.mask),
-            "mean_frame": squared_error(mean_frame.expand_as(batch.frames), batch.frames, batch.mask),
-        }
-        if known:
-            swapped = swap(network.model, network.guide, source_args, donor_args, sites=["s"])[EMISSION].mean
-            truth = clips.true_swap(donors[rows], rows)
-            measured["swapped"] = squared_error(swapped, truth, batch.mask)
-            swaps.append(swapped)
-            truths.append(truth)
-        terms = elbo_terms(network.model, network.guide, *source_args)
-        measured |= {f"KL({site})": term for site, term in terms.kl.items()}
-        measured |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
-        for name, value in measured.items():
-            sums.setdefault(name, []).append(value)
-    means = {name: torch.cat(values).mean().item() for name, values in sums.items()}
-    errors = {
-        name: means.pop(name) for name in ("reconstruction", "swapped", "roll_out", "mean_frame") if name in means
-    }
-    ratios = {
-        f"{name} / reconstruction": errors[name] / errors["reconstruction"]
-        for name in ("swapped", "roll_out")
-        if name in errors
-    }
-    metrics: dict[str, Any] = {"held_out_clips": len(clips), "mean_squared_error": errors, **ratios, "nats": means}
-    if known and data.candidates is not None:
-        metrics["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), clips, donors, data.candidates)
-    return metrics
-
-
-def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, candidates: Clips) -> dict[str, float]:
-    """Return how often the true clip that is nearest to a swapped one is the right one, and has the right factors."""
-    found = nearest_clip(swaps, candidates.frames)
-    right = {"clip": (candidates.frames[found] == truths).flatten(1).all(1)}
-    for name, labels in candidates.labels.items():
-        wanted = clips.labels[name][donors] if name in clips.static_factors else clips.labels[name]
-        right[name] = labels[found] == wanted
-    return {"of": len(candidates), **{name: values.double().mean().item() for name, values in right.items()}}
-
-
-def _motion(clips: Clips) -> Tensor | None:
-    """Return one number for the motion factors of each clip, None if they are not known."""
-    if not clips.motion_factors:
-        return None
-    return torch.unique(torch.stack([clips.labels[name] for name in clips.motion_factors]), dim=1, return_inverse=True)[
-        1
-    ]
-
-
-def _mean_frame(clips: Clips) -> Tensor:
-    some = slice(None, None, max(1, len(clips) // 500))
-    return clips.frames[some][clips.mask[some]].float().mean(0) / 255
-
-
-# Pictures
-
-
-@torch.no_grad()
-def draw_pictures(
-    network: nn.Module, data: Data, run: Path, trainings: Mapping[str, ELBOTraining], *, seed: int
-) -> list[Path]:
-    clips, written = data.held_out, []
-    spread = torch.linspace(0, len(clips) - 1, 6).long()
-    batch = clips.batch(spread)
-    found = reconstruct(network.model, network.guide, *frames_and_mask(batch))[EMISSION].mean
-    pairs = torch.stack([batch.frames, _blank_padding(found, batch.mask)], 1).flatten(0, 1)
-    written.append(save_png(film_strip(pairs), run / "reconstructions.png", scale=2))
-
-    who, what = _different(clips, seed)
-    table = swap_all(network, clips, who, what)
-    moments = table[torch.linspace(0, len(table) - 1, 4).long()]
-    written.append(save_png(film_strip(moments[None], gap=8), run / "swaps.png"))
-    written.append(save_gif(table, run / "swaps.gif", scale=2))
-
-    torch.manual_seed(seed)
-    num_steps = int(clips.lengths.max())
-    drawn = generate(network.model, num_sequences=8, num_steps=num_steps)[EMISSION].mean
-    written.append(save_png(film_strip(drawn), run / "prior_samples.png", scale=2))
-
-    given = batch.frames[:4], batch.mask[:4]
-    more = max(FORECAST_STEPS - num_steps, num_steps)
-    predicted = forecast(network.model, network.guide, *given, num_steps=more, sample=False)[EMISSION].mean
-    rows, truth = predicted, None
-    if clips.renderer is not None:
-        try:
-            truth = clips.true_clip(spread[:4], num_steps + more).float() / 255
-            rows = torch.stack([truth, predicted], 1).flatten(0, 1)
-        except ValueError:
-            pass  # the data ends with the clip: there is no truth to show
-    written.append(save_png(film_strip(rows), run / "forecast.png"))
-    if truth is not None:
-        written.append(_plot_forecast_error(network, data, more, run / "forecast_error.png"))
-
+def _draw_trainings(trainings: Mapping[str, ELBOTraining], run: Path) -> list[Path]:
+    written = []
     for name, training in trainings.items():
         shown = {f"weight({k})": v for k, v in training.weights.items()} | {**training.inputs}
         shown["learning_rate"] = training.learning_rate
@@ -314,61 +210,16 @@ def draw_pictures(
     return written
 
 
-def swap_all(network: nn.Module, clips: Clips, who: Tensor, what: Tensor) -> Tensor:
-    """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
-    pairs = torch.cartesian_prod(who, what)
-    sources, donors = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
-    swapped = swap(network.model, network.guide, frames_and_mask(sources), frames_and_mask(donors), sites=["s"])[
-        EMISSION
-    ].mean
-    swapped = _blank_padding(swapped, sources.mask).unflatten(0, (len(who), len(what)))
-    num_steps = swapped.shape[2]
-    static, motion = (_to_length(clips.batch(rows).frames, num_steps) for rows in (who, what))
-    return swap_table(static, motion, swapped)
+def _is_main_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
-def _different(clips: Clips, seed: int, *, num_identities: int = 5, num_motions: int = 6) -> tuple[Tensor, Tensor]:
-    """Return clips of different identities, and clips of different motions of yet another."""
-    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))
-    identities = [row for i, row in enumerate(order.tolist()) if clips.identity[row] not in clips.identity[order[:i]]]
-    motion = _motion(clips)
-    labels = torch.arange(len(clips)) if motion is None or len(motion.unique()) < num_motions else motion
-    motions = [row for i, row in enumerate(order.tolist()) if labels[row] not in labels[order[:i]]]
-    return torch.tensor(identities[:num_identities]), torch.tensor(motions[:num_motions])
+# Runs and files
 
 
-@torch.no_grad()
-def _plot_forecast_error(network: nn.Module, data: Data, more: int, path: Path) -> Path:
-    """Plot the error of forecasts of all held-out clips against the renderer's truth, beside a frozen last frame."""
-    clips, num_steps = data.held_out, int(data.held_out.lengths.max())
-    errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
-    for rows in torch.arange(len(clips)).split(32):
-        frames = clips.batch(rows).frames
-        truth = clips.true_clip(rows, num_steps + more)
-        predicted = forecast(network.model, network.guide, frames, num_steps=more, sample=False)[EMISSION].mean
-        frozen = torch.cat([frames, frames[:, -1:].expand(-1, more, -1, -1, -1)], 1)
-        for name, guess in zip(errors, (predicted, frozen, _mean_frame(data.train).expand_as(predicted)), strict=True):
-            errors[name].append((guess - truth.float() / 255).square().flatten(2).mean(-1))
-    means = {name: torch.cat(values).mean(0) for name, values in errors.items()}
-    _write_json({name: value.tolist() for name, value in means.items()}, path.with_suffix(".json"))
-    return plot_error_over_time(means, path, trained_on=num_steps)
-
-
-def _blank_padding(frames: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask[..., None, None, None], frames, 0.0)
-
-
-def _to_length(frames: Tensor, num_steps: int) -> Tensor:
-    """Cut clips to `num_steps`, or repeat their last frame."""
-    return frames[:, torch.arange(num_steps).clamp(max=frames.shape[1] - 1)]
-
-
-# What a finished run is used for
-
-
-def load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
-    """Return a finished run's network, its config.json and the shape of its frames (C, H, W)."""
-    config = _read_json(run / "config.json")
+def load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, ...]]:
+    """Return a finished run's network, its config.json and the shape of its frames."""
+    config = read_json(run / "config.json")
     plan = _plan_of(example, config, run)
     finished = run / "model.pt"
     if not finished.exists():
@@ -378,92 +229,20 @@ def load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tu
     return network.eval(), config, tuple(config["frame_shape"])
 
 
-def _read_clip(path: str, frame_shape: tuple[int, int, int]) -> Tensor:
+def load_data(example: Example, config: Mapping[str, Any], *, download: bool = False) -> Any:
     try:
-        frames = load_frames(path, image_size=frame_shape[1], channels=frame_shape[0])
-    except (OSError, ValueError, TypeError) as error:
-        sys.exit(str(error))
-    return frames.float()[None] / 255
-
-
-@torch.no_grad()
-def _generate(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, _ = load_run(example, Path(arguments.run))
-    torch.manual_seed(arguments.seed)
-    drawn = generate(network.model, num_sequences=arguments.num_clips, num_steps=arguments.num_steps)[EMISSION].mean
-    _write_clips(drawn, arguments.out or Path(arguments.run) / "generated")
-
-
-@torch.no_grad()
-def _swap(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = load_run(example, Path(arguments.run))
-    content, motion = (_read_clip(path, frame_shape) for path in (arguments.content, arguments.motion))
-    swapped = swap(network.model, network.guide, motion, content, sites=["s"])[EMISSION].mean
-    rows = torch.cat([_to_length(content, motion.shape[1]), motion, swapped])
-    _write_clips(rows, arguments.out or Path(arguments.run) / "swapped")
-
-
-@torch.no_grad()
-def _forecast(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = load_run(example, Path(arguments.run))
-    torch.manual_seed(arguments.seed)
-    frames = _read_clip(arguments.frames, frame_shape)
-    predicted = forecast(network.model, network.guide, frames, num_steps=arguments.num_steps, sample=arguments.sample)[
-        EMISSION
-    ].mean
-    _write_clips(predicted, arguments.out or Path(arguments.run) / "forecast_from_file")
-
-
-def _evaluate(example: Example, arguments: argparse.Namespace) -> None:
-    import report  # scikit-learn and more, which nothing else needs
-
-    run = Path(arguments.run)
-    network, config, _ = load_run(example, run)
-    data = _data_of(config, download=False)
-    if not data.held_out.static_factors:
-        sys.exit(f"--data {config['data']}: has no labels that belong to an identity, so there is nothing to judge")
-    seed = config["seed"]
-    judge = report.find_judge(data.train, data.held_out, run / "judge.pt", seed=seed, num_steps=arguments.judge_steps)
-    donors = pick_donors(data.held_out.identity, _motion(data.held_out), seed=seed)
-    measured = report.measure(network, data.train, data.held_out, judge, donors, seed=seed)
-    _write_json({**_read_json(run / "metrics.json"), "evaluation": report.plain(measured)}, run / "metrics.json")
-    written = report.write_report(measured, config["data"], data.held_out, run)
-    print(*report.tables(measured, config["data"]), sep="\n\n")
-    print("\nwrote", run / "metrics.json", *written, sep="\n  ")
-
-
-def _write_clips(clips: Tensor, stem: str | Path) -> None:
-    """Write clips as one picture of film strips and as one animation."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side = torch.stack([film_strip(frame[None]) for frame in clips.transpose(0, 1)])
-    print(
-        "wrote",
-        save_png(film_strip(clips), stem.with_name(stem.name + ".png")),
-        save_gif(side_by_side, stem.with_name(stem.name + ".gif"), scale=2),
-    )
-
-
-# Files and the command line
-
-
-def _data_of(config: Mapping[str, Any], *, download: bool) -> Data:
-    try:
-        return load_data(
-            config["data"], image_size=config["image_size"], held_out=config["held_out"], seed=config["seed"],
-            download=download,
-        )  # fmt: skip
+        return example.task.load(config, download=download)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"--data {config['data']}: {error}")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     if not path.exists():
         sys.exit(f"{path} is missing: {path.parent} is not a run folder")
     return json.loads(path.read_text())
 
 
-def _write_json(content: Any, path: Path) -> None:
+def write_json(content: Any, path: Path) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(unfinished, path)
@@ -475,50 +254,28 @@ def _save(state: Any, path: Path) -> None:
     os.replace(unfinished, path)
 
 
+# The command line
+
+
 def _parse(example: Example) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=example.description, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add(
-        "--data",
-        default="pendulum",
-        help="pendulum, sprites, moving_mnist, or a folder identity/clip/frame.png or .npz of clips",
-    )
+    for name, how in example.task.options.items():
+        add("--" + name.replace("_", "-"), **how)
     add("--preset", default="cpu", choices=sorted(example.presets), help="hyperparameters (default: cpu)")
+    for flag, (text, _) in example.flags.items():
+        add("--" + flag, action="store_true", help=text)
     add("--run-dir", default="runs/latest", help="folder of the run (default: runs/latest)")
     add("--resume", action="store_true", help="continue the run in --run-dir where it stopped")
     add("--seed", type=int, default=0)
-    add(
-        "--held-out", type=lambda text: int(text) if text.isdigit() and int(text) else float(text), default=0.1,
-        help="identities that training never sees: a fraction, or how many (default: 0.1); where clips are generated, "
-        "those held out are too",
-    )  # fmt: skip
-    add("--image-size", type=int, default=64)
-    add("--download", action="store_true", help="fetch the Sprites sheets or MNIST if they are not there")
+    add("--download", action="store_true", help="fetch the data if it is not there")
     add("--accelerator", default="auto", help="as Lightning's: cpu, gpu, ...")
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
-    commands = parser.add_subparsers(dest="command", metavar="{generate,swap,forecast,evaluate}")
-    command = _add_command(commands, "generate", "draw new clips from the prior")
-    command.add_argument("--num-clips", type=int, default=8)
-    command.add_argument("--num-steps", type=int, default=FORECAST_STEPS)
-    command.add_argument("--seed", type=int, default=0)
-    command = _add_command(commands, "swap", "show who is in one clip doing what is done in another")
-    command.add_argument("--content", required=True, help="clip that gives the identity: folder, image, GIF, .npy")
-    command.add_argument("--motion", required=True, help="clip that gives the motion")
-    command = _add_command(commands, "forecast", "continue a clip")
-    command.add_argument("--from", dest="frames", required=True, help="one frame or more: folder, image, GIF, .npy")
-    command.add_argument("--num-steps", type=int, default=FORECAST_STEPS)
-    command.add_argument("--sample", action="store_true", help="draw the future instead of following its mean")
-    command.add_argument("--seed", type=int, default=0)
-    command = commands.add_parser("evaluate", help="judge, swaps, probes, entropies: tables beside the paper's numbers")
-    command.add_argument("run", help="folder of a finished run")
-    command.add_argument("--judge-steps", type=int, help="train a new judge, for so many steps (default: 500, once)")
+    commands = parser.add_subparsers(dest="command", metavar="{" + ",".join(example.task.commands) + "}")
+    for name, command in example.task.commands.items():
+        subparser = commands.add_parser(name, help=command.help, description=command.help)
+        subparser.add_argument("run", help="folder of a finished run")
+        command.add_arguments(subparser)
     return parser.parse_args()
-
-
-def _add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
-    command.add_argument("run", help="folder of a finished run")
-    command.add_argument("--out", help="where to write, without ending (default: in the run folder)")
-    return command

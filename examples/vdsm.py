@@ -11,7 +11,7 @@
     python examples/vdsm.py forecast RUN --from FRAMES
 
 The first half of this file is the model as the paper has it, the second half its hyperparameters and stages. The
-command line, run folders and pictures are in `run_folder.py`.
+command line is in `run_folder.py`, data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from parts import bernoulli, lengths, of_real_steps, real_frames
 from pyro.distributions import TorchDistribution
-from run_folder import Example, main
+from run_folder import Example, main, tuples
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from videos import VIDEOS
 
 from seqdisent import (
     AnnealingSchedule,
@@ -86,12 +88,12 @@ class VDSM(nn.Module):
         num_steps=None,
         temperature=None,
     ):
-        num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", self.static_prior())
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
-            pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
+            pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
                 pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
 
@@ -110,7 +112,7 @@ class VDSM(nn.Module):
             s, weights = weights, weights.new_ones(*weights.shape[:-1], 1)
         logits = self.decoder(torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1), weights)
         # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
-        return _of_real_frames(dist.Bernoulli(logits=logits, validate_args=False).to_event(3), mask)
+        return bernoulli(logits, mask, 3)
 
     # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
 
@@ -135,24 +137,24 @@ class VDSM(nn.Module):
         return kl_divergence(one, other) + kl_divergence(other, one)
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.encoder(_real_pixels(frames, mask))
+        return self.encoder(real_frames(frames, mask))
 
     # Stage 1: the same static factors and decoder, every frame with a pose of its own, equation 7
 
     def pretraining_model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, temperature=None):
-        num_sequences, num_steps = _lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", self.static_prior())
             frame_pose = self.normal(self.sizes.pose_dim).expand([num_sequences, num_steps])
-            z = pyro.sample("z", _of_real_frames(frame_pose, mask))
-            pyro.sample("x", self.emission(s, z, mask, temperature), obs=_real_pixels(frames, mask))
+            z = pyro.sample("z", of_real_steps(frame_pose, mask))
+            pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
 
     def pretraining_guide(self, frames, mask=None, *, temperature=None):
         features = self.features(frames, mask)
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
             frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
-            pyro.sample("z", _of_real_frames(frame_pose, mask))
+            pyro.sample("z", of_real_steps(frame_pose, mask))
 
     # The transition by itself: no frame is decoded, and half of the chains are scored on their own roll-outs
 
@@ -198,30 +200,6 @@ class HalfRolledOut(MarkovChain):
             odd = torch.arange(path.shape[-3], device=path.device) % 2 == 1
             path = torch.where(odd[:, None, None], rolled_out, path)
         return super().conditionals(path)
-
-
-def _lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
-    if frames is not None:
-        return frames.shape[0], frames.shape[1]
-    if num_sequences is None or num_steps is None:
-        raise ValueError("num_sequences, num_steps: got None without frames, expected both")
-    return num_sequences, num_steps
-
-
-def _of_real_frames(frame: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
-    """Return independent frames as one distribution, in which padding counts nothing."""
-    return (frame if mask is None else frame.mask(mask)).to_event(1)
-
-
-def _real_pixels(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Check the range that a Bernoulli wants; whatever padding holds stays out of values and gradients."""
-    if frames is None:
-        return None
-    if mask is not None:
-        frames = torch.where(mask[..., None, None, None], frames, 0.0)
-    if frames.amin() < 0 or frames.amax() > 1:
-        raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected pixels in [0, 1]")
-    return frames
 
 
 # Hyperparameters
@@ -284,10 +262,6 @@ class Plan:
 
 def plan_from(config: dict) -> Plan:
     """Return the plan that `dataclasses.asdict` and JSON have taken apart."""
-
-    def tuples(values: dict) -> dict:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
     return Plan(**{**tuples(config), "sizes": Sizes(**tuples(config["sizes"]))})
 
 
@@ -525,10 +499,13 @@ def encode_all(vdsm: VDSM, clips: Clips, batch_size: int = 256) -> Tensor:
 
 EXAMPLE = Example(
     __doc__,
+    VIDEOS,
     VDSM,
-    plan_from,
     PRESETS,
     {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training},
+    plan_from,
+    static=("s",),
+    motion=("d", "z"),
 )
 
 

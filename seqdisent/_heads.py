@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from seqdisent._checks import check_scale
+from seqdisent._checks import check_last_dim, check_positive, check_scale
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -24,22 +24,38 @@ def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Independent:
 
 
 class NormalHead(nn.Module):
-    """Linear layers for the location and, through softplus, the scale of a diagonal Normal.
+    r"""The last layer of a conditional Normal: linear for the location, softplus of linear for the scale.
 
-    Computed in float32 under autocast. The scale is `softplus(.) + min_scale`, bounded away from 0.
+    .. math:: \mathrm{loc} = W_1 h + b_1, \qquad \mathrm{scale} = \mathrm{softplus}(W_2 h + b_2) + \mathrm{min\_scale}
+
+    Computed in float32 under autocast.
 
     Args:
-        in_features: size of the features.
+        in_features: size of the features h.
         latent_dim: size of the event.
         min_scale: the smallest scale.
         initial_scale: the scale around which training starts (it sets the bias of its layer). None: bias 0, so about
             softplus(0) = 0.69.
+
+    Shape:
+        - features: (\*B, in_features)
+        - output: Normal, batch \*B, event (latent_dim,)
+
+    Raises:
+        ValueError: a size below 1, a scale that is not positive, features of another size.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> posterior = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), NormalHead(8, 2))
+        >>> posterior(torch.zeros(3, 4, 5)).rsample().shape
+        torch.Size([3, 4, 2])
     """
 
     def __init__(
         self, in_features: int, latent_dim: int, *, min_scale: float = 1e-4, initial_scale: float | None = None
     ) -> None:
         super().__init__()
+        check_positive(in_features=in_features, latent_dim=latent_dim)
         check_scale(min_scale=min_scale)
         self.loc = nn.Linear(in_features, latent_dim)
         self.scale = nn.Linear(in_features, latent_dim)
@@ -55,6 +71,7 @@ class NormalHead(nn.Module):
 
     def forward(self, features: Tensor) -> dist.Independent:
         """Return Normal *B | latent_dim for features (*B, in_features)."""
+        check_last_dim("features", features, self.loc.in_features, "in_features")
         with torch.autocast(features.device.type, enabled=False):
             features = full_precision(features)
             scale = nn.functional.softplus(self.scale(features)) + self.min_scale

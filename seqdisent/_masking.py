@@ -32,10 +32,20 @@ def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int) -> Tensor:
 def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
     r"""Return `values` with 0 wherever `mask` is False, so that padding reaches no value and no gradient.
 
+    What a model or guide does first with padded frames: leaving padding out of the likelihood is not enough, since the
+    gradient of what is left out may be 0 * NaN.
+
     Args:
-        values: (\*S, \*B, T, \*E), with `event_dims` dimensions E: 1 for vectors, 0 for one number a step.
-        mask: (\*B, T) bool.
-        event_dims: dimensions to the right of time.
+        values: (\*S, \*B, T, \*E).
+        mask: (\*B, T) bool, True where a step is real.
+        event_dims: dimensions to the right of time: 1 for vectors, 3 for pictures, 0 for one number a step.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> overwrite_padding(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]), event_dims=0)
+        tensor([[1., 0.]])
     """
     return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
 

@@ -31,8 +31,31 @@ class Conditionals(NamedTuple):
         return torch.cat([first.unsqueeze(-1), later], -1)
 
 
+class Drawn(NamedTuple):
+    """A flow, or several side by side, known by the log-density of what was drawn from it.
+
+    A flow knows the inverse of its last draw alone; for any other value, an autoregressive one needs a call for each
+    coordinate.
+    """
+
+    density: Tensor
+
+    def log_prob(self, _: Tensor) -> Tensor:  # noqa: D102
+        return self.density
+
+
+def as_drawn(step: Any, value: Tensor) -> Any:
+    """Return what is kept of a distribution that `value` was just drawn from: itself, unless it is a flow."""
+    return Drawn(step.log_prob(value)) if type(step) is dist.TransformedDistribution else step
+
+
 def side_by_side(steps: Sequence[Any]) -> Any | None:
-    """Return diagonal Normals, one a step, as one with the steps on the left of the batch; None of anything else."""
+    """Return what `as_drawn` kept of each step as one with the steps on the left of the batch, or None.
+
+    Diagonal Normals are one such Normal, flows are one :class:`Drawn`; there is none of anything else.
+    """
+    if all(isinstance(step, Drawn) for step in steps):
+        return Drawn(torch.stack([step.density for step in steps]))
     bases = [step.base_dist for step in steps if type(step) is dist.Independent and step.reinterpreted_batch_ndims == 1]
     if len(bases) < len(steps) or not all(type(base) is dist.Normal for base in bases):
         return None  # not even a subclass, whose density may be another

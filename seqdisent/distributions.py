@@ -15,7 +15,7 @@ from seqdisent._checks import check_positive
 from seqdisent._dropout import modules_that_drop_out
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
 from seqdisent._random import kept_random_state
-from seqdisent.chains import Conditionals, side_by_side
+from seqdisent.chains import Conditionals, as_drawn, side_by_side
 
 
 class MarkovChain(TorchDistribution):
@@ -97,7 +97,7 @@ class MarkovChain(TorchDistribution):
         self.num_steps = num_steps
         self._inputs = inputs
         self._step_mask = mask
-        self._drawn: _Drawn | None = None
+        self._drawn: _Draw | None = None
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
         self._refuse_dropout()
 
@@ -132,10 +132,11 @@ class MarkovChain(TorchDistribution):
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
-        steps: list[TorchDistribution] = []
-        path = self._walk_unpadded(self.initial.rsample(torch.Size(sample_shape)), "rsample", steps)
+        first = self.initial.rsample(torch.Size(sample_shape))
+        kept = [as_drawn(self.initial, first)]
+        path = self._walk_unpadded(first, "rsample", kept)
         if not path.is_inference():  # such a tensor does not tell whether it was changed
-            self._drawn = _Drawn(path, path._version, steps, torch.is_grad_enabled())
+            self._drawn = _Draw(path, path._version, kept, torch.is_grad_enabled())
         return path
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
@@ -192,18 +193,17 @@ class MarkovChain(TorchDistribution):
 
         They are those of :meth:`conditionals` without another call of the transition, but as it was at the draw, and
         their gradients flow through the draw and not through `path`. None unless `path` is the very tensor that
-        `rsample` returned last, unchanged since, under the same gradient mode, and its steps are diagonal Normals; or
-        if a subclass has conditionals of its own.
+        `rsample` returned last, unchanged since, under the same gradient mode, and its steps are all diagonal Normals,
+        or all flows; or if a subclass has conditionals of its own. Of flows only the log-density of the path is kept.
         """
         drawn = self._drawn
         if drawn is None or path is not drawn.path or path._version != drawn.version:
             return None
         if drawn.with_gradient != torch.is_grad_enabled() or type(self).conditionals is not MarkovChain.conditionals:
             return None
-        if not drawn.steps:
-            return Conditionals(self.initial, None)
-        later = side_by_side(drawn.steps)
-        return None if later is None else Conditionals(self.initial, later)
+        initial, *steps = drawn.kept
+        later = side_by_side(steps) if steps else None
+        return None if steps and later is None else Conditionals(initial, later)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B, T) of each step given the one before, in nats; 0 at padding."""
@@ -226,11 +226,14 @@ class MarkovChain(TorchDistribution):
         z_prev = path[..., :-1, :]
         if self._step_mask is not None:  # nor may the step after the last one overflow
             z_prev = torch.where(self._step_mask[..., 1:, None], z_prev, path[..., :1, :].detach())
-        z_prev = z_prev.movedim(-2, 0)
-        if self._inputs is None:
-            return Conditionals(self.initial, self._checked(self.transition(z_prev), z_prev))
-        inputs = self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1:, :].movedim(-2, 0)
-        return Conditionals(self.initial, self._checked(self.transition(z_prev, inputs), z_prev))
+        inputs = self._inputs_along(path)
+        if inputs is not None:
+            inputs = inputs[..., 1:, :].movedim(-2, 0)
+        return Conditionals(self.initial, self._step(z_prev.movedim(-2, 0), inputs))
+
+    def _inputs_along(self, path: Tensor) -> Tensor | None:
+        r"""Return what every step reads beside z_prev, (\*S, \*B, T, I)."""
+        return None if self._inputs is None else self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])
 
     def _trial_step(self) -> TorchDistribution | None:
         """Return some second step, for what does not depend on the path.
@@ -245,7 +248,7 @@ class MarkovChain(TorchDistribution):
                 with kept_random_state():
                     z_prev = self.initial.sample()
             try:
-                return self._step(z_prev, self._unbound_inputs(z_prev), 1)
+                return self._stepper([z_prev])(z_prev, 1)
             except (RuntimeError, ValueError):
                 return None
 
@@ -286,17 +289,15 @@ class MarkovChain(TorchDistribution):
     def _initial_mean(self) -> Tensor:
         return self.initial.mean.expand(*self.batch_shape, *self.initial.event_shape)
 
-    def _unbound_inputs(self, z: Tensor) -> tuple[Tensor, ...] | None:
-        """Unbind the inputs once: indexing them inside the loop makes the backward pass quadratic in T."""
-        if self._inputs is None:
-            return None
-        return self._inputs.expand(*z.shape[:-1], *self._inputs.shape[-2:]).unbind(-2)
+    def _stepper(self, path: list[Tensor]) -> Callable[[Tensor, int], TorchDistribution]:
+        """Return the function of z_prev and t that gives the conditional of a step after those of `path`, in turn."""
+        # unbound once: indexing inputs inside the loop makes the backward pass quadratic in T
+        inputs = self._inputs_along(path[0].unsqueeze(-2))
+        unbound = None if inputs is None else inputs.unbind(-2)
+        return lambda z_prev, t: self._step(z_prev, None if unbound is None else unbound[t])
 
-    def _step(self, z_prev: Tensor, inputs: tuple[Tensor, ...] | None, t: int) -> TorchDistribution:
-        conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs[t])
-        return self._checked(conditional, z_prev)
-
-    def _checked(self, conditional: TorchDistribution, z_prev: Tensor) -> TorchDistribution:
+    def _step(self, z_prev: Tensor, inputs: Tensor | None) -> TorchDistribution:
+        conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs)
         wanted = (z_prev.shape[:-1], self.initial.event_shape)
         if (conditional.batch_shape, conditional.event_shape) != wanted:
             raise ValueError(
@@ -314,36 +315,36 @@ class MarkovChain(TorchDistribution):
         *,
         known: tuple[Tensor, Tensor] | None = None,
         hidden: Tensor | None = None,
-        steps: list[TorchDistribution] | None = None,
+        kept: list[Any] | None = None,
     ) -> Tensor:
         """Lengthen `path` to `num_steps`, keeping steps that are `known`; steps that are `hidden` follow the first.
 
-        The conditionals that the steps are drawn from are added to `steps`.
+        What is kept of the conditionals that the steps are drawn from is added to `kept`.
         """
-        inputs = self._unbound_inputs(path[0])
+        step = self._stepper(path)
         for t in range(len(path), num_steps):
             z_prev = path[-1]
             if hidden is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
                 z_prev = torch.where(hidden[..., t, None], z_prev, path[0].detach())
-            conditional = self._step(z_prev, inputs, t)
-            if steps is not None:
-                steps.append(conditional)
+            conditional = step(z_prev, t)
             z = conditional.mean if how == "mean" else getattr(conditional, how)()
+            if kept is not None:
+                kept.append(as_drawn(conditional, z))
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)
         return torch.stack(path, -2)
 
-    def _walk_unpadded(self, first: Tensor, how: str, steps: list[TorchDistribution] | None = None) -> Tensor:
+    def _walk_unpadded(self, first: Tensor, how: str, kept: list[Any] | None = None) -> Tensor:
         mask = self._step_mask
-        path = self._walk([first], self.num_steps, how, hidden=mask, steps=steps)
+        path = self._walk([first], self.num_steps, how, hidden=mask, kept=kept)
         return path if mask is None else overwrite_padding(path, mask)
 
 
-class _Drawn(NamedTuple):
-    """The path that a chain drew last, and what each of its later steps was drawn from."""
+class _Draw(NamedTuple):
+    """The path that a chain drew last, and what each of its steps was drawn from."""
 
     path: Tensor
     version: int  # of the path: in-place changes count it up
-    steps: list[TorchDistribution]
+    kept: list[Any]
     with_gradient: bool

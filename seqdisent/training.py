@@ -64,8 +64,11 @@ class ELBOTraining(lightning.LightningModule):
         terms_per_step: the loss is minus the bound, summed over the batch and divided by this fixed number (frames in a
             batch, say), at optimisation only; the ledger that is logged is not divided by it.
         betas: of Adam.
+        weight_decay: of Adam: this times a parameter is added to its gradient.
         rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
         kl: as in :func:`~seqdisent.elbo_terms`.
+        objective: a function of the ledger and the weights that returns what to maximise, (B,): the weighted bound,
+            or what you make of the ledger's terms and conditionals (free bits, a balanced KL).
         seed: of batches and noise.
 
     Raises:
@@ -89,8 +92,10 @@ class ELBOTraining(lightning.LightningModule):
         arguments: Callable[[Any], tuple[Any, ...]] = frames_and_mask,
         terms_per_step: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
         rate_factors: Mapping[str, float] | None = None,
         kl: Literal["analytic", "monte-carlo"] = "analytic",
+        objective: Callable[[ELBOTerms, Mapping[str, float]], Tensor] = ELBOTerms.elbo,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -99,7 +104,8 @@ class ELBOTraining(lightning.LightningModule):
         self.model, self.guide, self.draw, self.arguments = model, guide, draw, arguments
         self.num_steps, self.learning_rate, self.seed = num_steps, learning_rate, seed
         self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
-        self.terms_per_step, self.betas, self.kl = terms_per_step, betas, kl
+        self.terms_per_step, self.kl, self.objective = terms_per_step, kl, objective
+        self.betas, self.weight_decay = betas, weight_decay
         self.rate_factors = dict(rate_factors or {})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -112,7 +118,8 @@ class ELBOTraining(lightning.LightningModule):
         parameters = [{"params": members, "factor": factor} for factor, members in groups.items()]
         # Lightning does not clip the gradient of a fused optimiser under mixed precision
         fused = not str(self.trainer.precision).endswith("-mixed")
-        return torch.optim.Adam(parameters, lr=self.learning_rate(0), betas=self.betas, fused=fused)
+        options: dict[str, Any] = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": fused}
+        return torch.optim.Adam(parameters, lr=self.learning_rate(0), **options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches from the current step on."""
@@ -130,7 +137,7 @@ class ELBOTraining(lightning.LightningModule):
             torch.manual_seed(step_seed(self.seed, "noise", step, self.global_rank))
             terms = elbo_terms(self.model, self.guide, *self.arguments(batch), kl=self.kl, **inputs)
         terms.check_finite(step)
-        loss = -terms.elbo(weights).sum() / self.terms_per_step
+        loss = -self.objective(terms, weights).sum() / self.terms_per_step
         self._log_ledger(terms, loss, weights, inputs)
         return loss
 

@@ -18,7 +18,7 @@ from pyro import poutine
 from strategies import Tensors, mask_of
 from torch import Tensor, nn
 
-from seqdisent import ELBOTerms, MarkovChain
+from seqdisent import ELBOTerms, MarkovChain, RecurrentChain
 
 
 def normal(loc: Tensor, scale: Tensor | float, event_dims: int = 1) -> Any:
@@ -174,6 +174,60 @@ class StateSpace:
             pyro.sample("z", MarkovChain(initial, transition, num_steps, inputs=inputs, mask=mask))
 
 
+class VRNN:
+    """h_t = f(h_{t-1}, z_{t-1}, x_{t-1}), which prior, posterior and frames share: p(z_t | h_t), q(z_t | h_t, x_t).
+
+    Without frames, the network reads the means of its own. Its state starts where `start` says.
+    """
+
+    def __init__(self, seed: int):
+        tensors = Tensors(seed)
+        self.network: nn.GRU = tensors.build(lambda: nn.GRU(4, 3))
+        self.start = tensors.normal(3)
+        self.prior_of_h, self.q_of_h, self.q_of_x = tensors.normal(2, 3), tensors.normal(2, 3), tensors.normal(2, 2)
+        self.x_of_z, self.x_of_h = tensors.normal(2, 2), tensors.normal(2, 3)
+        self.scale, self.q_scale, self.frame_scale = (0.3 + tensors.uniform(2) for _ in range(3))
+
+    def parameters(self) -> list[Tensor]:
+        names = ("start", "prior_of_h", "q_of_h", "q_of_x", "x_of_z", "x_of_h", "scale", "q_scale", "frame_scale")
+        return [*self.network.parameters(), *(getattr(self, name) for name in names)]
+
+    def frame(self, z: Tensor, h: Tensor) -> Tensor:
+        return (z @ self.x_of_z.T + h @ self.x_of_h.T).sin()
+
+    def prior(self, _: Tensor | None, h: Tensor) -> Any:
+        return normal(h @ self.prior_of_h.T, self.scale)
+
+    def posterior(self, _: Tensor | None, h_and_x: Tensor) -> Any:
+        h, x = h_and_x.split([3, 2], -1)
+        return normal(h @ self.q_of_h.T + x @ self.q_of_x.T, self.q_scale)
+
+    def _carried(self, previous: Any, mask: Tensor | None) -> dict[str, Any]:
+        return {"recurrence": self.network, "state": self.start, "inputs": previous, "mask": mask}
+
+    def model(self, frames: Tensor | None = None, mask: Tensor | None = None, *, num_sequences=None, num_steps=None):
+        previous: Any = self.frame
+        if frames is not None:
+            num_sequences, num_steps = frames.shape[:2]
+            frames = without_padding(frames, mask)
+            previous = frames.roll(1, 1)
+        with pyro.plate("sequences", num_sequences):
+            initial = self.prior(None, self.start.expand(num_sequences, -1))
+            chain = RecurrentChain(initial, self.prior, num_steps, **self._carried(previous, mask))
+            z = pyro.sample("z", chain)
+            pyro.sample("x", emission(self.frame(z, chain.states(z)), self.frame_scale, mask), obs=frames)
+
+    def guide(self, frames: Tensor, mask: Tensor | None = None):
+        frames = without_padding(frames, mask)
+        with pyro.plate("sequences", len(frames)):
+            first = torch.cat([self.start.expand(len(frames), -1), frames[:, 0]], -1)
+            carried = self._carried(frames.roll(1, 1), mask)
+            chain = RecurrentChain(
+                self.posterior(None, first), self.posterior, frames.shape[1], context=frames, **carried
+            )
+            pyro.sample("z", chain)
+
+
 class WhoWhat(nn.Module):
     """Who: s. What: d, which drives the chain z. x shows s and z; y, a second emission, shows s alone.
 
@@ -321,6 +375,13 @@ def ragged_chain(seed: int, num_sequences: int, num_steps: int) -> Program:
     mask = mask_of([1 + (seed + 3 * i) % num_steps for i in range(num_sequences)], 1)
     x = Tensors(seed + 1).normal(*mask.shape, 2)
     program.args = (torch.where(mask.unsqueeze(-1), x, float("nan")), mask)
+    return program
+
+
+def recurrent_chain(seed: int, num_sequences: int, num_steps: int) -> Program:
+    """Chains beside a recurrent network that model and guide share, with padding; the frames read its states."""
+    program, system = ragged_chain(seed, num_sequences, num_steps), VRNN(seed)
+    program.model, program.guide, program.parameters = system.model, system.guide, system.parameters()
     return program
 
 
@@ -491,8 +552,8 @@ def no_plate(seed: int, num_sequences: int, num_steps: int) -> Program:
 
 
 PROGRAMS: list[Callable[[int, int, int], Program]] = [
-    factorised, chain, ragged_chain, factorised_chain, subsampled, masked, masked_distributions, scaled, nested_plates,
-    with_global_site, with_factors, no_plate,
+    factorised, chain, ragged_chain, recurrent_chain, factorised_chain, subsampled, masked, masked_distributions,
+    scaled, nested_plates, with_global_site, with_factors, no_plate,
 ]  # fmt: skip
 
 

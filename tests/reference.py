@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,62 @@ def unrolled(lstm: nn.LSTM, constant: Tensor, hidden: Sequence[Tensor], cell: Se
     for layer in range(lstm.num_layers):
         inputs = [h for h, _ in lstm_layer(lstm, f"l{layer}", inputs, hidden[layer], cell[layer])]
     return torch.stack(inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recurrent networks: one vector at a time, by the formulas of torch's documentation
+# ---------------------------------------------------------------------------------------------------------------------
+
+Carried = list[tuple[Tensor, Tensor]]  # h and c of each layer; c is an LSTM's alone
+
+
+def recurrent_step(network: nn.RNNBase, read: Tensor, carried: Carried) -> Carried:
+    after = []
+    for layer, (h, c) in enumerate(carried):
+        if isinstance(network, nn.LSTM):
+            h, c = lstm_layer(network, f"l{layer}", [read], h, c)[0]
+        else:
+            of_input = getattr(network, f"weight_ih_l{layer}") @ read + getattr(network, f"bias_ih_l{layer}")
+            of_state = getattr(network, f"weight_hh_l{layer}") @ h + getattr(network, f"bias_hh_l{layer}")
+            if isinstance(network, nn.GRU):
+                (r_x, z_x, n_x), (r_h, z_h, n_h) = of_input.chunk(3), of_state.chunk(3)
+                r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+                h = (1 - z) * torch.tanh(n_x + r * n_h) + z * h
+            else:
+                h = torch.tanh(of_input + of_state)
+        after.append((h, c))
+        read = h
+    return after
+
+
+def recurrent_walk(
+    network: nn.RNNBase,
+    state: Tensor,
+    num_steps: int,
+    choose: Callable[[int, Tensor | None, Tensor], Tensor],
+    read: Callable[[int, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Walk one sequence, h_1 = state, h_t = f(h_{t-1}, read(t, z_{t-1}, h_{t-1})), z_t = choose(t, z_{t-1}, h_t).
+
+    Return its path (T, D) and its states (T, H). Time counts from 0 here.
+    """
+    carried = [(state, torch.zeros_like(state))] * network.num_layers
+    path, states = [choose(0, None, state)], [state]
+    for t in range(1, num_steps):
+        carried = recurrent_step(network, read(t, path[-1], states[-1]), carried)
+        states.append(carried[-1][0])
+        path.append(choose(t, path[-1], states[-1]))
+    return torch.stack(path), torch.stack(states)
+
+
+def read_backward(network: nn.RNNBase, sequence: Tensor) -> Tensor:
+    """Outputs (T, H) of a network that reads one unpadded sequence (T, I) from its last step to its first."""
+    zero = sequence.new_zeros(network.hidden_size)
+    carried, outputs = [(zero, zero)] * network.num_layers, []
+    for x in reversed(list(sequence)):
+        carried = recurrent_step(network, x, carried)
+        outputs.append(carried[-1][0])
+    return torch.stack(outputs[::-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

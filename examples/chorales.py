@@ -1,0 +1,126 @@
+"""Examples on Bach's chorales: the data, three estimates of the likelihood, piano rolls as pictures.
+
+What is reported of a model of sequences differs between papers; all three are negative log-likelihoods in nats:
+
+    bound per step            minus the evidence bound of all pieces, over their steps in all
+    mean of pieces' bounds    minus the bound of each piece over its own steps, averaged over pieces
+    importance-sampled        as the first, with the importance-weighted bound of many particles in the bound's place
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from run_folder import EMISSION, Command, Example, Task, load_data, load_run, read_json, write_json
+from torch import nn
+from tqdm import tqdm
+
+from seqdisent import elbo_terms, forecast, generate, reconstruct
+from seqdisent.datasets import Clips, jsb_chorales
+
+SAMPLES = 20  # of the guide, over which a bound is averaged
+PARTICLES = 20  # of an importance-sampled estimate, unless asked otherwise
+
+
+class Data(NamedTuple):
+    """The published split."""
+
+    train: Clips
+    valid: Clips
+    held_out: Clips
+
+
+def load_chorales(config: Mapping[str, Any], *, download: bool) -> Data:
+    if config["data"] != "jsb":
+        raise ValueError("expected jsb")
+    return Data(*(jsb_chorales(split=split, download=download) for split in ("train", "valid", "test")))
+
+
+# Numbers
+
+
+@torch.no_grad()
+def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: int) -> dict[str, float]:
+    """Return the three estimates of the negative log-likelihood, and the terms of the bound, in nats per step."""
+    torch.manual_seed(seed)
+    batch = clips.batch(range(len(clips)))
+    steps, log_weights, kl = clips.lengths.double(), [], 0.0
+    for i in tqdm(range(max(num_particles, SAMPLES)), desc="particles"):
+        terms = elbo_terms(network.model, network.guide, batch.frames, batch.mask, kl="monte-carlo")
+        log_weights.append(terms.importance_weighted().double())
+        if i < SAMPLES:
+            kl += sum(terms.kl.values()).sum().item() / SAMPLES
+    weights = torch.stack(log_weights)
+    bound = weights[:SAMPLES].mean(0)
+    evidence = weights[:num_particles].logsumexp(0) - torch.tensor(float(num_particles)).log()
+    return {
+        "bound per step": (-bound.sum() / steps.sum()).item(),
+        "mean of pieces' bounds": (-bound / steps).mean().item(),
+        "importance-sampled": (-evidence.sum() / steps.sum()).item(),
+        "particles": num_particles,
+        "KL per step": kl / steps.sum().item(),
+    }
+
+
+def measure(example: Example, network: nn.Module, data: Data, *, seed: int, num_particles: int = PARTICLES) -> dict:
+    """Measure on pieces that training never saw."""
+    pieces = {"valid": data.valid, "test": data.held_out}
+    return {name: likelihood(network, of, num_particles=num_particles, seed=seed) for name, of in pieces.items()}
+
+
+def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
+    run = Path(arguments.run)
+    network, config, _ = load_run(example, run)
+    measured = measure(
+        example, network, load_data(example, config), seed=config["seed"], num_particles=arguments.num_particles
+    )
+    write_json({**read_json(run / "metrics.json"), **measured}, run / "metrics.json")
+    for name, figures in measured.items():
+        print(name, *(f"{key}: {value:.4g}" for key, value in figures.items()), sep="\n  ")
+
+
+# Pictures
+
+
+@torch.no_grad()
+def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, *, seed: int) -> list[Path]:
+    """Draw a held-out piece, its reconstruction, how the model goes on after its first half, and a piece of its own."""
+    torch.manual_seed(seed)
+    piece = data.held_out.batch([0]).frames
+    num_steps = piece.shape[1]
+    half = num_steps // 2
+    rolls = {
+        "held-out piece": piece,
+        "reconstruction": reconstruct(network.model, network.guide, piece, sample=True)[EMISSION].mean,
+        f"its first {half} chords, then the model's": forecast(
+            network.model, network.guide, piece[:, :half], num_steps=num_steps - half
+        )[EMISSION].mean,
+        "from the prior": generate(network.model, num_sequences=1, num_steps=num_steps)[EMISSION].mean,
+    }
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    for axis, (name, roll) in zip(figure.subplots(len(rolls), 1, sharex=True), rolls.items(), strict=True):
+        axis.imshow(roll[0].T, origin="lower", aspect="auto", cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(title=name, ylabel="key", ylim=(20, 70))
+    axis.set_xlabel("quarter note")
+    figure.savefig(run / "rolls.png", dpi=100)
+    return [run / "rolls.png"]
+
+
+CHORALES = Task(
+    options={"data": {"default": "jsb", "help": "jsb: Bach's chorales"}},
+    load=load_chorales,
+    measure=measure,
+    draw=draw_rolls,
+    commands={
+        "likelihood": Command(
+            "estimate the likelihood of held-out pieces with more particles",
+            lambda parser: parser.add_argument("--num-particles", type=int, default=1000),
+            _likelihood,
+        )
+    },
+)

@@ -1,0 +1,81 @@
+"""A deep Markov model of polyphonic music (Krishnan, Shalit and Sontag, AAAI 2017), on Bach's chorales.
+
+    python examples/dmm.py                        train, then measure the three estimates of the likelihood
+    python examples/dmm.py --flow                 with an inverse autoregressive flow in the guide
+    python examples/dmm.py likelihood RUN --num-particles 1000
+
+Chords x_t are 88 keys, each pressed or not. The command line is in `run_folder.py`, data and pictures in `chorales.py`.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from chorales import CHORALES
+from parts import bernoulli, lengths, mlp, real_frames
+from pyro.distributions.transforms import affine_autoregressive
+from run_folder import Example, Plan, main, plan_from, single_stage
+from torch import nn
+
+from seqdisent import Combiner, GatedTransition, MarkovChain, read_backward
+
+
+class DMM(nn.Module):
+    """p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | z_t), and structured inference (ST-R): q(z_t | z_{t-1}, x_{t:T})."""
+
+    def __init__(self, num_keys, latent_dim=100, transition_dim=200, rnn_dim=600, emission_dim=100, num_flows=0):
+        super().__init__()
+        self.transition = GatedTransition(latent_dim, transition_dim)
+        self.emission = mlp(latent_dim, emission_dim, emission_dim, num_keys)
+        self.rnn = nn.RNN(num_keys, rnn_dim, nonlinearity="relu", batch_first=True)
+        self.combiner = Combiner(latent_dim, rnn_dim, context_dim=rnn_dim)
+        self.flows = nn.ModuleList(affine_autoregressive(latent_dim, [latent_dim]) for _ in range(num_flows))
+        self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            initial = self.transition(self.z_before["prior"].expand(num_sequences, -1))
+            z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
+            pyro.sample("x", bernoulli(self.emission(z), mask), obs=real_frames(frames, mask))
+
+    def guide(self, frames, mask=None):
+        futures = self.combiner.project(read_backward(self.rnn, frames, mask), mask)
+        with pyro.plate("sequences", len(frames)):
+            initial = self.posterior(self.z_before["posterior"].expand(len(frames), -1), futures[:, 0])
+            pyro.sample("z", MarkovChain(initial, self.posterior, frames.shape[1], inputs=futures, mask=mask))
+
+    def posterior(self, z_prev, future):
+        normal = self.combiner.step(z_prev, future)
+        return dist.TransformedDistribution(normal, list(self.flows)) if self.flows else normal
+
+
+PRESETS = {
+    "cpu": {
+        "jsb": Plan(
+            {}, num_steps=8000, learning_rate=2e-3, batch_size=20, annealed={"z": (0.2, 2000)}, warm_up=100,
+            betas=(0.9, 0.99), weight_decay=1e-3, clip_norm=10.0,
+        )
+    },
+    "tiny": {
+        "jsb": Plan(
+            {"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5},
+            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2,
+        )
+    },
+}  # fmt: skip
+
+EXAMPLE = Example(
+    __doc__,
+    CHORALES,
+    lambda frame_shape, sizes: DMM(*frame_shape, **sizes),
+    PRESETS,
+    {"training": single_stage},
+    plan_from,
+    motion=("z",),
+    flags={"flow": ("an inverse autoregressive flow in the guide", {"num_flows": 1})},
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)

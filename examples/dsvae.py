@@ -1,0 +1,126 @@
+"""A disentangled sequential autoencoder (Li and Mandt, ICML 2018), on Sprites.
+
+    python examples/dsvae.py --data sprites           train with the factorised posterior, then measure swaps
+    python examples/dsvae.py --data sprites --full    with the full posterior, in which z reads f and all frames
+    python examples/dsvae.py evaluate RUN             judge, swaps, probes
+
+f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
+it is from the average of the frames' features, as in VDSM. The command line is in `run_folder.py`, data and pictures
+are in `videos.py`.
+"""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from parts import bernoulli, lengths, mlp, real_frames, standard_normal
+from run_folder import Example, Plan, main, plan_from, single_stage
+from torch import nn
+from videos import VIDEOS
+
+from seqdisent import (
+    ConvEncoder,
+    MarkovChain,
+    MixtureOfExpertsConvDecoder,
+    NormalHead,
+    RecurrentChain,
+    StaticEncoder,
+    read_backward,
+)
+
+
+class DSVAE(nn.Module):
+    """p(f) p(z_{1:T}) prod_t p(x_t | f, z_t); q(f | x) prod_t q(z_t | x_t), or, full, q(f | x) q(z_{1:T} | f, x)."""
+
+    def __init__(
+        self, frame_shape, static_dim=64, latent_dim=32, rnn_dim=128, hidden_dim=128, feature_dim=256, full=False,
+        encoder=None, decoder=None,
+    ):  # fmt: skip
+        super().__init__()
+        picture = {"image_size": frame_shape[1]}
+        self.static_dim, self.rnn_dim, self.full = static_dim, rnn_dim, full
+        self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **picture)
+        self.static = StaticEncoder(feature_dim, static_dim)
+        if full:
+            self.forward_rnn = nn.LSTM(feature_dim + static_dim, rnn_dim, batch_first=True)
+            self.backward_rnn = nn.LSTM(feature_dim + static_dim, rnn_dim, batch_first=True)
+            self.rnn = nn.RNN(2 * rnn_dim, rnn_dim, batch_first=True)
+            self.motion = NormalHead(rnn_dim, latent_dim)
+        else:
+            self.motion = nn.Sequential(mlp(feature_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
+        self.prior_rnn, self.prior = nn.LSTM(latent_dim, rnn_dim, batch_first=True), NormalHead(rnn_dim, latent_dim)
+        # one decoder for all: a bank of one
+        self.decoder = MixtureOfExpertsConvDecoder(
+            static_dim + latent_dim, 1, out_channels=frame_shape[0], channels=decoder, **picture
+        )
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            f = pyro.sample("f", standard_normal(self.prior.loc.weight, self.static_dim))
+            initial = self.prior(f.new_zeros(num_sequences, self.rnn_dim))
+            prior = RecurrentChain(initial, lambda _, h: self.prior(h), num_steps, recurrence=self.prior_rnn, mask=mask)
+            z = pyro.sample("z", prior)
+            latents = torch.cat([f.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
+            logits = self.decoder(latents, f.new_ones(*f.shape[:-1], 1))
+            pyro.sample("x", bernoulli(logits, mask, 3), obs=real_frames(frames, mask))
+
+    def guide(self, frames, mask=None):
+        features = self.encoder(real_frames(frames, mask))
+        with pyro.plate("sequences", len(frames)):
+            f = pyro.sample("f", self.static(features, mask))
+            seen = self.read_all(features, f, mask) if self.full else features
+            # no step reads the one before, but the sequence is a chain all the same
+            initial = self.motion(seen[..., 0, :])
+            chain = MarkovChain(initial, lambda _, x: self.motion(x), frames.shape[1], inputs=seen, mask=mask)
+            pyro.sample("z", chain)
+
+    def read_all(self, features, f, mask):
+        read = torch.cat([features, f.unsqueeze(-2).expand(*features.shape[:-1], -1)], -1)
+        both_ways = torch.cat([self.forward_rnn(read)[0], read_backward(self.backward_rnn, read, mask)], -1)
+        return self.rnn(both_ways)[0]
+
+    @torch.no_grad()
+    def calibrate(self, frames):
+        """Start where frames look different to the encoder and the decoder paints the average pixel, as VDSM does."""
+        self.encoder.calibrate(frames)
+        self.static.calibrate(self.encoder(frames))
+        bias = self.decoder.biases[-1]
+        bias.copy_(frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(bias))
+
+
+def training(dsvae, plan, clips, seed):
+    dsvae.calibrate(clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1))
+    return single_stage(dsvae, plan, clips, seed)
+
+
+PRESETS = {
+    "cpu": {
+        "sprites": Plan(
+            {"encoder": (16, 16, 32, 32), "decoder": (256, 128, 64, 32)},
+            num_steps=8000, learning_rate=2e-3, batch_size=16, clip_length=8, warm_up=200, clip_norm=200.0,
+            betas=(0.9, 0.99), annealed={"f": (0.1, 2000), "z": (5.0, 4000)},
+        )
+    },
+    "tiny": {
+        "clips": Plan(
+            {"static_dim": 4, "latent_dim": 3, "rnn_dim": 6, "hidden_dim": 5, "feature_dim": 8},
+            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=8, checkpoint_every=2,
+        )
+    },
+}  # fmt: skip
+
+EXAMPLE = Example(
+    __doc__,
+    VIDEOS,
+    lambda frame_shape, sizes: DSVAE(frame_shape, **sizes),
+    PRESETS,
+    {"training": training},
+    plan_from,
+    static=("f",),
+    motion=("z",),
+    flags={"full": ("the full posterior, in which z reads f and all frames", {"full": True})},
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)

@@ -1,0 +1,56 @@
+"""What several examples' models are made of, and too small for the library."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from seqdisent import overwrite_padding
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers from size to size, with ReLU between them."""
+    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
+    """Return how many sequences of how many steps a model has: as the frames, or as asked where there are none."""
+    if frames is not None:
+        return frames.shape[0], frames.shape[1]
+    if num_sequences is None or num_steps is None:
+        raise ValueError("num_sequences, num_steps: got None without frames, expected both")
+    return num_sequences, num_steps
+
+
+def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Return frames in [0, 1] without what padding holds, which so stays out of values and gradients."""
+    if frames is None:
+        return None
+    if mask is not None:
+        frames = overwrite_padding(frames, mask, event_dims=frames.ndim - 2)
+    if frames.amin() < 0 or frames.amax() > 1:
+        raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected all in [0, 1]")
+    return frames
+
+
+def of_real_steps(step: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
+    """Return independent steps as one distribution of a sequence, in which padding counts nothing."""
+    return (step if mask is None else step.mask(mask)).to_event(1)
+
+
+def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> TorchDistribution:
+    """Return independent pixels or keys; between 0 and 1, it is a cross-entropy and not a normalised density."""
+    return of_real_steps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
+
+
+def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
+    """Return N(0, 1) with a vector as event, in the device and dtype of `like`."""
+    return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
+
+
+def previous(values: Tensor) -> Tensor:
+    """Return (B, T, X) one step late; what comes first is never read."""
+    return torch.cat([values[:, :1], values[:, :-1]], 1)

@@ -1,0 +1,112 @@
+"""A recurrent state-space model (Hafner et al., ICML 2019), on swinging pendula.
+
+    python examples/rssm.py                       train, then forecast 40 frames beyond what was seen
+    python examples/rssm.py forecast RUN --from CLIP --num-steps 40
+
+A recurrent network carries h_t, which has seen all z and all actions before t; prior, posterior and frames read it. The
+KL term is balanced (Hafner et al., ICLR 2021): it trains the prior more than the posterior, and no step's is pushed
+below its free nats. The command line is in `run_folder.py`, data and pictures are in `videos.py`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import torch
+from parts import bernoulli, lengths, mlp, previous, real_frames
+from run_folder import Example, Plan, main, plan_from, single_stage
+from torch import nn
+from torch.distributions import kl_divergence
+from videos import VIDEOS
+
+from seqdisent import ConvEncoder, MixtureOfExpertsConvDecoder, NormalHead, RecurrentChain
+
+
+class RSSM(nn.Module):
+    """p(z_t | h_t) p(x_t | h_t, z_t), q(z_t | h_t, x_t), with h_t = f(h_{t-1}, z_{t-1}, a_{t-1}); a are actions."""
+
+    def __init__(
+        self, frame_shape, latent_dim=16, rnn_dim=128, hidden_dim=128, feature_dim=128, action_dim=0, encoder=None,
+        decoder=None,
+    ):  # fmt: skip
+        super().__init__()
+        picture = {"image_size": frame_shape[1]}
+        self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **picture)
+        self.rnn = nn.GRU(latent_dim + action_dim, rnn_dim, batch_first=True)
+        self.prior = nn.Sequential(mlp(rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
+        self.posterior = nn.Sequential(
+            mlp(rnn_dim + feature_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
+        )
+        # one decoder for all: a bank of one
+        self.decoder = MixtureOfExpertsConvDecoder(
+            latent_dim + rnn_dim, 1, out_channels=frame_shape[0], channels=decoder, **picture
+        )
+        self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, actions=None):
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            chain = self.chain(self.prior, num_sequences, num_steps, actions, mask)
+            z = pyro.sample("z", chain)
+            latents = torch.cat([z, chain.states(z)], -1)
+            logits = self.decoder(latents, latents.new_ones(*latents.shape[:-2], 1))
+            pyro.sample("x", bernoulli(logits, mask, 3), obs=real_frames(frames, mask))
+
+    def guide(self, frames, mask=None, *, actions=None):
+        features = self.encoder(real_frames(frames, mask))
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", self.chain(self.posterior, *frames.shape[:2], actions, mask, features))
+
+    def chain(self, head, num_sequences, num_steps, actions, mask, context=None):
+        state = self.initial_state.expand(num_sequences, -1)
+        initial = head(state if context is None else torch.cat([state, context[:, 0]], -1))
+        return RecurrentChain(
+            initial, lambda _, read: head(read), num_steps, recurrence=self.rnn, state=state,
+            inputs=None if actions is None else previous(actions[:, :num_steps]), context=context, mask=mask,
+        )  # fmt: skip
+
+
+def balanced_bound(terms, weights, *, to_prior=0.8, free_nats=0.5):
+    """The bound with its KL term balanced between prior and posterior, and no step's counted below the free nats."""
+    q, p = terms.conditionals["z"]
+    pairs = [(q.initial, p.initial)] if q.steps is None else [(q.initial, p.initial), (q.steps, p.steps)]
+    trains_p = torch.cat([kl_divergence(_constant(a), b).reshape(-1, terms.num_sequences) for a, b in pairs])
+    trains_q = torch.cat([kl_divergence(a, _constant(b)).reshape(-1, terms.num_sequences) for a, b in pairs])
+    kl = (to_prior * trains_p + (1 - to_prior) * trains_q).T.clamp(min=free_nats)
+    kl = torch.where(terms.kl_per_step["z"] > 0, kl, 0.0)  # it is 0 at padding
+    return terms.log_likelihood["x"] - weights.get("z", 1.0) * kl.sum(-1)
+
+
+def _constant(normal):
+    return dist.Normal(normal.mean.detach(), normal.stddev.detach(), validate_args=False).to_event(1)
+
+
+PRESETS = {
+    "cpu": {
+        "pendulum": Plan(
+            {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
+            num_steps=3000, learning_rate=1e-3, batch_size=16, clip_length=16, warm_up=100, clip_norm=100.0,
+        )
+    },
+    "tiny": {
+        "clips": Plan(
+            {"latent_dim": 3, "rnn_dim": 6, "hidden_dim": 5, "feature_dim": 8},
+            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=8, checkpoint_every=2,
+        )
+    },
+}  # fmt: skip
+
+EXAMPLE = Example(
+    __doc__,
+    VIDEOS,
+    lambda frame_shape, sizes: RSSM(frame_shape, **sizes),
+    PRESETS,
+    {"training": partial(single_stage, objective=balanced_bound)},
+    plan_from,
+    motion=("z",),
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)

@@ -1,0 +1,101 @@
+"""A stochastic recurrent network of polyphonic music (Fraccaro et al., NeurIPS 2016), on Bach's chorales.
+
+    python examples/srnn.py                        train, then measure the three estimates of the likelihood
+    python examples/srnn.py likelihood RUN --num-particles 1000
+
+A recurrent network reads the chords alone, d_t = f(d_{t-1}, x_{t-1}); above it z is a chain of its own. The guide
+smooths: a second network reads {d_t, x_t} from the end, and the location of q is that of p plus a correction. When the
+model goes on by itself, it reads back the keys that are likelier pressed than not. The command line is in
+`run_folder.py`, data in `chorales.py`.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from chorales import CHORALES
+from parts import bernoulli, lengths, mlp, previous, real_frames
+from run_folder import Example, Plan, main, plan_from, single_stage
+from torch import nn
+
+from seqdisent import MarkovChain, NormalHead, RecurrentChain, read_backward
+
+
+class SRNN(nn.Module):
+    """p(z_t | z_{t-1}, d_t) p(x_t | z_t, d_t), and q(z_t | z_{t-1}, d_t, a_t) with a_t = g(a_{t+1}, {d_t, x_t})."""
+
+    def __init__(self, num_keys, latent_dim=32, hidden_dim=200, rnn_dim=300):
+        super().__init__()
+        self.latent_dim, self.rnn_dim = latent_dim, rnn_dim
+        self.forward_rnn = nn.GRU(num_keys, rnn_dim, batch_first=True)
+        self.backward_rnn = nn.GRU(rnn_dim + num_keys, rnn_dim, batch_first=True)
+        self.prior = nn.Sequential(mlp(latent_dim + rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
+        self.correction = nn.Sequential(
+            mlp(latent_dim + rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
+        )
+        self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
+        self.z_before, self.initial_state = nn.Parameter(torch.zeros(latent_dim)), nn.Parameter(torch.zeros(rnn_dim))
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        frames = real_frames(frames, mask)
+        z_before, state = (start.expand(num_sequences, -1) for start in (self.z_before, self.initial_state))
+        with pyro.plate("sequences", num_sequences):
+            chain = RecurrentChain(
+                self.transition(z_before, state), self.transition, num_steps, recurrence=self.forward_rnn, state=state,
+                inputs=self.read_back if frames is None else previous(frames), reads_latent=False, mask=mask,
+            )  # fmt: skip
+            z = pyro.sample("z", chain)
+            logits = self.emission(torch.cat([z, chain.states(z)], -1))
+            pyro.sample("x", bernoulli(logits, mask), obs=frames)
+
+    def guide(self, frames, mask=None):
+        frames = real_frames(frames, mask)
+        z_before, state = (start.expand(len(frames), -1) for start in (self.z_before, self.initial_state))
+        d = torch.cat([state[:, None], self.forward_rnn(frames[:, :-1], state[None].contiguous())[0]], 1)
+        steps = torch.cat([d, read_backward(self.backward_rnn, torch.cat([d, frames], -1), mask)], -1)
+        with pyro.plate("sequences", len(frames)):
+            initial = self.posterior(z_before, steps[:, 0])
+            pyro.sample("z", MarkovChain(initial, self.posterior, frames.shape[1], inputs=steps, mask=mask))
+
+    def transition(self, z_prev, d):
+        return self.prior(torch.cat([z_prev, d.expand(*z_prev.shape[:-1], -1)], -1))
+
+    def posterior(self, z_prev, step):
+        d, a = step.split(self.rnn_dim, -1)
+        corrected = self.correction(torch.cat([z_prev, a], -1))
+        loc = self.transition(z_prev, d).mean + corrected.mean
+        return dist.Normal(loc, corrected.stddev, validate_args=False).to_event(1)
+
+    def read_back(self, z_prev, d):
+        return (self.emission(torch.cat([z_prev, d], -1)) > 0).to(z_prev.dtype)
+
+
+PRESETS = {
+    "cpu": {
+        "jsb": Plan(
+            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, annealed={"z": (0.2, 1000)}, warm_up=100,
+            weight_decay=1e-3, clip_norm=10.0,
+        )
+    },
+    "tiny": {
+        "jsb": Plan(
+            {"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6},
+            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2,
+        )
+    },
+}  # fmt: skip
+
+EXAMPLE = Example(
+    __doc__,
+    CHORALES,
+    lambda frame_shape, sizes: SRNN(*frame_shape, **sizes),
+    PRESETS,
+    {"training": single_stage},
+    plan_from,
+    motion=("z",),
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)

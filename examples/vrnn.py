@@ -1,0 +1,90 @@
+"""A variational recurrent network of polyphonic music (Chung et al., NeurIPS 2015), on Bach's chorales.
+
+    python examples/vrnn.py                        train, then measure the three estimates of the likelihood
+    python examples/vrnn.py likelihood RUN --num-particles 1000
+
+Everything reads the state h_t that a recurrent network carries, which has seen all z and x before t. The paper's h is
+one step further on: its h_{t-1} is our h_t. When the model goes on by itself, it reads back the keys that are likelier
+pressed than not, so that h is a function of z. The command line is in `run_folder.py`, data in `chorales.py`.
+"""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from chorales import CHORALES
+from parts import bernoulli, lengths, mlp, previous, real_frames
+from run_folder import Example, Plan, main, plan_from, single_stage
+from torch import nn
+
+from seqdisent import NormalHead, RecurrentChain
+
+
+class VRNN(nn.Module):
+    """p(z_t | h_t) p(x_t | z_t, h_t), q(z_t | x_t, h_t), with h_t = f(h_{t-1}, z_{t-1}, x_{t-1})."""
+
+    def __init__(self, num_keys, latent_dim=32, hidden_dim=200, rnn_dim=300):
+        super().__init__()
+        self.read = nn.Sequential(mlp(num_keys, hidden_dim), nn.ReLU())
+        self.rnn = nn.GRU(latent_dim + hidden_dim, rnn_dim, batch_first=True)
+        self.prior = nn.Sequential(mlp(rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
+        self.posterior = nn.Sequential(
+            mlp(rnn_dim + hidden_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
+        )
+        self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
+        self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        frames = real_frames(frames, mask)
+        inputs = self.read_back if frames is None else previous(self.read(frames))
+        with pyro.plate("sequences", num_sequences):
+            chain = self.chain(self.prior, num_sequences, num_steps, inputs=inputs, mask=mask)
+            z = pyro.sample("z", chain)
+            logits = self.emission(torch.cat([z, chain.states(z)], -1))
+            pyro.sample("x", bernoulli(logits, mask), obs=frames)
+
+    def guide(self, frames, mask=None):
+        seen = self.read(real_frames(frames, mask))
+        with pyro.plate("sequences", len(frames)):
+            steps = {"inputs": previous(seen), "context": seen, "mask": mask}
+            pyro.sample("z", self.chain(self.posterior, *frames.shape[:2], **steps))
+
+    def chain(self, head, num_sequences, num_steps, context=None, **steps):
+        state = self.initial_state.expand(num_sequences, -1)
+        first = head(state if context is None else torch.cat([state, context[:, 0]], -1))
+        return RecurrentChain(
+            first, lambda _, read: head(read), num_steps, recurrence=self.rnn, state=state, context=context, **steps
+        )
+
+    def read_back(self, z_prev, state):
+        return self.read((self.emission(torch.cat([z_prev, state], -1)) > 0).to(z_prev.dtype))
+
+
+PRESETS = {
+    "cpu": {
+        "jsb": Plan(
+            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, annealed={"z": (0.2, 1000)}, warm_up=100,
+            weight_decay=1e-3, clip_norm=10.0,
+        )
+    },
+    "tiny": {
+        "jsb": Plan(
+            {"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6},
+            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2,
+        )
+    },
+}  # fmt: skip
+
+EXAMPLE = Example(
+    __doc__,
+    CHORALES,
+    lambda frame_shape, sizes: VRNN(*frame_shape, **sizes),
+    PRESETS,
+    {"training": single_stage},
+    plan_from,
+    motion=("z",),
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)
