@@ -4,14 +4,16 @@
     python benchmarks/dmm_step.py --compile 1      the guide's step through torch.compile
 
 The sizes of Krishnan et al. (2017) on chorales: 100 latent and 600 hidden units, 88 keys; 20 ragged sequences of up to
-129 steps. All ways train the same network with the same optimiser on the same data and, for equal seeds, with the same
-noise, and the losses are checked to be equal. The floor is the recurrent network of the guide alone, forward and
+129 steps. All ways train the example's network with the same optimiser on the same data and, for equal seeds, with the
+same noise, and the losses are checked to be equal. The floor is the recurrent network of the guide alone, forward and
 backward: whatever the rest costs, a step takes longer than that.
 """
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import pyro
@@ -19,49 +21,21 @@ import pyro.distributions as dist
 import torch
 from measuring import arguments_of, ratio, report, time_in_turns
 from pyro.infer import TraceMeanField_ELBO
-from torch import nn
 
-from seqdisent import Combiner, GatedTransition, MarkovChain, elbo_terms
+from seqdisent import elbo_terms, read_backward
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import dmm as example
 
 
-class DMM(nn.Module):
-    """A deep Markov model with structured inference (ST-R): z_t from z_{t-1} and the future of the sequence."""
+class DMM(example.DMM):
+    """The example's, and the same with a site for every step, as one writes it with Pyro alone."""
 
-    def __init__(self, num_keys=88, latent_dim=100, transition_dim=200, hidden_dim=600, emission_dim=100):
-        super().__init__()
-        self.transition = GatedTransition(latent_dim, transition_dim)
-        self.emission = nn.Sequential(
-            nn.Linear(latent_dim, emission_dim), nn.ReLU(), nn.Linear(emission_dim, emission_dim), nn.ReLU(),
-            nn.Linear(emission_dim, num_keys),
-        )  # fmt: skip
-        self.backward_rnn = nn.RNN(num_keys, hidden_dim, nonlinearity="relu", batch_first=True)
-        self.combiner = Combiner(latent_dim, hidden_dim, context_dim=hidden_dim)
-        self.step = self.combiner.step
-        self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
+    def __init__(self, **sizes):
+        super().__init__(88, **sizes)
 
     def first(self, which, num_sequences):
         return self.z_before[which].expand(num_sequences, -1)
-
-    def model(self, rolls, mask):
-        with pyro.plate("sequences", len(rolls)):
-            initial = self.transition(self.first("prior", len(rolls)))
-            z = pyro.sample("z", MarkovChain(initial, self.transition, rolls.shape[1], mask=mask))
-            keys = dist.Bernoulli(logits=self.emission(z), validate_args=False).to_event(1)
-            pyro.sample("x", keys.mask(mask).to_event(1), obs=rolls)
-
-    def guide(self, rolls, mask):
-        futures = self.combiner.project(self.futures(rolls, mask), mask)
-        with pyro.plate("sequences", len(rolls)):
-            initial = self.step(self.first("posterior", len(rolls)), futures[:, 0])
-            pyro.sample("z", MarkovChain(initial, self.step, rolls.shape[1], inputs=futures, mask=mask))
-
-    def futures(self, rolls, mask):
-        """What each step may know of the rest of its sequence: a network that reads it from its end."""
-        from_the_end = (mask.sum(-1, keepdim=True) - 1 - torch.arange(mask.shape[1])).clamp(min=0)
-        reverse = lambda steps: steps.gather(1, from_the_end[..., None].expand(-1, -1, steps.shape[-1]))  # noqa: E731
-        return reverse(self.backward_rnn(reverse(rolls))[0])
-
-    # The same with a site for every step, as one writes it with Pyro alone
 
     def looped_model(self, rolls, mask):
         with pyro.plate("sequences", len(rolls)):
@@ -72,7 +46,7 @@ class DMM(nn.Module):
                 pyro.sample(f"x_{t}", keys.mask(mask[:, t]), obs=rolls[:, t])
 
     def looped_guide(self, rolls, mask, *, projected=False):
-        futures = self.futures(rolls, mask)
+        futures = read_backward(self.rnn, rolls, mask)
         step = self.combiner.step if projected else self.combiner
         contexts = (self.combiner.project(futures) if projected else futures).unbind(1)
         with pyro.plate("sequences", len(rolls)):
@@ -95,7 +69,7 @@ def main() -> None:
     rolls, mask = some_chorales(arguments.batch, arguments.steps)
     network = DMM()
     if arguments.compile:
-        network.step = torch.compile(network.step)
+        network.combiner.step = torch.compile(network.combiner.step)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-5, fused=True)
 
     def our_loss():
@@ -124,7 +98,7 @@ def main() -> None:
         "ours": lambda: train(our_loss),
         "one Pyro site a step": lambda: train(looped_loss),
         "... contexts projected at once": lambda: train(projected_loss),
-        "the recurrent network alone": lambda: network.futures(rolls, mask).sum().backward(),
+        "the recurrent network alone": lambda: read_backward(network.rnn, rolls, mask).sum().backward(),
     }
     seconds = time_in_turns(ways, arguments.repeats)
     rows = [

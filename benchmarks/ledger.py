@@ -18,7 +18,7 @@ from dmm_step import DMM, some_chorales
 from measuring import arguments_of, ratio, report, time_in_turns
 from torch.nn import functional as F
 
-from seqdisent import elbo_terms
+from seqdisent import elbo_terms, read_backward
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
@@ -62,7 +62,7 @@ def walk(combiner, before, projected, mask=None):
 
 
 def dmm_by_hand(network, rolls, mask):
-    projected = network.combiner.project(network.futures(rolls, mask))
+    projected = network.combiner.project(read_backward(network.rnn, rolls, mask))
     z, q_loc, q_scale = walk(network.combiner, network.first("posterior", len(rolls)), projected, mask)
     z = torch.where(mask[..., None], z, 0.0)
     before = torch.cat([network.first("prior", len(rolls))[:, None], z[:, :-1]], 1)

@@ -43,7 +43,7 @@ def load_videos(config: Mapping[str, Any], *, download: bool) -> Data:
         # seven colours are too few to hold one out: what is held out is motions
         train = pendulum(1400, seed=seed, image_size=image_size)
         test = pendulum(140, seed=seed + 1_000_003, image_size=image_size)
-        return Data(train, test, _every_identity_in_every_motion(test))
+        return Data(train, test, every_identity_in_every_motion(test))
     if name == "sprites":
         if image_size != 64:
             raise ValueError(f"--image-size: got {image_size}, expected 64 for Sprites")
@@ -58,7 +58,7 @@ def load_videos(config: Mapping[str, Any], *, download: bool) -> Data:
     return Data(train, test, None)
 
 
-def _every_identity_in_every_motion(clips: Clips) -> Clips:
+def every_identity_in_every_motion(clips: Clips) -> Clips:
     """Return as many clips as identities times motions, rendered."""
     first = torch.stack([(clips.identity == identity).nonzero()[0, 0] for identity in clips.identity.unique()])
     content, motion = torch.cartesian_prod(first, torch.arange(len(clips))).unbind(1)
@@ -78,8 +78,9 @@ def measure_errors(
     """Measure on held-out clips: posterior and transition means, mean squared errors of pixels in [0, 1].
 
     Every clip is paired with a fixed donor of another identity and motion. The swapped clip has the donor's static
-    sites and this clip's others; its truth is the donor's identity doing what this clip does. A roll-out has the clip's
-    own latents, of every trajectory only the first step, and goes on from there by itself.
+    sites and this clip's others; its truth is the donor's identity doing what this clip does; a motion-swapped one is
+    the reverse. A roll-out has the clip's own latents, of every trajectory only the first step, and goes on from there
+    by itself.
     """
     clips = data.held_out
     # whether there is a swapped clip, and its truth is known
@@ -108,6 +109,9 @@ def measure_errors(
             swapped = swap(network.model, network.guide, source_args, donor_args, sites=example.static)[EMISSION].mean
             truth = clips.true_swap(donors[rows], rows)
             measured["swapped"] = squared_error(swapped, truth, batch.mask)
+            moved = swap(network.model, network.guide, source_args, donor_args, sites=example.motion)[EMISSION].mean
+            donor_truth = clips.true_swap(rows, donors[rows])
+            measured["motion_swapped"] = squared_error(moved, donor_truth, clips.batch(donors[rows]).mask)
             swaps.append(swapped)
             truths.append(truth)
         terms = elbo_terms(network.model, network.guide, *source_args)
@@ -117,11 +121,13 @@ def measure_errors(
             sums.setdefault(name, []).append(value)
     means = {name: torch.cat(values).mean().item() for name, values in sums.items()}
     errors = {
-        name: means.pop(name) for name in ("reconstruction", "swapped", "roll_out", "mean_frame") if name in means
+        name: means.pop(name)
+        for name in ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame")
+        if name in means
     }
     ratios = {
         f"{name} / reconstruction": errors[name] / errors["reconstruction"]
-        for name in ("swapped", "roll_out")
+        for name in ("swapped", "motion_swapped", "roll_out")
         if name in errors
     }
     metrics: dict[str, Any] = {"held_out_clips": len(clips), "mean_squared_error": errors, **ratios, "nats": means}

@@ -23,6 +23,7 @@ from seqdisent import (
     GatedTransition,
     MixtureOfExperts,
     MixtureOfExpertsConvDecoder,
+    NormalHead,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
 )
@@ -58,6 +59,7 @@ CONTRACTS = {
     "Seq2SeqDynamicsEncoder": Contract(
         lambda: Seq2SeqDynamicsEncoder(3, 2, hidden_dim=4, num_layers=2), ((5, 3),), (2,), "LSTM(3, 4, num_layers=2"
     ),
+    "NormalHead": Contract(lambda: NormalHead(3, 2), ((3,),), (2,), "in_features=3, out_features=2"),
     "GatedTransition": Contract(
         lambda: GatedTransition(8, 16, context_dim=3), ((8,), (3,)), (8,), "in_features=11, out_features=16"
     ),
@@ -83,7 +85,7 @@ def test_every_public_module_has_a_contract():
 
 
 @every_module
-@settings(max_examples=5)  # for each of seven modules
+@settings(max_examples=5)  # for each of eight modules
 @given(seed=seeds(), batch_shape=batch_shapes(), dtype=dtypes())
 def test_shapes_and_dtype(name, seed, batch_shape, dtype):
     tensors = Tensors(seed, dtype)

@@ -19,13 +19,21 @@ for needed in ("torchmetrics", "sklearn", "markdown_it", "matplotlib", "lightnin
     pytest.importorskip(needed)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def examples_on_the_path():
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    yield
+    sys.path.pop(0)
+
+
 @pytest.fixture(scope="module")
 def report():
-    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-    try:
-        return importlib.import_module("report")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("report")
+
+
+@pytest.fixture(scope="module")
+def example():
+    return importlib.import_module("vdsm").EXAMPLE
 
 
 def who_and_what(repeats):
@@ -94,13 +102,13 @@ class Reader(Judge):
 
 
 @pytest.fixture(scope="module")
-def measured(report):
+def measured(report, example):
     judge = Reader()
     judge.num_features = 2
     train, held_out = who_and_what(20), who_and_what(10)
     donors = pick_donors(held_out.identity, held_out.labels["what"], seed=0)
     return {
-        name: report.measure(model, train, held_out, judge, donors, seed=0)
+        name: report.measure(example, model, train, held_out, judge, donors, seed=0)
         for name, model in {"honest": Pixels(), "all in d": Pixels(all_in_d=True)}.items()
     }
 
@@ -165,7 +173,7 @@ def test_papers_numbers_stand_beside_ours(report, measured):
     )  # of the same five
 
 
-def test_clips_of_different_lengths_are_judged_over_their_own_frames(report):
+def test_clips_of_different_lengths_are_judged_over_their_own_frames(report, example):
     clips = who_and_what(11)  # 66: a batch of 64 and one of 2
     lengths = torch.arange(len(clips)) % 3 + 1
     lengths[64:] = 1
@@ -178,7 +186,7 @@ def test_clips_of_different_lengths_are_judged_over_their_own_frames(report):
     judge = Reader()
     judge.num_features = 2
     donors = pick_donors(ragged.identity, ragged.labels["what"], seed=0)
-    scores = report.measure(Pixels(), clips, ragged, judge, donors, seed=0)["swaps"]
+    scores = report.measure(example, Pixels(), clips, ragged, judge, donors, seed=0)["swaps"]
     assert {float(score["accuracy"]) for of in scores.values() for score in of.values()} == {1.0}
 
 

@@ -115,8 +115,8 @@ def test_sampling_means_and_continuations_are_the_loops(system):
         drawn, _ = system.walk(lambda t, loc, row=index: loc + system.scale * noise[t][row], *index)
         torch.testing.assert_close(path[index], drawn, **CLOSE)
         torch.testing.assert_close(means[index], system.walk(lambda t, loc: loc, *index)[0], **CLOSE)
-    if system.num_steps > 1:
-        continued = chain.extend(means[..., :1, :], system.num_steps - 1, sample=False)
+    for length in range(1, system.num_steps):
+        continued = chain.extend(means[..., :length, :], system.num_steps - length, sample=False)
         torch.testing.assert_close(continued, means, **CLOSE)
 
 

@@ -22,7 +22,7 @@ from seqdisent import MixtureOfExpertsConvDecoder, elbo_terms  # noqa: E402
 
 @pytest.fixture
 def small_dmm():
-    return DMM(latent_dim=3, transition_dim=4, hidden_dim=5, emission_dim=4)
+    return DMM(latent_dim=3, transition_dim=4, rnn_dim=5, emission_dim=4)
 
 
 def ledger_step(model, guide, *inputs):
