@@ -70,7 +70,7 @@ class NormalHead(nn.Module):
         nn.init.constant_(self.scale.bias, bias)
 
     def forward(self, features: Tensor) -> dist.Independent:
-        """Return Normal *B | latent_dim for features (*B, in_features)."""
+        """Return the Normal for features."""
         check_last_dim("features", features, self.loc.in_features, "in_features")
         with torch.autocast(features.device.type, enabled=False):
             features = full_precision(features)
