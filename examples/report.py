@@ -172,12 +172,19 @@ def _varied(clips: Clips) -> list[str]:
 def _latents(
     example: Example, network: nn.Module, clips: Clips, factors: list[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the posterior means of the first sites of who and what (VDSM: s and d), and the clips' labels."""
+    """Return the posterior means of the first sites of who and what (VDSM: s and d), and the clips' labels.
+
+    A trajectory is all its steps in a row, 0 where a clip has ended.
+    """
     parts: dict[str, list[Tensor]] = {example.static[0]: [], example.motion[0]: []}
     for _, batch in tqdm(list(_batches(clips)), desc="latents"):
         found = infer(network.guide, *frames_and_mask(batch))
         for name, values in parts.items():
-            values.append(found[name].value)
+            value = found[name].value
+            if value.ndim == 3:
+                real = torch.where(batch.mask.unsqueeze(-1), value, 0.0)
+                value = nn.functional.pad(real, (0, 0, 0, clips.frames.shape[1] - value.shape[1])).flatten(1)
+            values.append(value)
     return {name: torch.cat(values) for name, values in parts.items()}, {name: clips.labels[name] for name in factors}
 
 

@@ -293,6 +293,8 @@ def _evaluate(example: Example, arguments: argparse.Namespace) -> None:
 
     run = Path(arguments.run)
     network, config, _ = load_run(example, run)
+    if not example.static:
+        sys.exit("evaluate: this model has no static latent, so there is no swap to judge")
     data = load_data(example, config)
     if not data.held_out.static_factors:
         sys.exit(f"--data {config['data']}: has no labels that belong to an identity, so there is nothing to judge")

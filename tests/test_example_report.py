@@ -190,6 +190,24 @@ def test_clips_of_different_lengths_are_judged_over_their_own_frames(report, exa
     assert {float(score["accuracy"]) for of in scores.values() for score in of.values()} == {1.0}
 
 
+class Unlucky(Pixels):
+    """Has a posterior that is not 0 at padding."""
+
+    def guide(self, frames, mask=None):
+        super().guide(frames + 0.5, mask)
+
+
+def test_a_trajectory_is_probed_with_all_its_steps(report, example):
+    clips = who_and_what(11)  # 66: a batch of 64 and one of 2, which ends earlier
+    lengths = torch.arange(len(clips)) % 4 + 1
+    lengths[64:] = 2
+    ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
+    latents, labels = report._latents(example._replace(motion=("z",)), Unlucky(), ragged, ["what"])
+    pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
+    torch.testing.assert_close(latents["z"], torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0))
+    assert (labels["what"] == clips.labels["what"]).all()
+
+
 def test_a_judge_is_trained_once(report, tmp_path):
     clips = who_and_what(3)
     path = tmp_path / "judge.pt"

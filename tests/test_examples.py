@@ -230,6 +230,8 @@ def test_command_line_of_models_of_clips(tmp_path, name, arguments):
         refused = run(name, "swap", tmp_path / "run", "--content", "a", "--motion", "b")
         assert "no static latent" in refused.stderr
         assert "Traceback" not in refused.stderr
+        refused = run(name, "evaluate", tmp_path / "run")
+        assert "no static latent" in refused.stderr
 
 
 @pytest.mark.slow
