@@ -14,9 +14,9 @@ from __future__ import annotations
 import pyro
 import torch
 from parts import bernoulli, lengths, mlp, real_frames, standard_normal
-from run_folder import Example, Plan, main, plan_from, single_stage
+from run_folder import Example, Plan, main, plan_from
 from torch import nn
-from videos import VIDEOS
+from videos import VIDEOS, calibrated_stage
 
 from seqdisent import (
     ConvEncoder,
@@ -80,19 +80,6 @@ class DSVAE(nn.Module):
         both_ways = torch.cat([self.forward_rnn(read)[0], read_backward(self.backward_rnn, read, mask)], -1)
         return self.rnn(both_ways)[0]
 
-    @torch.no_grad()
-    def calibrate(self, frames):
-        """Start where frames look different to the encoder and the decoder paints the average pixel, as VDSM does."""
-        self.encoder.calibrate(frames)
-        self.static.calibrate(self.encoder(frames))
-        bias = self.decoder.biases[-1]
-        bias.copy_(frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(bias))
-
-
-def training(dsvae, plan, clips, seed):
-    dsvae.calibrate(clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1))
-    return single_stage(dsvae, plan, clips, seed)
-
 
 PRESETS = {
     "cpu": {
@@ -115,7 +102,7 @@ EXAMPLE = Example(
     VIDEOS,
     lambda frame_shape, sizes: DSVAE(frame_shape, **sizes),
     PRESETS,
-    {"training": training},
+    {"training": calibrated_stage},
     plan_from,
     static=("f",),
     motion=("z",),

@@ -16,10 +16,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from parts import bernoulli, lengths, mlp, previous, real_frames
-from run_folder import Example, Plan, main, plan_from, single_stage
+from run_folder import Example, Plan, main, plan_from
 from torch import nn
 from torch.distributions import kl_divergence
-from videos import VIDEOS
+from videos import VIDEOS, calibrated_stage
 
 from seqdisent import ConvEncoder, MixtureOfExpertsConvDecoder, NormalHead, RecurrentChain
 
@@ -76,7 +76,7 @@ def balanced_bound(terms, weights, *, to_prior=0.8, free_nats=0.5):
     trains_q = torch.cat([kl_divergence(a, _constant(b)).reshape(-1, terms.num_sequences) for a, b in pairs])
     kl = (to_prior * trains_p + (1 - to_prior) * trains_q).T.clamp(min=free_nats)
     kl = torch.where(terms.kl_per_step["z"] > 0, kl, 0.0)  # it is 0 at padding
-    return terms.log_likelihood["x"] - weights.get("z", 1.0) * kl.sum(-1)
+    return terms.elbo({**weights, "z": 0.0}) - weights.get("z", 1.0) * kl.sum(-1)
 
 
 def _constant(normal):
@@ -87,7 +87,7 @@ PRESETS = {
     "cpu": {
         "pendulum": Plan(
             {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
-            num_steps=3000, learning_rate=1e-3, batch_size=16, clip_length=16, warm_up=100, clip_norm=100.0,
+            num_steps=3000, learning_rate=1e-3, batch_size=8, clip_length=16, warm_up=100, clip_norm=100.0,
         )
     },
     "tiny": {
@@ -103,7 +103,7 @@ EXAMPLE = Example(
     VIDEOS,
     lambda frame_shape, sizes: RSSM(frame_shape, **sizes),
     PRESETS,
-    {"training": partial(single_stage, objective=balanced_bound)},
+    {"training": partial(calibrated_stage, objective=balanced_bound)},
     plan_from,
     motion=("z",),
 )

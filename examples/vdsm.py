@@ -29,7 +29,7 @@ from pyro.distributions import TorchDistribution
 from run_folder import Example, main, tuples
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
-from videos import VIDEOS
+from videos import VIDEOS, calibrate
 
 from seqdisent import (
     AnnealingSchedule,
@@ -172,15 +172,6 @@ class VDSM(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # heads stay in full precision
             loc, scale = self.pose(features.to(self.pose.weight.dtype)).chunk(2, -1)
             return loc, nn.functional.softplus(scale) + 1e-4
-
-    @torch.no_grad()
-    def calibrate(self, frames: Tensor) -> None:
-        """Start where frames look different to the encoder and the decoder paints the average pixel."""
-        self.encoder.calibrate(frames)
-        self.static.calibrate(self.encoder(frames))
-        self.decoder.biases[-1].copy_(
-            frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(self.decoder.biases[-1])
-        )
 
     def normal(self, *event_shape: int, scale: float = 1.0) -> TorchDistribution:
         loc = self.initial_pose.new_zeros(event_shape)
@@ -384,7 +375,7 @@ def learning_rate(rate: float, num_steps: int, plan: Plan) -> AnnealingSchedule:
 def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
     n = plan.pretraining_steps
     change = AnnealingSchedule.geometric if plan.geometric else AnnealingSchedule.cosine
-    vdsm.calibrate(clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1))
+    calibrate(vdsm, clips, seed)
     vdsm.requires_grad_(False)
     for part in (vdsm.encoder, vdsm.static, vdsm.pose, vdsm.decoder):
         part.requires_grad_(True)

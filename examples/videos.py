@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from run_folder import EMISSION, Command, Example, Task, load_data, load_run, read_json, write_json
+from run_folder import EMISSION, Command, Example, Plan, Task, load_data, load_run, read_json, single_stage, write_json
 from torch import Tensor, nn
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
@@ -20,7 +20,7 @@ from seqdisent.chains import as_chain
 from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
 from seqdisent.metrics import nearest_clip, pick_donors, squared_error
 from seqdisent.plotting import film_strip, plot_error_over_time, save_gif, save_png, swap_table
-from seqdisent.training import frames_and_mask
+from seqdisent.training import ELBOTraining, frames_and_mask
 
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
 
@@ -66,6 +66,26 @@ def every_identity_in_every_motion(clips: Clips) -> Clips:
     return Clips(
         clips.true_swap(content, motion), identity=clips.identity[content], labels=labels, source=clips.source[motion]
     )
+
+
+# Training
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, clips: Clips, seed: int) -> None:
+    """Start where frames look different to the encoder and the decoder paints the average pixel."""
+    frames = clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1)
+    network.encoder.calibrate(frames)
+    if hasattr(network, "static"):
+        network.static.calibrate(network.encoder(frames))
+    bias = network.decoder.biases[-1]
+    bias.copy_(frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(bias))
+
+
+def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **options: Any) -> ELBOTraining:
+    """Return `run_folder.single_stage`, calibrated."""
+    calibrate(network, clips, seed)
+    return single_stage(network, plan, clips, seed, **options)
 
 
 # Numbers

@@ -33,7 +33,8 @@ class ELBOTerms:
         kl_per_step: {chain site: (..., B, T), the same term step by step, 0 at padding}
         conditionals: {latent site: (q, p)}, the distributions that the term compares; for a chain, each is its
             :class:`~seqdisent.chains.Conditionals` at the sampled path. Empty with several particles in a loop.
-        monte_carlo: the latent sites whose term is a Monte Carlo estimate: all of them, or those without closed form.
+        monte_carlo: the latent sites whose term is a Monte Carlo estimate: all, or those without a closed form that
+            holds (see :func:`elbo_terms`).
         num_sequences: B, or 1 without a plate.
     """
 
@@ -174,7 +175,9 @@ def elbo_terms(
     For VDSM these are the terms of the paper's equation 4, and of equation 7 at its first stage. With
     ``kl="analytic"`` a term is a closed-form KL divergence; for a chain, :math:`\sum_t \mathrm{KL}(q(z_t | z_{t-1}) \|
     p(z_t | z_{t-1}))`, each in closed form at the sampled path: the expectation of :math:`\log q - \log p`, usually
-    with a lower variance. A pair without closed form (a flow) is Monte Carlo, and named in ``monte_carlo``. With
+    with a lower variance. Two kinds of site are Monte Carlo all the same, and named in ``monte_carlo``: a pair without
+    closed form (a flow), and a site that comes after another in the model and before it in the guide, which was then
+    drawn knowing this one's value, so that an average over this one's posterior alone would be another number. With
     ``kl="monte-carlo"`` and unit weights the ledger is Pyro's ``Trace_ELBO`` on the same sample.
 
     The sequences' plate is the leftmost plate of the observed sites (batch first); a term is summed over everything
@@ -291,8 +294,11 @@ def _one_run(
     for name, site in observed.items():
         term = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
         log_likelihood[name] = per_sequence(term, site, plate)
-    for name, site in latent.items():
-        term, per_step, pair, closed_form = site_kl(name, guide_sites[name], site, analytic=kl == "analytic")
+    drawn_before = {name: set(list(guide_sites)[:i]) for i, name in enumerate(guide_sites)}
+    for i, (name, site) in enumerate(latent.items()):
+        # a closed form is right where all that p may condition on was drawn without looking at this site
+        analytic = kl == "analytic" and drawn_before[name].issuperset(list(latent)[:i])
+        term, per_step, pair, closed_form = site_kl(name, guide_sites[name], site, analytic=analytic)
         kl_terms[name] = per_sequence(term, site, plate)
         conditionals[name] = pair
         if per_step is not None:
