@@ -54,8 +54,8 @@ class DMM(nn.Module):
 PRESETS = {
     "cpu": {
         "jsb": Plan(
-            {}, num_steps=8000, learning_rate=2e-3, batch_size=20, annealed={"z": (0.2, 2000)}, warm_up=100,
-            betas=(0.9, 0.99), weight_decay=1e-3, clip_norm=10.0,
+            {}, num_steps=12_000, learning_rate=2e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 4000)},
+            warm_up=100, betas=(0.9, 0.99), weight_decay=1.5e-3, clip_norm=10.0,
         )
     },
     "tiny": {

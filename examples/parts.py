@@ -51,6 +51,26 @@ def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
     return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
 
 
+def fed_back(own, history, prepare=lambda frames: frames):
+    """Return what a chain reads where nothing is observed: frames of the history, and after them the model's `own`.
+
+    Args:
+        own: the model's frame of z and h.
+        history: (frames, mask) so far, or None.
+        prepare: what is made of a frame before it is read.
+    """
+
+    def inputs(z_prev: Tensor, state: Tensor, t: int) -> Tensor:
+        frame = own(z_prev, state)
+        if history is not None and t <= history[0].shape[1]:
+            frames, mask = history
+            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], frame)
+            frame = known.expand_as(frame)
+        return prepare(frame)
+
+    return inputs
+
+
 def previous(values: Tensor) -> Tensor:
     """Return (B, T, X) one step late; what comes first is never read."""
     return torch.cat([values[:, :1], values[:, :-1]], 1)

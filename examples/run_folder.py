@@ -94,13 +94,15 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def single_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **options: Any) -> ELBOTraining:
-    """Return the training of everything at once on the bound, as most models have it."""
+def single_stage(
+    network: nn.Module, plan: Plan, clips: Clips, seed: int, *, model: Any = None, draw: Any = None, **options: Any
+) -> ELBOTraining:
+    """Return the training of everything at once on the bound of random clips, as most models have it."""
     warm_up = AnnealingSchedule.linear(plan.learning_rate / plan.warm_up, plan.learning_rate, plan.warm_up)
     length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
     return ELBOTraining(
-        network, network.model, network.guide,
-        partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
+        network, model or network.model, network.guide,
+        draw or partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
         num_steps=plan.num_steps,
         learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
         weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},

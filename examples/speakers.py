@@ -10,6 +10,8 @@ known: the one voice with the other's contour. The command line is in `run_folde
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +22,7 @@ from run_folder import EMISSION, Example, Plan, main, plan_from, single_stage
 from torch import nn
 from videos import VIDEOS, Data, every_identity_in_every_motion
 
-from seqdisent import Combiner, GatedTransition, MarkovChain, MixtureOfExperts, StaticEncoder, reconstruct, swap
+from seqdisent import GatedTransition, MarkovChain, MixtureOfExperts, NormalHead, StaticEncoder, reconstruct, swap
 from seqdisent.datasets import Clips
 
 VOICES, HARMONICS, WINDOW, STEPS = 12, 6, 96, 20
@@ -29,38 +31,53 @@ VOICES, HARMONICS, WINDOW, STEPS = 12, 6, 96, 20
 class Speakers(nn.Module):
     """p(s) p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | s, z_t): s blends the experts that turn z_t into a window."""
 
-    def __init__(self, frame_shape, num_experts=8, latent_dim=6, hidden_dim=128, temperature=0.1):
+    def __init__(self, frame_shape, num_experts=8, latent_dim=4, hidden_dim=128, temperature=0.1):
         super().__init__()
         (window,) = frame_shape
         self.num_experts, self.latent_dim, self.temperature = num_experts, latent_dim, temperature
         self.encoder = nn.Sequential(mlp(window, 2 * hidden_dim, hidden_dim), nn.ReLU())
         self.static = StaticEncoder(hidden_dim, num_experts, initial_scale=0.1)
-        self.combiner = Combiner(latent_dim, hidden_dim, context_dim=hidden_dim)
+        self.pose = NormalHead(hidden_dim, latent_dim)
         self.transition = GatedTransition(latent_dim, hidden_dim)
         self.decoder = MixtureOfExperts(lambda: mlp(latent_dim, hidden_dim, 2 * hidden_dim, window), num_experts)
         self.noise = nn.Parameter(torch.tensor(-2.0))  # of a window; its softplus is a standard deviation
-        self.z_before = nn.Parameter(torch.zeros(latent_dim))
 
-    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, ordered=True):
         num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
-            prior = dist.Normal(self.z_before.new_zeros(self.num_experts), self.num_experts**-0.5).to_event(1)
+            prior = dist.Normal(self.noise.new_zeros(self.num_experts), self.num_experts**-0.5).to_event(1)
             s = pyro.sample("s", prior)
             initial = standard_normal(s, num_sequences, self.latent_dim)
-            z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
+            step = self.transition if ordered else lambda z_prev: standard_normal(z_prev, *z_prev.shape)
+            z = pyro.sample("z", MarkovChain(initial, step, num_steps, mask=mask))
             windows = self.decoder(z, torch.softmax(s / self.temperature, -1)).sigmoid()
-            scale = nn.functional.softplus(self.noise) + 1e-3
+            scale = nn.functional.softplus(self.noise) + 1e-2
             window = dist.Normal(windows, scale, validate_args=False).to_event(1)
             pyro.sample("x", of_real_steps(window, mask), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None):
         features = self.encoder(real_frames(frames, mask))
-        contexts = self.combiner.project(features, mask)
         with pyro.plate("sequences", len(frames)):
             pyro.sample("s", self.static(features, mask))
-            initial = self.combiner.step(self.z_before.expand(len(frames), -1), contexts[:, 0])
-            chain = MarkovChain(initial, self.combiner.step, frames.shape[1], inputs=contexts, mask=mask)
+            # no step reads the one before, but the sequence is a chain all the same
+            initial = self.pose(features[:, 0])
+            chain = MarkovChain(initial, lambda _, x: self.pose(x), frames.shape[1], inputs=features, mask=mask)
             pyro.sample("z", chain)
+
+
+# Training, as VDSM's: with every window on its own, a voice that is in z is paid for in each, in s once
+
+
+def unordered(speakers, plan, clips, seed):
+    speakers.transition.requires_grad_(False)
+    draw = partial(clips.draw_groups, plan.batch_size, STEPS)
+    return single_stage(speakers, plan, clips, seed, model=partial(speakers.model, ordered=False), draw=draw)
+
+
+def dynamics(speakers, plan, clips, seed):
+    speakers.requires_grad_(False)
+    speakers.transition.requires_grad_(True)
+    return single_stage(speakers, replace(plan, num_steps=(plan.num_steps + 2) // 3, annealed={}), clips, seed + 1)
 
 
 # The signals
@@ -159,7 +176,7 @@ EXAMPLE = Example(
     SIGNALS,
     lambda frame_shape, sizes: Speakers(frame_shape, **sizes),
     PRESETS,
-    {"training": single_stage},
+    {"unordered": unordered, "dynamics": dynamics},
     plan_from,
     static=("s",),
     motion=("z",),

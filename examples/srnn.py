@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from chorales import CHORALES
-from parts import bernoulli, lengths, mlp, previous, real_frames
+from parts import bernoulli, fed_back, lengths, mlp, previous, real_frames
 from run_folder import Example, Plan, main, plan_from, single_stage
 from torch import nn
 
@@ -37,14 +37,15 @@ class SRNN(nn.Module):
         self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
         self.z_before, self.initial_state = nn.Parameter(torch.zeros(latent_dim)), nn.Parameter(torch.zeros(rnn_dim))
 
-    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
         num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
         frames = real_frames(frames, mask)
+        inputs = fed_back(self.frame, history) if frames is None else previous(frames)
         z_before, state = (start.expand(num_sequences, -1) for start in (self.z_before, self.initial_state))
         with pyro.plate("sequences", num_sequences):
             chain = RecurrentChain(
                 self.transition(z_before, state), self.transition, num_steps, recurrence=self.forward_rnn, state=state,
-                inputs=self.read_back if frames is None else previous(frames), reads_latent=False, mask=mask,
+                inputs=inputs, reads_latent=False, mask=mask,
             )  # fmt: skip
             z = pyro.sample("z", chain)
             logits = self.emission(torch.cat([z, chain.states(z)], -1))
@@ -53,7 +54,8 @@ class SRNN(nn.Module):
     def guide(self, frames, mask=None):
         frames = real_frames(frames, mask)
         z_before, state = (start.expand(len(frames), -1) for start in (self.z_before, self.initial_state))
-        d = torch.cat([state[:, None], self.forward_rnn(frames[:, :-1], state[None].contiguous())[0]], 1)
+        later, _ = self.forward_rnn(frames, state[None].contiguous())
+        d = torch.cat([state[:, None], later[:, :-1]], 1)
         steps = torch.cat([d, read_backward(self.backward_rnn, torch.cat([d, frames], -1), mask)], -1)
         with pyro.plate("sequences", len(frames)):
             initial = self.posterior(z_before, steps[:, 0])
@@ -68,15 +70,15 @@ class SRNN(nn.Module):
         loc = self.transition(z_prev, d).mean + corrected.mean
         return dist.Normal(loc, corrected.stddev, validate_args=False).to_event(1)
 
-    def read_back(self, z_prev, d):
-        return (self.emission(torch.cat([z_prev, d], -1)) > 0).to(z_prev.dtype)
+    def frame(self, z, d):
+        return (self.emission(torch.cat([z, d], -1)) > 0).to(z.dtype)
 
 
 PRESETS = {
     "cpu": {
         "jsb": Plan(
-            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, annealed={"z": (0.2, 1000)}, warm_up=100,
-            weight_decay=1e-3, clip_norm=10.0,
+            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
+            warm_up=100, weight_decay=1e-3, clip_norm=10.0,
         )
     },
     "tiny": {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pyro
 import torch
 from chorales import CHORALES
-from parts import bernoulli, lengths, mlp, previous, real_frames
+from parts import bernoulli, fed_back, lengths, mlp, previous, real_frames
 from run_folder import Example, Plan, main, plan_from, single_stage
 from torch import nn
 
@@ -34,10 +34,11 @@ class VRNN(nn.Module):
         self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
         self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
 
-    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
         num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
         frames = real_frames(frames, mask)
-        inputs = self.read_back if frames is None else previous(self.read(frames))
+        own = fed_back(self.frame, history, prepare=self.read)
+        inputs = own if frames is None else previous(self.read(frames))
         with pyro.plate("sequences", num_sequences):
             chain = self.chain(self.prior, num_sequences, num_steps, inputs=inputs, mask=mask)
             z = pyro.sample("z", chain)
@@ -57,15 +58,15 @@ class VRNN(nn.Module):
             first, lambda _, read: head(read), num_steps, recurrence=self.rnn, state=state, context=context, **steps
         )
 
-    def read_back(self, z_prev, state):
-        return self.read((self.emission(torch.cat([z_prev, state], -1)) > 0).to(z_prev.dtype))
+    def frame(self, z, state):
+        return (self.emission(torch.cat([z, state], -1)) > 0).to(z.dtype)
 
 
 PRESETS = {
     "cpu": {
         "jsb": Plan(
-            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, annealed={"z": (0.2, 1000)}, warm_up=100,
-            weight_decay=1e-3, clip_norm=10.0,
+            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
+            warm_up=100, weight_decay=1e-3, clip_norm=10.0,
         )
     },
     "tiny": {

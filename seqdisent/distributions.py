@@ -99,7 +99,7 @@ class MarkovChain(TorchDistribution):
         self._step_mask = mask
         self._drawn: _Draw | None = None
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
-        self._refuse_dropout()
+        self._refuse_dropout("transition", transition)
 
     @property
     def step_mask(self) -> Tensor | None:
@@ -252,9 +252,9 @@ class MarkovChain(TorchDistribution):
             except (RuntimeError, ValueError):
                 return None
 
-    def _refuse_dropout(self) -> None:
-        """Raise if the transition calls a module that drops units; one that it could reach but does not is no harm."""
-        suspects = modules_that_drop_out(self.transition)
+    def _refuse_dropout(self, name: str, function: Callable[..., Any]) -> None:
+        """Raise if the function calls a module that drops units; one that it could reach but does not is no harm."""
+        suspects = modules_that_drop_out(function)
         if not suspects or self.num_steps == 1:
             return
         called: list[str] = []
@@ -267,7 +267,7 @@ class MarkovChain(TorchDistribution):
                 handle.remove()
         if called:
             raise ValueError(
-                f"transition: {called[0]} drops units at random, so a path would be scored under "
+                f"{name}: {called[0]} drops units at random, so a path would be scored under "
                 "another transition than the one that drew it; remove it or call .eval()"
             )
 

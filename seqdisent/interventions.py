@@ -7,12 +7,17 @@ Models and guides are Pyro programs of this form:
     model(frames=None, mask=None, *, num_sequences=None, num_steps=None, **inputs)   # frames=None: nothing is observed
     guide(frames, mask=None, **inputs)
 
+A model whose steps read the frames before them (a VRNN) has one more argument, `history`: `reconstruct` and `forecast`
+give it ``(frames, mask)``, which it reads where it would read its own; beyond them, and in `generate` and `swap`, where
+there is no history, it reads what it makes itself.
+
 None of the functions here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as you would
 with a module.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +88,9 @@ def reconstruct(
     """
     frames, mask = _frames_and_mask("args", args)
     latents = _values(_run(guide, {}, sample, args, inputs))
-    return _emit(model, latents, frames.shape[0], frames.shape[1], mask, sample, inputs)
+    return _emit(
+        model, latents, frames.shape[0], frames.shape[1], mask, sample, _with_history(model, inputs, frames, mask)
+    )
 
 
 def swap(
@@ -217,7 +224,8 @@ def forecast(
     check_positive(num_steps=num_steps)
     frames, mask = _frames_and_mask("args", args)
     latents = _values(_run(guide, {}, sample, args, inputs))
-    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, inputs, prefix_mask=mask)
+    read = _with_history(model, inputs, frames, mask)
+    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefix_mask=mask)
 
 
 class _Fill(Messenger):
@@ -289,6 +297,14 @@ def _emit(
     if missing := sorted(set(latents) - set(trace)):
         raise ValueError(f"model: has no site {missing}, which the guide samples")
     return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}
+
+
+def _with_history(
+    model: Callable[..., Any], inputs: Mapping[str, Any], frames: Tensor, mask: Tensor | None
+) -> Mapping[str, Any]:
+    if "history" not in inspect.signature(model).parameters:
+        return inputs
+    return {"history": (frames, mask), **inputs}
 
 
 def _without_factors(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -33,9 +33,9 @@ class RecurrentChain(MarkovChain):
             :math:`\{z_{t-1}, u_t\}`, concatenated; h_t is the output of its last layer.
         state: h_1, (\*B, H) or what expands to it, where every layer starts (the cells of an LSTM start at 0); None
             for 0.
-        inputs: u_t, (\*B, T, I), known beforehand (actions, or the frame before); or a function of z_prev and h_prev
-            that makes u_t as the chain goes, and that must be deterministic (the model's own frame, fed back). Then
-            scoring walks through time too. Those of the first step are never read.
+        inputs: u_t, (\*B, T, I), known beforehand (actions, or the frame before); or a function of z_prev, h_prev and
+            t, counted from 0, that makes u_t as the chain goes, and that must be deterministic (the model's own frame,
+            fed back). Then scoring walks through time too. Those of the first step are never read.
         context: c_t, (\*B, T, C), what the transition reads and the network does not (a guide's features of frames).
             That of the first step is never read.
         reads_latent: whether the network reads z_{t-1}; if not, u_t alone.
@@ -77,7 +77,7 @@ class RecurrentChain(MarkovChain):
         *,
         recurrence: nn.RNNBase,
         state: Tensor | None = None,
-        inputs: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
+        inputs: Tensor | Callable[[Tensor, Tensor, int], Tensor] | None = None,
         context: Tensor | None = None,
         reads_latent: bool = True,
         mask: Tensor | None = None,
@@ -98,11 +98,16 @@ class RecurrentChain(MarkovChain):
         self._feedback = inputs if callable(inputs) else None
         known = None if callable(inputs) else inputs
         super().__init__(initial, transition, num_steps, inputs=known, mask=mask)
-        if self._feedback is None:
+        if self._feedback is not None:
+            self._refuse_dropout("inputs", self._feedback)
+        else:
             reads = {"z": self.event_shape[-1]} if reads_latent else {}
             reads |= {"inputs": known.shape[-1]} if known is not None else {}
             if recurrence.input_size != sum(reads.values()):
-                raise ValueError(f"recurrence: reads {recurrence.input_size} values, expected those of {reads}")
+                raise ValueError(
+                    f"recurrence: reads {recurrence.input_size} values, expected those of `inputs` and, with "
+                    f"reads_latent=True, of z: {reads or 'none'}"
+                )
 
     def states(self, path: Tensor) -> Tensor:
         r"""Return h_1 ... h_T along `path` (\*S, \*B, T, D), (\*S, \*B, T, H): what an emission may read beside z."""
@@ -159,7 +164,13 @@ class RecurrentChain(MarkovChain):
             nonlocal state, layers
             read = None
             if self._feedback is not None:
-                read = self._feedback(z_prev, state).unsqueeze(-2)
+                read = self._feedback(z_prev, state, t)
+                if read.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
+                    raise TypeError(
+                        f"inputs: the function returned {read.shape[-1]} values, expected as many as `recurrence` "
+                        f"reads beside z (it reads {self._recurrence.input_size} in all)"
+                    )
+                read = read.unsqueeze(-2)
             elif inputs is not None:
                 read = inputs[t].unsqueeze(-2)
             output, layers = self._run(z_prev.unsqueeze(-2), read, layers)

@@ -177,7 +177,7 @@ class StateSpace:
 class VRNN:
     """h_t = f(h_{t-1}, z_{t-1}, x_{t-1}), which prior, posterior and frames share: p(z_t | h_t), q(z_t | h_t, x_t).
 
-    Without frames, the network reads the means of its own. Its state starts where `start` says.
+    Without frames, the network reads those of `history`, and then the means of its own. Its state starts at `start`.
     """
 
     def __init__(self, seed: int):
@@ -202,11 +202,22 @@ class VRNN:
         h, x = h_and_x.split([3, 2], -1)
         return normal(h @ self.q_of_h.T + x @ self.q_of_x.T, self.q_scale)
 
+    def reading(self, history: Any) -> Any:
+        def read(z_prev: Tensor, h_prev: Tensor, t: int) -> Tensor:
+            made = self.frame(z_prev, h_prev)
+            if history is None or t > history[0].shape[1]:
+                return made
+            frames, mask = history
+            return frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], made)
+
+        return read
+
     def _carried(self, previous: Any, mask: Tensor | None) -> dict[str, Any]:
         return {"recurrence": self.network, "state": self.start, "inputs": previous, "mask": mask}
 
-    def model(self, frames: Tensor | None = None, mask: Tensor | None = None, *, num_sequences=None, num_steps=None):
-        previous: Any = self.frame
+    def model(self, frames: Tensor | None = None, mask: Tensor | None = None, *, num_sequences=None, num_steps=None,
+              history=None):  # fmt: skip
+        previous: Any = self.reading(history)
         if frames is not None:
             num_sequences, num_steps = frames.shape[:2]
             frames = without_padding(frames, mask)

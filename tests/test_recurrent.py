@@ -36,8 +36,8 @@ class System:
         self.context = tensors.normal(*batch_shape, num_steps, 2) if context else None
         self.mask = mask
 
-    def back(self, z_prev, h_prev):
-        return (torch.cat([z_prev, h_prev], -1) @ self.of_back.T).tanh()
+    def back(self, z_prev, h_prev, t):
+        return (torch.cat([z_prev, h_prev], -1) @ self.of_back.T + 0.2 * t).tanh()
 
     def transition(self, z_prev, read):
         loc = z_prev @ self.of_z.T + read[..., :3] @ self.of_h.T
@@ -62,7 +62,7 @@ class System:
         def read(t, z_prev, h_prev):
             parts = [z_prev] if self.latent else []
             if self.feedback:
-                parts.append(self.back(z_prev, h_prev))
+                parts.append(self.back(z_prev, h_prev, t))
             elif self.inputs is not None:
                 parts.append(self.inputs[row][t])
             return torch.cat(parts)
