@@ -10,6 +10,7 @@ What is reported of a model of sequences differs between papers; all three are n
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,8 @@ def measure(example: Example, network: nn.Module, data: Data, *, seed: int, num_
 
 def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
     run = Path(arguments.run)
+    if arguments.num_particles < 1:
+        sys.exit(f"--num-particles: got {arguments.num_particles}, expected at least 1")
     network, config, _ = load_run(example, run)
     measured = measure(
         example, network, load_data(example, config), seed=config["seed"], num_particles=arguments.num_particles

@@ -1,8 +1,8 @@
 """A disentangled sequential autoencoder (Li and Mandt, ICML 2018), on Sprites.
 
-    python examples/dsvae.py --data sprites           train with the factorised posterior, then measure swaps
-    python examples/dsvae.py --data sprites --full    with the full posterior, in which z reads f and all frames
-    python examples/dsvae.py evaluate RUN             judge, swaps, probes
+    python examples/dsvae.py                      train with the factorised posterior, then measure swaps
+    python examples/dsvae.py --full               with the full posterior, in which z reads f and all frames
+    python examples/dsvae.py evaluate RUN         judge, swaps, probes
 
 f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
 it is from the average of the frames' features, as in VDSM. The command line is in `run_folder.py`, data and pictures
@@ -76,9 +76,12 @@ class DSVAE(nn.Module):
             pyro.sample("z", chain)
 
     def read_all(self, features, f, mask):
-        read = torch.cat([features, f.unsqueeze(-2).expand(*features.shape[:-1], -1)], -1)
+        batch, (num_steps, size) = f.shape[:-1], features.shape[-2:]
+        f_at_every_step = f.unsqueeze(-2).expand(*batch, num_steps, -1)
+        read = torch.cat([features.expand(*batch, num_steps, size), f_at_every_step], -1).flatten(0, -3)
+        mask = None if mask is None else mask.expand(*batch, num_steps).flatten(0, -2)
         both_ways = torch.cat([self.forward_rnn(read)[0], read_backward(self.backward_rnn, read, mask)], -1)
-        return self.rnn(both_ways)[0]
+        return self.rnn(both_ways)[0].unflatten(0, batch)
 
 
 PRESETS = {
@@ -99,7 +102,7 @@ PRESETS = {
 
 EXAMPLE = Example(
     __doc__,
-    VIDEOS,
+    VIDEOS.on("sprites"),
     lambda frame_shape, sizes: DSVAE(frame_shape, **sizes),
     PRESETS,
     {"training": calibrated_stage},

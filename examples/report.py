@@ -83,8 +83,9 @@ def measure(
         [name for name in of if name in factors] for of in (held_out.static_factors, held_out.motion_factors)
     )
     swaps = {
-        "identity": (example.static, SwapAccuracy(factors, static)),
-        "motion": (example.motion, SwapAccuracy(factors, motion)),
+        # an identity is swapped under the clip's own motion, whatever the guide infers motion from
+        "identity": (example.static, example.motion, SwapAccuracy(factors, static)),
+        "motion": (example.motion, (), SwapAccuracy(factors, motion)),
     }
     consistency, errors = AccuracyConsistency(factors), {"reconstruction": [], **{name: [] for name in swaps}}
     entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
@@ -107,14 +108,14 @@ def measure(
             distances[name].update(clips, batch.mask, real=False)
         consistency.update(said["real clips"], said["reconstruction"])
         errors["reconstruction"].append(squared_error(found, batch.frames, batch.mask))
-        for name, (sites, accuracy) in swaps.items():
-            swapped = swap(network.model, network.guide, given, donated, sites=sites)[EMISSION].mean
+        for name, (sites, keep, accuracy) in swaps.items():
+            swapped = swap(network.model, network.guide, given, donated, sites=sites, keep=keep)[EMISSION].mean
             mask = batch.mask if name == "identity" else other.mask  # the chain brings its length with it
             accuracy.update(judge(swapped, mask), batch.labels, other.labels)
             if held_out.renderer is not None:
                 truth = held_out.true_swap(*((donors[rows], rows) if name == "identity" else (rows, donors[rows])))
                 errors[name].append(squared_error(swapped, truth, mask))
-    scores = {name: accuracy.compute() for name, (_, accuracy) in swaps.items()}
+    scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
     agreement = consistency.compute()
     probed = [
         _latents(example, network, clips, _varied(train)) for clips in (_some(train, PROBED_CLIPS, seed), held_out)
@@ -141,7 +142,7 @@ def measure(
             for name, metric in entropies.items()
         },
         "frechet": {name: metric.compute()._asdict() for name, metric in distances.items()},
-        "confusion": {name: accuracy.confusion() for name, (_, accuracy) in swaps.items()},
+        "confusion": {name: accuracy.confusion() for name, (*_, accuracy) in swaps.items()},
     }
 
 
@@ -212,7 +213,7 @@ def tables(measured: Mapping[str, Any], data: str) -> list[str]:
     consistency = dict(measured["consistency"])
     if paper:  # its average is over these
         consistency["average"] = sum(float(consistency[name]) for name in paper if name != "average") / (len(paper) - 1)
-    beside = ["paper"] if paper else []
+    beside = ["VDSM (paper)"] if paper else []
 
     def papers(factor: str, column: int) -> list[str]:
         return [_plain(paper.get(factor, (None,) * 3)[column])] if paper else []

@@ -5,7 +5,8 @@
 
 A recurrent network carries h_t, which has seen all z and all actions before t; prior, posterior and frames read it. The
 KL term is balanced (Hafner et al., ICLR 2021): it trains the prior more than the posterior, and no step's is pushed
-below its free nats. The command line is in `run_folder.py`, data and pictures are in `videos.py`.
+below its free nats. Released code has a layer before the recurrent network; here it reads {z, a} itself. The command
+line is in `run_folder.py`, data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class RSSM(nn.Module):
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, actions=None):
         num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        self.check(actions, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             chain = self.chain(self.prior, num_sequences, num_steps, actions, mask)
             z = pyro.sample("z", chain)
@@ -56,8 +58,17 @@ class RSSM(nn.Module):
 
     def guide(self, frames, mask=None, *, actions=None):
         features = self.encoder(real_frames(frames, mask))
+        self.check(actions, *frames.shape[:2])
         with pyro.plate("sequences", len(frames)):
             pyro.sample("z", self.chain(self.posterior, *frames.shape[:2], actions, mask, features))
+
+    def check(self, actions, num_sequences, num_steps):
+        size = self.rnn.input_size - self.prior[-1].loc.out_features
+        found = None if actions is None else tuple(actions.shape)
+        wrong = found is None or found[0] != num_sequences or found[1] < num_steps or found[2:] != (size,)
+        if wrong if size else found is not None:
+            wanted = f"({num_sequences}, {num_steps} or more, {size})" if size else "none"
+            raise ValueError(f"actions: got {found}, expected {wanted}")
 
     def chain(self, head, num_sequences, num_steps, actions, mask, context=None):
         state = self.initial_state.expand(num_sequences, -1)

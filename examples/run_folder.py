@@ -51,6 +51,10 @@ class Task(NamedTuple):
     draw: Callable[..., list[Path]]  # example, network, data, folder of the run, seed
     commands: Mapping[str, Command]
 
+    def on(self, data: str) -> Task:
+        """Return this with other data where none is asked for."""
+        return self._replace(options={**self.options, "data": {**self.options["data"], "default": data}})
+
 
 class Example(NamedTuple):
     """A model that can be trained from the command line."""
@@ -275,6 +279,9 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
+    parser.set_defaults(command=None)
+    if not example.task.commands:
+        return parser.parse_args()
     commands = parser.add_subparsers(dest="command", metavar="{" + ",".join(example.task.commands) + "}")
     for name, command in example.task.commands.items():
         subparser = commands.add_parser(name, help=command.help, description=command.help)

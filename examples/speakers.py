@@ -25,7 +25,7 @@ from videos import VIDEOS, Data, every_identity_in_every_motion
 from seqdisent import GatedTransition, MarkovChain, MixtureOfExperts, NormalHead, StaticEncoder, reconstruct, swap
 from seqdisent.datasets import Clips
 
-VOICES, HARMONICS, WINDOW, STEPS = 12, 6, 96, 20
+HARMONICS, WINDOW, STEPS = 6, 96, 20
 
 
 class Speakers(nn.Module):
@@ -101,13 +101,14 @@ class Renderer:
         return (127.5 * (1 + signal.clamp(-1, 1))).round().to(torch.uint8)
 
 
-def signals(num_clips, *, seed):
-    """Clips of twelve voices, each saying other things; the same voices whatever the seed."""
-    voices = torch.rand(VOICES, HARMONICS, generator=torch.Generator().manual_seed(0)) ** 3
+def signals(num_clips, num_voices, *, seed):
+    """Clips of random voices, each saying several things."""
+    generator = torch.Generator().manual_seed(seed)
+    voices = torch.rand(num_voices, HARMONICS, generator=generator) ** 3
     voices = voices / voices.sum(1, keepdim=True)
-    who, fast = torch.arange(num_clips) % VOICES, torch.arange(num_clips) // VOICES % 2
+    who, fast = torch.arange(num_clips) % num_voices, torch.arange(num_clips) // num_voices % 2
     low, high = torch.tensor([1.2, 0.1, 0.25, 0.0]), torch.tensor([2.4, 0.35, 0.35, 2 * math.pi])
-    contour = low + (high - low) * torch.rand(num_clips, 4, generator=torch.Generator().manual_seed(seed))
+    contour = low + (high - low) * torch.rand(num_clips, 4, generator=generator)
     contour[:, 2] *= 1 + fast
     renderer = Renderer(voices[who], contour)
     return Clips(
@@ -117,14 +118,14 @@ def signals(num_clips, *, seed):
 
 
 def load(config, *, download):
-    train, held_out = signals(2400, seed=config["seed"]), signals(120, seed=config["seed"] + 1_000_003)
-    return Data(train, held_out, every_identity_in_every_motion(held_out))
+    train, held_out = signals(2400, 200, seed=config["seed"]), signals(120, 12, seed=config["seed"] + 1_000_003)
+    return Data(train, held_out, every_identity_in_every_motion(held_out))  # voices held out are new ones
 
 
 @torch.no_grad()
 def draw(example, network, data, run, *, seed):
     """Draw a window of two clips, their reconstructions, and the swaps both ways, each over its truth."""
-    rows = torch.tensor([0, 13 + 12])  # two voices
+    rows = torch.tensor([0, 25])  # two voices
     frames, other = data.held_out.batch(rows).frames, data.held_out.batch(rows.flip(0)).frames
     shown = {
         "clip": (reconstruct(network.model, network.guide, frames)[EMISSION].mean, frames),

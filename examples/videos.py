@@ -126,7 +126,7 @@ def measure_errors(
             "mean_frame": squared_error(mean_frame.expand_as(batch.frames), batch.frames, batch.mask),
         }
         if known:
-            swapped = swap(network.model, network.guide, source_args, donor_args, sites=example.static)[EMISSION].mean
+            swapped = swap_static(example, network, source_args, donor_args)
             truth = clips.true_swap(donors[rows], rows)
             measured["swapped"] = squared_error(swapped, truth, batch.mask)
             moved = swap(network.model, network.guide, source_args, donor_args, sites=example.motion)[EMISSION].mean
@@ -154,6 +154,12 @@ def measure_errors(
     if known and data.candidates is not None:
         metrics["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), clips, donors, data.candidates)
     return metrics
+
+
+def swap_static(example: Example, network: nn.Module, source: Any, donor: Any) -> Tensor:
+    """Return clips of the donor's static sites and the source's own motion, whatever the guide infers motion from."""
+    sites = {"sites": example.static, "keep": example.motion}
+    return swap(network.model, network.guide, source, donor, **sites)[EMISSION].mean
 
 
 def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, candidates: Clips) -> dict[str, float]:
@@ -224,7 +230,7 @@ def swap_all(example: Example, network: nn.Module, clips: Clips, who: Tensor, wh
     pairs = torch.cartesian_prod(who, what)
     sources, donors = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
     given, donated = frames_and_mask(sources), frames_and_mask(donors)
-    swapped = swap(network.model, network.guide, given, donated, sites=example.static)[EMISSION].mean
+    swapped = swap_static(example, network, given, donated)
     swapped = _blank_padding(swapped, sources.mask).unflatten(0, (len(who), len(what)))
     num_steps = swapped.shape[2]
     static, motion = (_to_length(clips.batch(rows).frames, num_steps) for rows in (who, what))
@@ -292,7 +298,7 @@ def _swap(example: Example, arguments: argparse.Namespace) -> None:
     if not example.static:
         sys.exit("swap: this model has no static latent")
     content, motion = (_read_clip(path, frame_shape) for path in (arguments.content, arguments.motion))
-    swapped = swap(network.model, network.guide, motion, content, sites=example.static)[EMISSION].mean
+    swapped = swap_static(example, network, motion, content)
     rows = torch.cat([_to_length(content, motion.shape[1]), motion, swapped])
     _write_clips(rows, arguments.out or Path(arguments.run) / "swapped")
 

@@ -4,8 +4,9 @@
     python examples/vrnn.py likelihood RUN --num-particles 1000
 
 Everything reads the state h_t that a recurrent network carries, which has seen all z and x before t. The paper's h is
-one step further on: its h_{t-1} is our h_t. When the model goes on by itself, it reads back the keys that are likelier
-pressed than not, so that h is a function of z. The command line is in `run_folder.py`, data in `chorales.py`.
+one step further on: its h_{t-1} is our h_t. It also has a network between z and whatever reads z. When the model goes
+on by itself, it reads back the keys that are likelier pressed than not, so that h is a function of z. The command line
+is in `run_folder.py`, data in `chorales.py`.
 """
 
 from __future__ import annotations

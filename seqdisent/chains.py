@@ -91,10 +91,8 @@ class Chain(Protocol):
 class _FactorisedChain:
     """A diagonal Normal with event (T, D), seen as a chain whose steps ignore the step before."""
 
-    step_mask = None
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
+    def __init__(self, loc: Tensor, scale: Tensor, step_mask: Tensor | None) -> None:
+        self.loc, self.scale, self.step_mask = loc, scale, step_mask
 
     def conditionals(self, path: Tensor) -> Conditionals:
         initial = _normal(self.loc[..., 0, :], self.scale[..., 0, :])
@@ -110,7 +108,8 @@ class _FactorisedChain:
         return Conditionals(initial, _normal(loc.expand(shape), scale.expand(shape)))
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
-        return _normal(self.loc, self.scale).log_prob(path)  # type: ignore[no-any-return]
+        log_prob: Tensor = _normal(self.loc, self.scale).log_prob(path)
+        return log_prob if self.step_mask is None else torch.where(self.step_mask, log_prob, 0.0)
 
     def mean_path(self) -> Tensor:
         return self.loc
@@ -134,16 +133,23 @@ def _normal(loc: Tensor, scale: Tensor) -> Any:
 
 
 def as_chain(distribution: TorchDistribution) -> Chain | None:
-    """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None."""
+    """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None.
+
+    The Normal's steps may be masked: ``Normal(loc, scale).to_event(1).mask(mask).to_event(1)``.
+    """
     while isinstance(distribution, dist.MaskedDistribution):
         distribution = distribution.base_dist
     if isinstance(distribution, Chain):
         return distribution
     if len(distribution.event_shape) != 2:
         return None
-    base = distribution
-    while isinstance(base, dist.Independent):
+    base, mask = distribution, None
+    while isinstance(base, dist.Independent | dist.MaskedDistribution):
+        if isinstance(base, dist.MaskedDistribution):
+            if mask is not None or base.event_dim != 1 or not isinstance(base._mask, Tensor):
+                return None  # no mask of steps
+            mask = base._mask
         base = base.base_dist
     if not isinstance(base, dist.Normal) or base.event_shape:
         return None
-    return _FactorisedChain(base.loc, base.scale)
+    return _FactorisedChain(base.loc, base.scale, None if mask is None else mask.expand(base.loc.shape[:-1]))

@@ -32,7 +32,8 @@ class ELBOTerms:
         kl: {latent site: its KL term at the sample}. With ``kl="monte-carlo"``, :math:`\log q - \log p`.
         kl_per_step: {chain site: (..., B, T), the same term step by step, 0 at padding}
         conditionals: {latent site: (q, p)}, the distributions that the term compares; for a chain, each is its
-            :class:`~seqdisent.chains.Conditionals` at the sampled path. Empty with several particles in a loop.
+            :class:`~seqdisent.chains.Conditionals` at the sampled path (of a chain of flows, the log-density there and
+            nowhere else). Empty with several particles in a loop.
         monte_carlo: the latent sites whose term is a Monte Carlo estimate: all, or those without a closed form that
             holds (see :func:`elbo_terms`).
         num_sequences: B, or 1 without a plate.

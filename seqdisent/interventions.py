@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -302,9 +303,16 @@ def _emit(
 def _with_history(
     model: Callable[..., Any], inputs: Mapping[str, Any], frames: Tensor, mask: Tensor | None
 ) -> Mapping[str, Any]:
-    if "history" not in inspect.signature(model).parameters:
-        return inputs
-    return {"history": (frames, mask), **inputs}
+    return {"history": (frames, mask), **inputs} if _takes_history(model) else inputs
+
+
+def _takes_history(program: Callable[..., Any]) -> bool:
+    if isinstance(program, partial):  # also what Pyro's handlers make of a program
+        return any(_takes_history(part) for part in (program.func, *program.args) if callable(part))
+    try:
+        return "history" in inspect.signature(program).parameters
+    except (TypeError, ValueError):  # it cannot tell what it takes
+        return False
 
 
 def _without_factors(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import LinearChain, normal
 from pyro.distributions.transforms import affine_autoregressive
-from strategies import Tensors, batch_shapes, dimensions, lengths, mask_of, num_steps, padding, seeds
+from strategies import Tensors, batch_shapes, dimensions, lengths, mask_of, masks, num_steps, padding, seeds
 from torch import nn
 from torch.testing import assert_close
 
-from seqdisent import GatedTransition, MarkovChain
+from seqdisent import GatedTransition, MarkovChain, elbo_terms
 from seqdisent.chains import Chain, as_chain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
@@ -712,6 +712,42 @@ def test_a_factorised_normal_is_a_chain_that_ignores_the_step_before(seed, batch
     exact(chain.mean_path(), loc)
 
 
+@given(seeds(), masks(largest=4, max_rows=3), padding())
+def test_its_steps_may_be_masked_and_then_it_is_a_masked_chain(seed, mask, content):
+    tensors = Tensors(seed)
+    loc, path = (tensors.normal(*mask.shape, 2) for _ in range(2))
+    path[~mask] = content
+    chain = as_chain(normal(loc, 0.5).mask(mask).to_event(1))
+    assert (chain.step_mask == mask).all()
+    found = chain.log_prob_per_step(path)
+    exact(found[mask], normal(loc, 0.5).log_prob(path)[mask])
+    assert (found[~mask] == 0).all()
+
+
+def test_a_masked_normal_and_a_masked_chain_can_be_compared():
+    loc, mask = Tensors(0).normal(2, 3, 2), mask_of([3, 1])
+
+    def kl_per_step(mask):
+        def model():
+            with pyro.plate("sequences", 2):
+                z = pyro.sample(
+                    "z", MarkovChain(normal(0 * loc[:, 0], 1.0), lambda z: normal(z / 2, 1.0), 3, mask=mask)
+                )
+                pyro.sample("x", normal(z[:, 0], 1.0), obs=loc[:, 0])
+
+        def guide():
+            with pyro.plate("sequences", 2):
+                step = normal(loc, 0.5)
+                pyro.sample("z", (step if mask is None else step.mask(mask)).to_event(1))
+
+        torch.manual_seed(1)
+        terms = elbo_terms(model, guide)
+        assert terms.monte_carlo == frozenset()
+        return terms.kl_per_step["z"]
+
+    exact(kl_per_step(mask), torch.where(mask, kl_per_step(None), 0.0))
+
+
 def test_a_factorised_normal_continues_with_its_own_steps():
     tensors = Tensors(0)
     loc, mask = tensors.normal(2, 5, 2), mask_of([1, 3])
@@ -735,6 +771,8 @@ def test_what_counts_as_a_chain():
     assert as_chain(chain) is chain
     assert as_chain(chain.mask(torch.tensor(True))) is chain
     assert as_chain(normal(torch.zeros(3, 4, 2), 1.0, 1)) is None  # steps in the batch
+    of_sequences = normal(torch.zeros(3, 4, 2), 1.0, 0).mask(torch.ones(3, 4, 2, dtype=torch.bool)).to_event(2)
+    assert as_chain(of_sequences) is None  # a mask of coordinates
     assert as_chain(dist.Laplace(torch.zeros(3, 4, 2), 1.0).to_event(2)) is None
     assert as_chain(dist.MultivariateNormal(torch.zeros(3, 4, 2), torch.eye(2)).to_event(1)) is None
 

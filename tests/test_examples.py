@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from reference import kalman_log_evidence
 from strategies import mask_of
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
+from seqdisent.chains import as_chain
+from seqdisent.datasets import Clips
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 for needed in ("lightning", "matplotlib", "torchmetrics"):
@@ -41,6 +45,7 @@ def example_of(name):
 def built(request):
     """An example, its network in float64 and three ragged sequences that fit it."""
     name, sizes = request.param
+    torch.manual_seed(0)
     example = example_of(name)
     (plan,) = example.presets["tiny"].values()
     shape = {"dmm": (88,), "vrnn": (88,), "srnn": (88,), "speakers": (96,)}.get(name, (3, 8, 8))
@@ -95,7 +100,138 @@ def test_padding_changes_no_value_and_no_gradient(built, content):
 def test_every_parameter_is_trained(built):
     _, network, frames = built
     elbo_terms(network.model, network.guide, frames).elbo().sum().backward()
-    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+# The steps t whose conditional sees the frame of step j: of q(z_t | ...), of p(z_t | ...) and p(x_t | ...)
+NEVER = lambda t, j: False  # noqa: E731
+SEEN_BY = {
+    "dmm": (lambda t, j: t <= j, NEVER),  # x_{t:T}
+    "vrnn": (lambda t, j: t >= j, lambda t, j: t > j),  # x_{1:t}; x_{<t}
+    "srnn": (lambda t, j: True, lambda t, j: t > j),  # all; x_{<t}
+    "rssm": (lambda t, j: t == j, NEVER),  # given z, x_t alone
+    "dsvae": (lambda t, j: t == j, NEVER),
+    "dsvae-full": (lambda t, j: True, NEVER),
+    "kalman_vae": (NEVER, NEVER),  # the codes are all that z sees
+    "speakers": (lambda t, j: t == j, NEVER),
+}
+
+
+@pytest.mark.parametrize("built", [m for m in MODELS if "num_flows" not in m[1]], indirect=True,
+                         ids=[name for name in NAMES if name != "dmm-num_flows"])  # fmt: skip
+@torch.no_grad()
+def test_each_step_sees_the_frames_that_it_should(built, request):
+    _, network, frames = built
+    by_q, by_p = SEEN_BY[request.node.callspec.id]
+    values = {name: site.value for name, site in infer(network.guide, frames).items()}
+
+    def conditionals(frames):
+        given = poutine.condition(network.guide, values), poutine.condition(network.model, values)
+        guide, model = (poutine.trace(program).get_trace(frames).nodes for program in given)
+        densities = [as_chain(nodes["z"]["fn"]).log_prob_per_step(values["z"]) for nodes in (guide, model)]
+        return [*densities, model["x"]["fn"].mean.flatten(2).sum(-1)]
+
+    before = conditionals(frames)
+    for j in range(5):
+        moved = frames.clone()
+        moved[:, j] = 1 - moved[:, j]
+        for now, then, sees in zip(conditionals(moved), before, (by_q, by_p, by_p), strict=True):
+            seen = ((now - then).abs() > 1e-12).any(0)  # in some sequence: a ReLU of a few units may be dead in another
+            assert seen.tolist() == [sees(t, j) for t in range(5)]
+
+
+@torch.no_grad()
+def test_one_frame_is_a_sequence(built):
+    _, network, frames = built
+    sample = bool(getattr(network, "flows", None))  # a flow has no mean
+    assert elbo_terms(network.model, network.guide, frames[:, :1]).elbo().isfinite().all()
+    future = forecast(network.model, network.guide, frames[:, :1], num_steps=2, sample=sample)["x"].mean
+    assert future.shape == (3, 3, *frames.shape[2:])
+
+
+@torch.no_grad()
+def test_particles_are_drawn_in_one_run(built):
+    _, network, frames = built
+    terms = elbo_terms(network.model, network.guide, frames, MASK, num_particles=4, vectorize_particles=True)
+    assert {name: term.shape for name, term in terms.kl.items()} == dict.fromkeys(terms.kl, (4, 3))
+    assert terms.log_likelihood["x"].unique().numel() == 12
+    spread = terms.log_likelihood["x"].std(0)
+    singles = torch.stack([
+        elbo_terms(network.model, network.guide, frames, MASK).log_likelihood["x"] for _ in range(30)
+    ])  # fmt: skip
+    assert ((terms.log_likelihood["x"].mean(0) - singles.mean(0)).abs() < 6 * spread + 6 * singles.std(0)).all()
+
+
+@torch.no_grad()
+def test_half_precision_is_near_full(built):
+    _, network, frames = built
+    network.float()
+    bounds = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            bounds.append(elbo_terms(network.model, network.guide, frames.float(), MASK, kl="monte-carlo").elbo())
+    assert bounds[1].dtype == torch.float32
+    torch.testing.assert_close(bounds[1], bounds[0], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vrnn", "srnn"])
+@torch.no_grad()
+def test_history_is_read_where_there_is_one(name):
+    """What follows some chords depends on the chords themselves, not on the keys that the model would have pressed."""
+    example = example_of(name)
+    (plan,) = example.presets["tiny"].values()
+    network = example.network((88,), plan.sizes).double()
+    frames = torch.rand(3, 5, 88, dtype=torch.float64).round()
+    found = reconstruct(network.model, network.guide, frames)["x"].mean
+    z = infer(network.guide, frames)["z"].value
+    trained = poutine.trace(poutine.condition(network.model, {"z": z})).get_trace(frames)
+    torch.testing.assert_close(found, trained.nodes["x"]["fn"].mean)  # as in training, from the frames before
+    rest = forecast(network.model, network.guide, frames, num_steps=3, sample=False)["x"].mean
+    torch.testing.assert_close(rest[:, :5], found)
+    alone = forecast(network.model, network.guide, frames[:, :2], num_steps=6, sample=False)["x"].mean
+    ragged = forecast(network.model, network.guide, frames, mask_of([5, 2, 4]), num_steps=3, sample=False)["x"].mean
+    torch.testing.assert_close(ragged[0], rest[0])
+    torch.testing.assert_close(ragged[1], alone[1])
+
+
+class Gaussian(torch.nn.Module):
+    """z_t ~ N(0, 1), x_t ~ N(z_t, 1), and a posterior that is too wide: all that is estimated of it is known."""
+
+    variance = 0.8  # the posterior's is 1/2
+
+    def model(self, frames, mask):
+        with pyro.plate("sequences", len(frames)):
+            z = pyro.sample("z", self.steps(torch.zeros_like(frames), 1.0, mask))
+            pyro.sample("x", self.steps(z, 1.0, mask), obs=frames)
+
+    def guide(self, frames, mask):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", self.steps(frames / 2, self.variance**0.5, mask))
+
+    def steps(self, loc, scale, mask):
+        return pyro.distributions.Normal(loc, scale).to_event(1).mask(mask).to_event(1)
+
+
+def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch):
+    chorales = importlib.import_module("chorales")
+    frames = torch.zeros(4, 3, 1).byte()
+    frames[1] = 255  # of a piece that is shorter than the others, so that it matters what is averaged first
+    clips = Clips(frames, lengths=torch.tensor([3, 1, 2, 3]))
+    monkeypatch.setattr(chorales, "SAMPLES", 2000)
+    found = chorales.likelihood(Gaussian(), clips, num_particles=4000, seed=0)
+    x, real, length = frames[..., 0] / 255.0, clips.mask, clips.lengths
+    evidence = torch.where(real, -0.25 * x.square() - 0.5 * math.log(4 * math.pi), 0.0).sum(1)
+    # of a step: KL(N(x/2, v) || N(x/2, 1/2)), and that from the prior
+    gap = 0.5 * (2 * Gaussian.variance - 1 - math.log(2 * Gaussian.variance)) * length
+    kl = torch.where(real, 0.5 * (Gaussian.variance + (x / 2).square() - 1 - math.log(Gaussian.variance)), 0.0)
+    steps = length.sum().item()
+    assert found["importance-sampled"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
+    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.01)
+    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.01)
+    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.01)
+    assert found["particles"] == 4000
 
 
 @torch.no_grad()
@@ -192,7 +328,7 @@ def test_balanced_bound_has_the_ledgers_value_and_other_gradients():
 
 def test_voices_swap_as_the_renderer_says():
     speakers = importlib.import_module("speakers")
-    clips = speakers.signals(48, seed=1)
+    clips = speakers.signals(48, 12, seed=1)
     rows = torch.arange(48)
     torch.testing.assert_close(clips.true_swap(rows, rows), clips.frames, rtol=0, atol=0)
     swapped = clips.true_swap([0, 1], [1, 0]).float() - 127.5
@@ -200,7 +336,7 @@ def test_voices_swap_as_the_renderer_says():
     loudness = [clip.float().sub(127.5).square().sum(-1) for clip in clips.frames[:2]]
     assert torch.corrcoef(torch.stack([swapped[0].square().sum(-1), loudness[1]]))[0, 1] > 0.95
     assert clips.labels["speed"].tolist() == [0] * 12 + [1] * 12 + [0] * 12 + [1] * 12
-    assert (speakers.signals(48, seed=2).frames != clips.frames).any()
+    assert (speakers.signals(48, 12, seed=2).frames != clips.frames).any()
 
 
 def run(name, *arguments):
@@ -213,7 +349,7 @@ def run(name, *arguments):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("rssm", ["--image-size", 16]), ("dsvae", ["--image-size", 16, "--full"]), ("kalman_vae", ["--image-size", 16]),
+        ("rssm", ["--image-size", 16]), ("dsvae", ["--data", "pendulum", "--image-size", 16, "--full"]), ("kalman_vae", ["--image-size", 16]),
         ("speakers", []),
     ],
 )  # fmt: skip

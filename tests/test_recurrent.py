@@ -4,10 +4,12 @@ import itertools
 import math
 
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import VRNN, normal
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from reference import recurrent_walk
 from strategies import Tensors, batch_shapes, mask_of, masks, num_steps, padding, seeds
@@ -213,18 +215,30 @@ def test_without_frames_the_network_reads_the_models_own():
 
     z, h = recurrent_walk(system.network, system.start, 4, lambda t, _, h: system.prior(None, h).mean, read)
     torch.testing.assert_close(drawn, system.frame(z, h), **CLOSE)
+
+
+@torch.no_grad()
+def test_where_there_are_frames_the_network_reads_those():
+    system, mask = VRNN(0), mask_of([2, 3])
     frames = Tensors(1).normal(2, 3, 2)
-    future = forecast(system.model, system.guide, frames, num_steps=4, sample=False)["x"].mean
+    z = infer(system.guide, frames, mask)["z"].value
+    found = reconstruct(system.model, system.guide, frames, mask)["x"].mean
+    future = forecast(system.model, system.guide, frames, mask, num_steps=4, sample=False)["x"].mean
     assert future.shape == (2, 7, 2)
-    # what is forecast of the given frames is what reconstruction says of them
-    torch.testing.assert_close(future[:, :3], reconstruct(system.model, system.guide, frames)["x"].mean, **CLOSE)
+    for n, length in enumerate([2, 3]):
 
+        def read(t, z_prev, h_prev, n=n, length=length):
+            return torch.cat([z_prev, frames[n, t - 1] if t <= length else system.frame(z_prev, h_prev)])
 
-def test_states_stay_usable_under_autocast():
-    system = System(0, (2,), 4)
-    chain = system.chain()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert chain.log_prob(chain.rsample()).isfinite().all()
+        def choose(t, _, h, n=n, length=length):
+            return z[n, t] if t < length else system.prior(None, h).mean
+
+        wanted = system.frame(*recurrent_walk(system.network, system.start, 7, choose, read))
+        torch.testing.assert_close(future[n, : length + 4], wanted[: length + 4], **CLOSE)
+        torch.testing.assert_close(found[n, :length], wanted[:length], **CLOSE)
+    under_a_handler = poutine.scale(system.model, scale=1.0)
+    same = reconstruct(under_a_handler, system.guide, frames, mask)["x"].mean
+    torch.testing.assert_close(same, found, rtol=0, atol=0)
 
 
 def test_the_state_starts_at_zero_unless_told():
@@ -244,6 +258,7 @@ def test_the_state_starts_at_zero_unless_told():
         ({"recurrence": nn.GRU(3, 3, 2, dropout=0.5)}, "recurrence: drops units"),
         ({"recurrence": nn.GRU(4, 3)}, "recurrence: reads 4 values, expected those of"),
         ({"inputs": None}, "recurrence: reads 3 values"),
+        ({"inputs": None, "reads_latent": False}, "reads_latent=True, of z: none"),
         ({"state": torch.zeros(2, 4)}, "state: last dimension is 4"),
         ({"state": torch.zeros(5, 3)}, "state: has shape"),
         ({"context": torch.zeros(2, 3, 2)}, "context: has shape"),
@@ -255,6 +270,16 @@ def test_the_state_starts_at_zero_unless_told():
 def test_mistakes_are_named(changed, said):
     with pytest.raises((ValueError, TypeError), match=said):
         System(0, (2,), 4).chain(**changed)
+
+
+def test_a_function_that_makes_inputs_is_checked_as_a_transition_is():
+    drops = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5)).double()
+    with pytest.raises(ValueError, match="inputs: Dropout drops units"):
+        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev))
+    drops.eval()
+    assert System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev)).rsample().isfinite().all()
+    with pytest.raises(TypeError, match="inputs: the function returned 2 values"):
+        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: z_prev).rsample()
 
 
 def test_contexts_must_cover_a_continuation():
@@ -271,9 +296,7 @@ def test_reading_from_the_end_is_a_loop_over_reversed_sequences(seed, mask, kind
     inputs[~mask] = content
     found = read_backward(network, inputs, mask)
     for n, length in enumerate(mask.sum(1).tolist()):
-        read = inputs[n, :length].flip(0)
-        wanted = network(read[:, None] if not first else read[None])[0].reshape(length, 3).flip(0)
-        torch.testing.assert_close(found[n, :length], wanted, **CLOSE)
+        torch.testing.assert_close(found[n, :length], reference.read_backward(network, inputs[n, :length]), **CLOSE)
     assert (found[~mask] == 0).all()
     gradients = torch.autograd.grad(found.sum(), network.parameters())
     assert all(gradient.isfinite().all() for gradient in gradients)
