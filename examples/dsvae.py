@@ -88,8 +88,8 @@ PRESETS = {
     "cpu": {
         "sprites": Plan(
             {"encoder": (16, 16, 32, 32), "decoder": (256, 128, 64, 32)},
-            num_steps=8000, learning_rate=2e-3, batch_size=16, clip_length=8, warm_up=200, clip_norm=200.0,
-            betas=(0.9, 0.99), annealed={"f": (0.1, 2000), "z": (5.0, 4000)},
+            num_steps=3000, learning_rate=2e-3, batch_size=16, clip_length=8, warm_up=200, clip_norm=200.0,
+            betas=(0.9, 0.99), annealed={"f": (0.1, 1000), "z": (5.0, 1500)},
         )
     },
     "tiny": {

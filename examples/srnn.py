@@ -77,7 +77,7 @@ class SRNN(nn.Module):
 PRESETS = {
     "cpu": {
         "jsb": Plan(
-            {}, num_steps=4000, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
+            {}, num_steps=2500, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
             warm_up=100, weight_decay=1e-3, clip_norm=10.0,
         )
     },
