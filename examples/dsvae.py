@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pyro
 import torch
-from parts import bernoulli, lengths, mlp, real_frames, standard_normal
+from parts import ConvDecoder, bernoulli, lengths, normal_mlp, real_frames, standard_normal
 from run_folder import Example, Plan, main, plan_from
 from torch import nn
 from videos import VIDEOS, calibrated_stage
@@ -21,7 +21,6 @@ from videos import VIDEOS, calibrated_stage
 from seqdisent import (
     ConvEncoder,
     MarkovChain,
-    MixtureOfExpertsConvDecoder,
     NormalHead,
     RecurrentChain,
     StaticEncoder,
@@ -37,9 +36,9 @@ class DSVAE(nn.Module):
         encoder=None, decoder=None,
     ):  # fmt: skip
         super().__init__()
-        picture = {"image_size": frame_shape[1]}
+        channels, image_size, _ = frame_shape
         self.static_dim, self.rnn_dim, self.full = static_dim, rnn_dim, full
-        self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **picture)
+        self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
         self.static = StaticEncoder(feature_dim, static_dim)
         if full:
             self.forward_rnn = nn.LSTM(feature_dim + static_dim, rnn_dim, batch_first=True)
@@ -47,12 +46,9 @@ class DSVAE(nn.Module):
             self.rnn = nn.RNN(2 * rnn_dim, rnn_dim, batch_first=True)
             self.motion = NormalHead(rnn_dim, latent_dim)
         else:
-            self.motion = nn.Sequential(mlp(feature_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
+            self.motion = normal_mlp(feature_dim, hidden_dim, latent_dim)
         self.prior_rnn, self.prior = nn.LSTM(latent_dim, rnn_dim, batch_first=True), NormalHead(rnn_dim, latent_dim)
-        # one decoder for all: a bank of one
-        self.decoder = MixtureOfExpertsConvDecoder(
-            static_dim + latent_dim, 1, out_channels=frame_shape[0], channels=decoder, **picture
-        )
+        self.decoder = ConvDecoder(static_dim + latent_dim, frame_shape, decoder)
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
@@ -62,8 +58,7 @@ class DSVAE(nn.Module):
             prior = RecurrentChain(initial, lambda _, h: self.prior(h), num_steps, recurrence=self.prior_rnn, mask=mask)
             z = pyro.sample("z", prior)
             latents = torch.cat([f.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
-            logits = self.decoder(latents, f.new_ones(*f.shape[:-1], 1))
-            pyro.sample("x", bernoulli(logits, mask, 3), obs=real_frames(frames, mask))
+            pyro.sample("x", bernoulli(self.decoder(latents), mask, 3), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None):
         features = self.encoder(real_frames(frames, mask))

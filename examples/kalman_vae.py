@@ -16,13 +16,13 @@ from functools import partial, wraps
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import bernoulli, lengths, of_real_steps, real_frames
+from parts import ConvDecoder, bernoulli, lengths, of_real_steps, real_frames
 from run_folder import Example, Plan, main, plan_from
 from torch import nn
 from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, MarkovChain, MixtureOfExpertsConvDecoder, NormalHead
+from seqdisent import ConvEncoder, MarkovChain, NormalHead
 
 
 def in_full_precision(function):
@@ -41,12 +41,10 @@ class KalmanVAE(nn.Module):
 
     def __init__(self, frame_shape, latent_dim=16, code_dim=8, feature_dim=128, encoder=None, decoder=None):
         super().__init__()
-        picture = {"image_size": frame_shape[1]}
-        self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **picture)
+        channels, image_size, _ = frame_shape
+        self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
         self.code = NormalHead(feature_dim, code_dim, initial_scale=0.1)
-        self.decoder = MixtureOfExpertsConvDecoder(
-            code_dim, 1, out_channels=frame_shape[0], channels=decoder, **picture
-        )
+        self.decoder = ConvDecoder(code_dim, frame_shape, decoder)
         near_identity = torch.eye(latent_dim) + 0.1 * torch.randn(latent_dim, latent_dim) / latent_dim**0.5
         self.dynamics = nn.Parameter(near_identity)  # A
         self.reading = nn.Parameter(torch.randn(code_dim, latent_dim) / latent_dim**0.5)  # C
@@ -63,8 +61,7 @@ class KalmanVAE(nn.Module):
             initial = self.state(self.noises["z_1"].new_zeros(num_sequences, len(self.dynamics)), "z_1")
             z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
             a = pyro.sample("a", of_real_steps(self.emission(z), mask))
-            logits = self.decoder(a, a.new_ones(*a.shape[:-2], 1))
-            pyro.sample("x", bernoulli(logits, mask, 3), obs=real_frames(frames, mask))
+            pyro.sample("x", bernoulli(self.decoder(a), mask, 3), obs=real_frames(frames, mask))
 
     @in_full_precision
     def emission(self, z):

@@ -7,13 +7,28 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from seqdisent import overwrite_padding
+from seqdisent import MixtureOfExpertsConvDecoder, NormalHead, overwrite_padding
 
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from size to size, with ReLU between them."""
     layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
+
+
+def normal_mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers from size to size with ReLU between them; they end in a diagonal Normal of the last size."""
+    return nn.Sequential(mlp(*sizes[:-1]), nn.ReLU(), NormalHead(sizes[-2], sizes[-1]))
+
+
+class ConvDecoder(MixtureOfExpertsConvDecoder):
+    """One decoder for all sequences: a bank of one."""
+
+    def __init__(self, latent_dim: int, frame_shape: tuple[int, int, int], channels: tuple[int, ...] | None) -> None:
+        super().__init__(latent_dim, 1, out_channels=frame_shape[0], image_size=frame_shape[1], channels=channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z, z.new_ones(*z.shape[:-2], 1))
 
 
 def lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:

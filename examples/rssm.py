@@ -16,13 +16,13 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import bernoulli, lengths, mlp, previous, real_frames
+from parts import ConvDecoder, bernoulli, lengths, normal_mlp, previous, real_frames
 from run_folder import Example, Plan, main, plan_from
 from torch import nn
 from torch.distributions import kl_divergence
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, MixtureOfExpertsConvDecoder, NormalHead, RecurrentChain
+from seqdisent import ConvEncoder, RecurrentChain
 
 
 class RSSM(nn.Module):
@@ -33,17 +33,12 @@ class RSSM(nn.Module):
         decoder=None,
     ):  # fmt: skip
         super().__init__()
-        picture = {"image_size": frame_shape[1]}
-        self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **picture)
+        channels, image_size, _ = frame_shape
+        self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
         self.rnn = nn.GRU(latent_dim + action_dim, rnn_dim, batch_first=True)
-        self.prior = nn.Sequential(mlp(rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
-        self.posterior = nn.Sequential(
-            mlp(rnn_dim + feature_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
-        )
-        # one decoder for all: a bank of one
-        self.decoder = MixtureOfExpertsConvDecoder(
-            latent_dim + rnn_dim, 1, out_channels=frame_shape[0], channels=decoder, **picture
-        )
+        self.prior = normal_mlp(rnn_dim, hidden_dim, latent_dim)
+        self.posterior = normal_mlp(rnn_dim + feature_dim, hidden_dim, latent_dim)
+        self.decoder = ConvDecoder(latent_dim + rnn_dim, frame_shape, decoder)
         self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, actions=None):
@@ -52,8 +47,7 @@ class RSSM(nn.Module):
         with pyro.plate("sequences", num_sequences):
             chain = self.chain(self.prior, num_sequences, num_steps, actions, mask)
             z = pyro.sample("z", chain)
-            latents = torch.cat([z, chain.states(z)], -1)
-            logits = self.decoder(latents, latents.new_ones(*latents.shape[:-2], 1))
+            logits = self.decoder(torch.cat([z, chain.states(z)], -1))
             pyro.sample("x", bernoulli(logits, mask, 3), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None, *, actions=None):

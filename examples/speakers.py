@@ -51,7 +51,7 @@ class Speakers(nn.Module):
             step = self.transition if ordered else lambda z_prev: standard_normal(z_prev, *z_prev.shape)
             z = pyro.sample("z", MarkovChain(initial, step, num_steps, mask=mask))
             windows = self.decoder(z, torch.softmax(s / self.temperature, -1)).sigmoid()
-            scale = nn.functional.softplus(self.noise) + 1e-2
+            scale = nn.functional.softplus(self.noise) + 0.03
             window = dist.Normal(windows, scale, validate_args=False).to_event(1)
             pyro.sample("x", of_real_steps(window, mask), obs=real_frames(frames, mask))
 

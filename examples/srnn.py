@@ -15,11 +15,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from chorales import CHORALES
-from parts import bernoulli, fed_back, lengths, mlp, previous, real_frames
+from parts import bernoulli, fed_back, lengths, mlp, normal_mlp, previous, real_frames
 from run_folder import Example, Plan, main, plan_from, single_stage
 from torch import nn
 
-from seqdisent import MarkovChain, NormalHead, RecurrentChain, read_backward
+from seqdisent import MarkovChain, RecurrentChain, read_backward
 
 
 class SRNN(nn.Module):
@@ -30,10 +30,8 @@ class SRNN(nn.Module):
         self.latent_dim, self.rnn_dim = latent_dim, rnn_dim
         self.forward_rnn = nn.GRU(num_keys, rnn_dim, batch_first=True)
         self.backward_rnn = nn.GRU(rnn_dim + num_keys, rnn_dim, batch_first=True)
-        self.prior = nn.Sequential(mlp(latent_dim + rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
-        self.correction = nn.Sequential(
-            mlp(latent_dim + rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
-        )
+        self.prior = normal_mlp(latent_dim + rnn_dim, hidden_dim, latent_dim)
+        self.correction = normal_mlp(latent_dim + rnn_dim, hidden_dim, latent_dim)
         self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
         self.z_before, self.initial_state = nn.Parameter(torch.zeros(latent_dim)), nn.Parameter(torch.zeros(rnn_dim))
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import pyro
 import torch
 from chorales import CHORALES
-from parts import bernoulli, fed_back, lengths, mlp, previous, real_frames
+from parts import bernoulli, fed_back, lengths, mlp, normal_mlp, previous, real_frames
 from run_folder import Example, Plan, main, plan_from, single_stage
 from torch import nn
 
-from seqdisent import NormalHead, RecurrentChain
+from seqdisent import RecurrentChain
 
 
 class VRNN(nn.Module):
@@ -28,10 +28,8 @@ class VRNN(nn.Module):
         super().__init__()
         self.read = nn.Sequential(mlp(num_keys, hidden_dim), nn.ReLU())
         self.rnn = nn.GRU(latent_dim + hidden_dim, rnn_dim, batch_first=True)
-        self.prior = nn.Sequential(mlp(rnn_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim))
-        self.posterior = nn.Sequential(
-            mlp(rnn_dim + hidden_dim, hidden_dim), nn.ReLU(), NormalHead(hidden_dim, latent_dim)
-        )
+        self.prior = normal_mlp(rnn_dim, hidden_dim, latent_dim)
+        self.posterior = normal_mlp(rnn_dim + hidden_dim, hidden_dim, latent_dim)
         self.emission = mlp(latent_dim + rnn_dim, hidden_dim, num_keys)
         self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
 
