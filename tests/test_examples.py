@@ -327,8 +327,8 @@ def test_balanced_bound_has_the_ledgers_value_and_other_gradients():
 
 
 def test_voices_swap_as_the_renderer_says():
-    speakers = importlib.import_module("speakers")
-    clips = speakers.signals(48, 12, seed=1)
+    signals = importlib.import_module("signals").signals
+    clips = signals(48, 12, seed=1)
     rows = torch.arange(48)
     torch.testing.assert_close(clips.true_swap(rows, rows), clips.frames, rtol=0, atol=0)
     swapped = clips.true_swap([0, 1], [1, 0]).float() - 127.5
@@ -336,7 +336,7 @@ def test_voices_swap_as_the_renderer_says():
     loudness = [clip.float().sub(127.5).square().sum(-1) for clip in clips.frames[:2]]
     assert torch.corrcoef(torch.stack([swapped[0].square().sum(-1), loudness[1]]))[0, 1] > 0.95
     assert clips.labels["speed"].tolist() == [0] * 12 + [1] * 12 + [0] * 12 + [1] * 12
-    assert (speakers.signals(48, 12, seed=2).frames != clips.frames).any()
+    assert (signals(48, 12, seed=2).frames != clips.frames).any()
 
 
 def run(name, *arguments):
