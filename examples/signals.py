@@ -19,7 +19,7 @@ from videos import VIDEOS, Data, every_identity_in_every_motion
 from seqdisent import reconstruct, swap
 from seqdisent.datasets import Clips
 
-HARMONICS, WINDOW, STEPS = 6, 96, 20
+HARMONICS, WINDOW, STEPS = 4, 96, 20
 
 
 class Renderer:
@@ -43,10 +43,12 @@ class Renderer:
 def signals(num_clips: int, num_voices: int, *, seed: int) -> Clips:
     """Clips of random voices, each saying several things."""
     generator = torch.Generator().manual_seed(seed)
-    voices = torch.rand(num_voices, HARMONICS, generator=generator) ** 3
-    voices = voices / voices.sum(1, keepdim=True)
+    # all equally loud, and none without its fundamental: else neither loudness nor octave would have one meaning
+    voices = torch.rand(num_voices, HARMONICS, generator=generator)
+    voices[:, 0] = 1.0
+    voices = voices / (2 * voices.norm(dim=1, keepdim=True))
     who, fast = torch.arange(num_clips) % num_voices, torch.arange(num_clips) // num_voices % 2
-    low, high = torch.tensor([1.2, 0.1, 0.25, 0.0]), torch.tensor([2.4, 0.35, 0.35, 2 * math.pi])
+    low, high = torch.tensor([0.8, 0.1, 0.25, 0.0]), torch.tensor([1.4, 0.35, 0.35, 2 * math.pi])
     contour = low + (high - low) * torch.rand(num_clips, 4, generator=generator)
     contour[:, 2] *= 1 + fast
     renderer = Renderer(voices[who], contour)

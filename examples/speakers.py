@@ -26,7 +26,7 @@ from seqdisent import GatedTransition, MarkovChain, MixtureOfExperts, NormalHead
 class Speakers(nn.Module):
     """p(s) p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | s, z_t): s blends the experts that turn z_t into a window."""
 
-    def __init__(self, frame_shape, num_experts=8, latent_dim=4, hidden_dim=128, temperature=0.1):
+    def __init__(self, frame_shape, num_experts=8, latent_dim=2, hidden_dim=128, temperature=1.0):
         super().__init__()
         (window,) = frame_shape
         self.num_experts, self.latent_dim, self.temperature = num_experts, latent_dim, temperature
@@ -79,7 +79,7 @@ PRESETS = {
     "cpu": {
         "signals": Plan(
             {}, num_steps=6000, learning_rate=2e-3, batch_size=24, warm_up=200, clip_norm=200.0, betas=(0.9, 0.99),
-            annealed={"z": (5.0, 3000), "s": (0.1, 2000)},
+            annealed={"z": (5.0, 3000), "s": (0.1, 1500)},
         )
     },
     "tiny": {
