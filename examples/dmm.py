@@ -1,6 +1,7 @@
 """A deep Markov model of polyphonic music (Krishnan, Shalit and Sontag, AAAI 2017), on Bach's chorales.
 
     python examples/dmm.py                        train, then measure the three estimates of the likelihood
+    python examples/dmm.py --preset long          for twice as long
     python examples/dmm.py --flow                 with an inverse autoregressive flow in the guide
     python examples/dmm.py likelihood RUN --num-particles 1000
 
@@ -8,6 +9,8 @@ Chords x_t are 88 keys, each pressed or not. The command line is in `run_folder.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -51,13 +54,13 @@ class DMM(nn.Module):
         return dist.TransformedDistribution(normal, list(self.flows)) if self.flows else normal
 
 
+CPU = Plan(
+    {}, num_steps=12_000, learning_rate=2e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 4000)}, warm_up=100,
+    betas=(0.9, 0.99), weight_decay=1.5e-3, clip_norm=10.0,
+)  # fmt: skip
 PRESETS = {
-    "cpu": {
-        "jsb": Plan(
-            {}, num_steps=12_000, learning_rate=2e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 4000)},
-            warm_up=100, betas=(0.9, 0.99), weight_decay=1.5e-3, clip_norm=10.0,
-        )
-    },
+    "cpu": {"jsb": CPU},
+    "long": {"jsb": replace(CPU, num_steps=24_000)},
     "tiny": {
         "jsb": Plan(
             {"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5},
