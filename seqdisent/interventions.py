@@ -78,7 +78,8 @@ def reconstruct(
     """Encode and decode: return {emission site: its distribution given the inferred latents}.
 
     Args:
-        model: a Pyro model.
+        model: a Pyro model. One whose steps read the frames before them (a VRNN) has an argument `history` and gets
+            ``(frames, mask)`` there.
         guide: its guide.
         *args: frames, and a mask where they are ragged.
         sample: draw the latents, or use their means.
@@ -208,7 +209,8 @@ def forecast(
     """Continue sequences by `num_steps` steps of the model's prior.
 
     Args:
-        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say).
+        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say). It gets `history` as
+            in :func:`reconstruct`; what it reads beyond the given frames it makes itself.
         guide: its guide.
         *args: one frame or more, (B, T, ...), and a mask where they are ragged: a shorter sequence is continued from
             its own last frame.
