@@ -69,8 +69,8 @@ def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: in
 
 
 def measure(example: Example, network: nn.Module, data: Data, *, seed: int, num_particles: int = PARTICLES) -> dict:
-    """Measure on pieces that training never saw."""
-    pieces = {"valid": data.valid, "test": data.held_out}
+    """Measure on pieces that training never saw, and on those it did, to tell how much it has learnt by heart."""
+    pieces = {"train": data.train, "valid": data.valid, "test": data.held_out}
     return {name: likelihood(network, of, num_particles=num_particles, seed=seed) for name, of in pieces.items()}
 
 

@@ -377,7 +377,7 @@ def test_command_line_of_models_of_chorales(tmp_path, data_root, name, arguments
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     estimates = {"bound per step", "mean of pieces' bounds", "importance-sampled"}
-    assert estimates <= metrics["test"].keys() == metrics["valid"].keys()
+    assert estimates <= metrics["test"].keys() == metrics["valid"].keys() == metrics["train"].keys()
     assert metrics["test"]["importance-sampled"] < metrics["test"]["bound per step"]
     assert (tmp_path / "run" / "rolls.png").stat().st_size > 0
     assert ("num_flows" in json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["sizes"]) == bool(
