@@ -773,6 +773,8 @@ def test_what_counts_as_a_chain():
     assert as_chain(normal(torch.zeros(3, 4, 2), 1.0, 1)) is None  # steps in the batch
     of_sequences = normal(torch.zeros(3, 4, 2), 1.0, 0).mask(torch.ones(3, 4, 2, dtype=torch.bool)).to_event(2)
     assert as_chain(of_sequences) is None  # a mask of coordinates
+    twice = normal(torch.zeros(3, 4, 2), 1.0).mask(torch.ones(4).bool()).mask(torch.ones(3, 1).bool()).to_event(1)
+    assert as_chain(twice) is None
     assert as_chain(dist.Laplace(torch.zeros(3, 4, 2), 1.0).to_event(2)) is None
     assert as_chain(dist.MultivariateNormal(torch.zeros(3, 4, 2), torch.eye(2)).to_event(1)) is None
 

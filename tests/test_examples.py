@@ -257,25 +257,34 @@ def test_interventions_need_no_code_of_the_models_own(built):
             torch.testing.assert_close(swapped, wanted)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "half", "within"),
+    [(torch.float64, False, 1e-6), (torch.float32, False, 1e-3), (torch.float32, True, 1e-3)],
+)
 @pytest.mark.parametrize("ragged", [False, True])
-def test_kalman_evidence_is_the_filters_whatever_z_was_drawn(ragged):
+def test_kalman_evidence_is_the_filters_whatever_z_was_drawn(ragged, dtype, half, within):
     kalman = importlib.import_module("kalman_vae")
-    network = kalman.KalmanVAE((3, 8, 8), latent_dim=4, code_dim=3, feature_dim=5, encoder=(4,), decoder=(4,)).double()
-    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
+    torch.manual_seed(0)
+    network = kalman.KalmanVAE((3, 8, 8), latent_dim=4, code_dim=3, feature_dim=5, encoder=(4,), decoder=(4,)).to(dtype)
+    frames = torch.rand(3, 5, 3, 8, 8, dtype=dtype)
     mask = MASK if ragged else None
-    torch.manual_seed(1)
-    terms = elbo_terms(network.model, network.guide, frames, mask, kl="monte-carlo")
-    torch.manual_seed(1)
-    a = infer(network.guide, frames, mask, sample=True)["a"]
-    log_q = a.distribution.log_prob(a.value)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        torch.manual_seed(1)
+        terms = elbo_terms(network.model, network.guide, frames, mask, kl="monte-carlo")
+        torch.manual_seed(1)
+        a = infer(network.guide, frames, mask, sample=True)["a"]
+        log_q = a.distribution.log_prob(a.value)
     found = log_q - terms.kl["a"] - terms.kl["z"]  # log p(a, z) - log q(z | a)
+    network.double()
     noise = {name: network.scale(name).square().diag() for name in network.noises}
     step, seen = (network.dynamics, torch.zeros(4).double(), noise["z"]), (
         network.reading, torch.zeros(3).double(), noise["a"]
     )  # fmt: skip
     for n, length in enumerate([5, 2, 4] if ragged else [5, 5, 5]):
-        wanted = kalman_log_evidence(torch.zeros(4).double(), noise["z_1"], [step] * length, seen, a.value[n, :length])
-        assert found[n].item() == pytest.approx(wanted.item(), abs=1e-6)
+        wanted = kalman_log_evidence(
+            torch.zeros(4).double(), noise["z_1"], [step] * length, seen, a.value[n, :length].double()
+        )
+        assert found[n].item() == pytest.approx(wanted.item(), abs=within)
 
 
 def test_actions_drive_the_state():
