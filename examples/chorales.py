@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from run_folder import EMISSION, Command, Example, Task, load_data, load_run, read_json, write_json
+from run_folder import EMISSION, Command, Example, Plan, Task, load_data, load_run, read_json, write_json
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -176,3 +176,11 @@ CHORALES = Task(
         )
     },
 )
+
+# The plan of the recurrent models, and what every model's tiny one has in common
+
+RECURRENT = Plan(
+    {}, num_steps=2500, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
+    warm_up=100, weight_decay=1e-3, clip_norm=10.0,
+)  # fmt: skip
+TINY = Plan({}, num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pyro
 import pyro.distributions as dist
 import torch
-from chorales import CHORALES
+from chorales import CHORALES, TINY
 from parts import bernoulli, lengths, mlp, real_frames
 from pyro.distributions.transforms import affine_autoregressive
 from run_folder import Example, Plan, main, plan_from, single_stage
@@ -72,14 +72,11 @@ CPU = Plan(
 )  # fmt: skip
 PRESETS = {
     "cpu": {"jsb": CPU},
-    "long": {"jsb": replace(CPU, num_steps=24_000)},
+    "long": {"jsb": replace(CPU, num_steps=24_000, weight_decay=1e-3)},
     "tiny": {
-        "jsb": Plan(
-            {"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5},
-            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2,
-        )
+        "jsb": replace(TINY, sizes={"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5}),
     },
-}  # fmt: skip
+}
 
 EXAMPLE = Example(
     __doc__,

@@ -11,12 +11,14 @@ model goes on by itself, it reads back the keys that are likelier pressed than n
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import torch
-from chorales import CHORALES
+from chorales import CHORALES, RECURRENT, TINY
 from parts import bernoulli, fed_back, lengths, mlp, normal_mlp, previous, real_frames
-from run_folder import Example, Plan, main, plan_from, single_stage
+from run_folder import Example, main, plan_from, single_stage
 from torch import nn
 
 from seqdisent import MarkovChain, RecurrentChain, read_backward
@@ -73,19 +75,9 @@ class SRNN(nn.Module):
 
 
 PRESETS = {
-    "cpu": {
-        "jsb": Plan(
-            {}, num_steps=2500, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
-            warm_up=100, weight_decay=1e-3, clip_norm=10.0,
-        )
-    },
-    "tiny": {
-        "jsb": Plan(
-            {"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6},
-            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2,
-        )
-    },
-}  # fmt: skip
+    "cpu": {"jsb": RECURRENT},
+    "tiny": {"jsb": replace(TINY, sizes={"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6})},
+}
 
 EXAMPLE = Example(
     __doc__,
