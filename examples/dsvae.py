@@ -2,6 +2,7 @@
 
     python examples/dsvae.py                      train with the factorised posterior, then measure swaps
     python examples/dsvae.py --full               with the full posterior, in which z reads f and all frames
+    python examples/dsvae.py --data pendulum      on pendula, which need no file
     python examples/dsvae.py evaluate RUN         judge, swaps, probes
 
 f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
@@ -85,7 +86,12 @@ PRESETS = {
             {"encoder": (16, 16, 32, 32), "decoder": (256, 128, 64, 32)},
             num_steps=3000, learning_rate=2e-3, batch_size=16, clip_length=8, warm_up=200, clip_norm=200.0,
             betas=(0.9, 0.99), annealed={"f": (0.1, 1000), "z": (5.0, 1500)},
-        )
+        ),
+        "pendulum": Plan(
+            {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
+            num_steps=1500, learning_rate=2e-3, batch_size=8, clip_length=16, warm_up=100, clip_norm=100.0,
+            betas=(0.9, 0.99), annealed={"f": (0.1, 500), "z": (5.0, 750)},
+        ),
     },
     "tiny": {
         "clips": Plan(
