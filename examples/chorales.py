@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from seqdisent import elbo_terms, forecast, generate, reconstruct
 from seqdisent.datasets import Clips, jsb_chorales
 
 SAMPLES = 20  # of the guide, over which a bound is averaged
+SPLITS = ("train", "valid", "test")
 PARTICLES = 20  # of an importance-sampled estimate, unless asked otherwise
 
 
@@ -117,10 +118,23 @@ def _log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def measure(example: Example, network: nn.Module, data: Data, *, seed: int, num_particles: int = PARTICLES) -> dict:
+def measure(
+    example: Example,
+    network: nn.Module,
+    data: Data,
+    *,
+    seed: int,
+    num_particles: int = PARTICLES,
+    splits: Sequence[str] = SPLITS,
+) -> dict:
     """Measure on pieces that training never saw, and on those it did, to tell how much it has learnt by heart."""
-    pieces = {"train": data.train, "valid": data.valid, "test": data.held_out}
-    return {name: likelihood(network, of, num_particles=num_particles, seed=seed) for name, of in pieces.items()}
+    pieces = dict(zip(SPLITS, data, strict=True))
+    return {name: likelihood(network, pieces[name], num_particles=num_particles, seed=seed) for name in splits}
+
+
+def _likelihood_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-particles", type=int, default=1000)
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["test"], help="of which pieces (default: test)")
 
 
 def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
@@ -128,9 +142,8 @@ def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
     if arguments.num_particles < 1:
         sys.exit(f"--num-particles: got {arguments.num_particles}, expected at least 1")
     network, config, _ = load_run(example, run)
-    measured = measure(
-        example, network, load_data(example, config), seed=config["seed"], num_particles=arguments.num_particles
-    )
+    particles = {"num_particles": arguments.num_particles, "splits": arguments.splits}
+    measured = measure(example, network, load_data(example, config), seed=config["seed"], **particles)
     write_json({**read_json(run / "metrics.json"), **measured}, run / "metrics.json")
     for name, figures in measured.items():
         print(name, *(f"{key}: {value:.4g}" for key, value in figures.items()), sep="\n  ")
@@ -171,7 +184,7 @@ CHORALES = Task(
     commands={
         "likelihood": Command(
             "estimate the likelihood of held-out pieces with more particles",
-            lambda parser: parser.add_argument("--num-particles", type=int, default=1000),
+            _likelihood_options,
             _likelihood,
         )
     },

@@ -416,3 +416,11 @@ def test_command_line_of_models_of_chorales(tmp_path, data_root, name, arguments
     assert ("num_flows" in json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["sizes"]) == bool(
         arguments
     )
+    if name != "dmm":
+        return
+    again = run(name, "likelihood", tmp_path / "run", "--num-particles", "30")
+    assert again.returncode == 0, again.stdout + again.stderr
+    more = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert more["test"]["particles"] == 30
+    assert more["test"]["particle filter"] < more["test"]["importance-sampled"]
+    assert more["valid"] == metrics["valid"]
