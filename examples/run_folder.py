@@ -17,11 +17,12 @@ import json
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from torch import nn
 from seqdisent import AnnealingSchedule
 from seqdisent.datasets import Clips
 from seqdisent.plotting import plot_ledger, plot_schedules
-from seqdisent.training import ELBOTraining, fit
+from seqdisent.training import AtomicCheckpointIO, CheckpointError, ELBOTraining, fit
 
 EMISSION = "x"  # the observed site in every example
 
@@ -117,10 +118,26 @@ def single_stage(
 
 def main(example: Example) -> None:
     arguments = _parse(example)
-    if arguments.command in example.task.commands:
-        example.task.commands[arguments.command].run(example, arguments)
-    else:
-        _train(example, arguments)
+    try:
+        if arguments.command in example.task.commands:
+            example.task.commands[arguments.command].run(example, arguments)
+        else:
+            _train(example, arguments)
+    except KeyboardInterrupt:
+        _leave(arguments, "stopped", 130)
+    except CheckpointError as error:
+        sys.exit(str(error))
+    except OSError as error:  # a full disk, say
+        _leave(arguments, str(error), 1)
+
+
+def _leave(arguments: argparse.Namespace, why: str, code: int) -> NoReturn:
+    """Exit with one line that says why, and how the run goes on if there is one."""
+    run = Path(arguments.run_dir)
+    how = f"{run}: {why}; go on with --run-dir {run} --resume" if arguments.command is None else why
+    if _is_main_process():
+        print(how if (run / "config.json").exists() else why, file=sys.stderr)
+    sys.exit(code)
 
 
 # Training
@@ -132,7 +149,8 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
     if config_path.exists():
         if not arguments.resume and _is_main_process():
             sys.exit(f"{run} holds a run; continue it with --resume, or choose another --run-dir")
-        config = read_json(config_path)
+        config = _read_config(example, run)
+        _check_options(example, arguments, config)
     elif arguments.resume:
         sys.exit(f"{run} holds no run to resume (there is no {config_path})")
     else:
@@ -160,18 +178,18 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
             )  # fmt: skip
             if not _is_main_process():
                 continue
-            _save(network.state_dict(), finished)
             write_json((time.perf_counter() - started) / 60, run / name / "minutes.json")
+            _save(network.state_dict(), finished)  # last: a stage that has it is not trained again
             started = time.perf_counter()
-        network.load_state_dict(torch.load(finished, weights_only=True))
+        _load_weights(network, finished)
     if not _is_main_process():
         return
     network.float().eval()
     metrics = example.task.measure(example, network, data, seed=config["seed"])
     # of a stage that was resumed, since then
     metrics["minutes"] = {name: read_json(run / name / "minutes.json") for name in trainings}
-    _save(network.state_dict(), run / "model.pt")
     write_json(metrics, run / "metrics.json")
+    _save(network.state_dict(), run / "model.pt")  # last: what has it is a finished run
     pictures = example.task.draw(example, network, data, run, seed=config["seed"])
     pictures += _draw_trainings(trainings, run)
     print(json.dumps(metrics, indent=2))
@@ -193,15 +211,15 @@ def _new_config(example: Example, arguments: argparse.Namespace) -> dict[str, An
 def _network(example: Example, frame_shape: tuple[int, ...], plan: Any) -> nn.Module:
     try:
         return example.network(frame_shape, plan.sizes)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         sys.exit(f"this preset does not fit frames of shape {frame_shape} (--preset, --image-size): {error}")
 
 
 def _plan_of(example: Example, config: Mapping[str, Any], run: Path) -> Any:
     try:
         return example.plan(config["plan"])
-    except TypeError as error:
-        sys.exit(f"{run / 'config.json'}: written by another version of this example ({error})")
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        sys.exit(f"{run / 'config.json'}: written by another version of this example, or by another one ({error})")
 
 
 def _draw_trainings(trainings: Mapping[str, ELBOTraining], run: Path) -> list[Path]:
@@ -225,14 +243,35 @@ def _is_main_process() -> bool:
 
 def load_run(example: Example, run: Path) -> tuple[nn.Module, dict[str, Any], tuple[int, ...]]:
     """Return a finished run's network, its config.json and the shape of its frames."""
-    config = read_json(run / "config.json")
+    config = _read_config(example, run)
     plan = _plan_of(example, config, run)
     finished = run / "model.pt"
     if not finished.exists():
         sys.exit(f"{run} is not finished (there is no {finished}); continue it with --run-dir {run} --resume")
     network = _network(example, tuple(config["frame_shape"]), plan)
-    network.load_state_dict(torch.load(finished, weights_only=True))
+    _load_weights(network, finished)
     return network.eval(), config, tuple(config["frame_shape"])
+
+
+def _read_config(example: Example, run: Path) -> dict[str, Any]:
+    config = read_json(run / "config.json")
+    wanted = {*example.task.options, "preset", "seed", "plan", "frame_shape"}
+    if not isinstance(config, dict) or (missing := sorted(wanted - set(config))):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(config, dict) else "is no list of settings"
+        sys.exit(f"{run / 'config.json'}: {lacks}; written by another version of this example, or by another one")
+    return config
+
+
+def _check_options(example: Example, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    """A resumed run keeps its settings: one that is asked for and is another would be passed over in silence."""
+    for name in (*example.task.options, "preset", "seed"):
+        asked = getattr(arguments, name)
+        if asked not in (arguments.defaults[name], config[name]):
+            option = "--" + name.replace("_", "-")
+            sys.exit(f"{option}: got {asked}, but this run was started with {config[name]}; choose another --run-dir")
+    for flag, (_, changes) in example.flags.items():
+        if getattr(arguments, flag) and not changes.items() <= config["plan"]["sizes"].items():
+            sys.exit(f"--{flag}: this run was started without it; choose another --run-dir")
 
 
 def load_data(example: Example, config: Mapping[str, Any], *, download: bool = False) -> Any:
@@ -245,7 +284,10 @@ def load_data(example: Example, config: Mapping[str, Any], *, download: bool = F
 def read_json(path: Path) -> Any:
     if not path.exists():
         sys.exit(f"{path} is missing: {path.parent} is not a run folder")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        sys.exit(f"{path}: cannot be read as JSON ({error})")
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -255,9 +297,18 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def _save(state: Any, path: Path) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} does not fit its checksum")
+        network.load_state_dict(torch.load(path, weights_only=True))
+    except Exception as error:  # what is damaged fails in any of many ways
+        reason = " ".join(str(error).split())[:200]
+        sys.exit(f"{path}: damaged, or the weights of another network ({reason}); without it, --resume makes it again")
 
 
 # The command line
@@ -279,7 +330,8 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
-    parser.set_defaults(command=None)
+    defaults = {name: parser.get_default(name) for name in (*example.task.options, "preset", "seed")}
+    parser.set_defaults(command=None, defaults=defaults)
     if not example.task.commands:
         return parser.parse_args()
     commands = parser.add_subparsers(dest="command", metavar="{" + ",".join(example.task.commands) + "}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -28,12 +31,44 @@ def check_scale(**scales: float) -> None:
             raise ValueError(f"{name}: got {scale!r}, expected a positive finite number")
 
 
+def check_weights(weights: Mapping[str, Any], num_sequences: int) -> None:
+    """Raise unless every weight of a term is a finite number, or a tensor of one or of `num_sequences` of them."""
+    for site, weight in weights.items():
+        if isinstance(weight, Tensor):
+            if weight.ndim > 1 or (weight.ndim == 1 and len(weight) != num_sequences):
+                raise ValueError(
+                    f"weights[{site!r}]: has shape {tuple(weight.shape)}, expected () or ({num_sequences},) by sequence"
+                )
+        elif not isinstance(weight, numbers.Real):
+            raise TypeError(f"weights[{site!r}]: got {type(weight).__name__}, expected a number, or a tensor of them")
+        elif not math.isfinite(weight):
+            raise ValueError(f"weights[{site!r}]: got {weight}, expected a finite number")
+
+
 def check_last_dim(name: str, tensor: Tensor, size: int, wanted: str, *, ndim: int = 1) -> None:
     """Raise ValueError unless `tensor` has at least `ndim` dimensions and its last one is `size`."""
     if tensor.ndim < ndim:
         raise ValueError(f"{name}: has shape {tuple(tensor.shape)}, expected at least {ndim} dimensions")
     if tensor.shape[-1] != size:
         raise ValueError(f"{name}: last dimension is {tensor.shape[-1]}, expected {wanted}={size}")
+
+
+def check_kind(name: str, tensor: Tensor, parameter: Tensor) -> None:
+    """Raise unless `tensor` is where `parameter` is, and of its dtype where autocast does not see to that.
+
+    Raises:
+        ValueError: another device.
+        TypeError: another dtype.
+
+    Example:
+        >>> check_kind("frames", torch.zeros(2, dtype=torch.float64), torch.nn.Linear(2, 1).weight)
+        Traceback (most recent call last):
+        TypeError: frames: has dtype torch.float64, expected torch.float32, that of the parameters
+    """
+    if tensor.device != parameter.device:
+        raise ValueError(f"{name}: is on {tensor.device}, expected {parameter.device}, where the parameters are")
+    if tensor.dtype != parameter.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise TypeError(f"{name}: has dtype {tensor.dtype}, expected {parameter.dtype}, that of the parameters")
 
 
 def check_batch_shapes(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:

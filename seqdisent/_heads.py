@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from seqdisent._checks import check_last_dim, check_positive, check_scale
+from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ class NormalHead(nn.Module):
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        ValueError: a size below 1, a scale that is not positive, features of another size.
+        ValueError: a size below 1, a scale that is not positive, features of another size or on another device.
+        TypeError: features of another dtype than the parameters.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -72,7 +73,8 @@ class NormalHead(nn.Module):
     def forward(self, features: Tensor) -> dist.Independent:
         """Return the Normal for features."""
         check_last_dim("features", features, self.loc.in_features, "in_features")
+        features = full_precision(features)
+        check_kind("features", features, self.loc.weight)
         with torch.autocast(features.device.type, enabled=False):
-            features = full_precision(features)
             scale = nn.functional.softplus(self.scale(features)) + self.min_scale
             return diagonal_normal(self.loc(features), scale)

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 
 
-def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int) -> Tensor:
+def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: torch.device | None = None) -> Tensor:
     """Return `mask` expanded to (*batch_shape, num_steps), or say what is wrong with it.
 
     Raises:
         TypeError: the mask is not bool.
-        ValueError: wrong shape, a hole (padding must be on the right), or a row without a real step.
+        ValueError: wrong shape, a hole (padding must be on the right), a row without a real step, or another device.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: has dtype {mask.dtype}, expected torch.bool (True where a step is real)")
     if mask.ndim < 1 or mask.shape[-1] != num_steps:
         raise ValueError(f"mask: has shape {tuple(mask.shape)}, expected (*B, T) with T={num_steps} steps")
+    if device is not None and mask.device != device:
+        raise ValueError(f"mask: is on {mask.device}, expected {device}, where the values are that it is the mask of")
     if not mask[..., 0].all():
         raise ValueError("mask: a row has no real first step; every sequence needs at least one, padding on the right")
     if (mask[..., 1:] & ~mask[..., :-1]).any():

@@ -48,6 +48,8 @@ def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites:
         raise ValueError(
             f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
         )
+    for name, site in observed.items():
+        check_observed(name, site)
     for name, site in guide_sites.items():
         if site["infer"].get("enumerate"):
             raise ValueError(
@@ -59,6 +61,30 @@ def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites:
                 f"guide: site {name!r} has no rsample ({type(site['fn']).__name__}), so the gradient of its parameters "
                 "would be silently wrong; expected a reparameterised distribution"
             )
+
+
+def check_observed(name: str, site: Site) -> None:
+    """Raise unless what is observed has a value for each coordinate of the event and each member of the plates.
+
+    An emission that does not change over time may have one step for all of them.
+    """
+    fn, value = site["fn"], site["value"]
+    if isinstance(fn, dist.Unit):  # pyro.factor observes nothing
+        return
+    batch_shape, event_shape = value.shape[: value.ndim - fn.event_dim], value.shape[value.ndim - fn.event_dim :]
+    first = 1 if fn.event_dim > 1 and fn.event_shape[0] == 1 else 0
+    if value.ndim < fn.event_dim or event_shape[first:] != fn.event_shape[first:]:
+        raise ValueError(
+            f"site {name!r}: what is observed has shape {tuple(value.shape)}, expected one that ends in the event's, "
+            f"{tuple(fn.event_shape)}"
+        )
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name != PARTICLES:
+            if len(batch_shape) < -frame.dim or batch_shape[frame.dim] != frame.size:
+                raise ValueError(
+                    f"site {name!r}: what is observed has batch shape {tuple(batch_shape)}, expected {frame.size} at "
+                    f"dimension {frame.dim}, that of the plate {frame.name!r}"
+                )
 
 
 def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:

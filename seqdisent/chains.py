@@ -17,6 +17,12 @@ class Conditionals(NamedTuple):
     Attributes:
         initial: distribution of the first step, batch \*B, event (D,).
         steps: distribution of each later step given the one before, batch (T - 1, \*S, \*B), event (D,); None if T = 1.
+
+    Example:
+        >>> initial = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> steps = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+        >>> Conditionals(initial, steps).log_prob_per_step(torch.zeros(5, 2))  # minus log(2 pi) each
+        tensor([-1.8379, -1.8379, -1.8379, -1.8379, -1.8379])
     """
 
     initial: Any
@@ -69,6 +75,14 @@ class Chain(Protocol):
     If it also has ``kept_conditionals(path)``, as :class:`~seqdisent.MarkovChain` has, the ledger asks there first. In
     the path that `conditionals` gets, padding repeats the first step, whatever was drawn there. A chain inside a plate
     also needs an ``expand`` that returns a chain: Pyro's own wraps it in something that is none.
+
+    Example:
+        >>> from seqdisent import MarkovChain
+        >>> start = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> isinstance(MarkovChain(start, lambda z_prev: dist.Normal(z_prev, 0.1).to_event(1), 5), Chain)
+        True
+        >>> isinstance(start, Chain)
+        False
     """
 
     @property
@@ -76,16 +90,23 @@ class Chain(Protocol):
         r"""Which steps are real, bool (\*B, T), or None if all are."""
 
     def conditionals(self, path: Tensor) -> Conditionals:
-        """Return every step's conditional distribution at `path`."""
+        r"""Return every step's conditional distribution at `path` (\*S, \*B, T, D)."""
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
-        """Return every step's log-density at `path`, in nats, 0 at padding."""
+        r"""Return every step's log-density (\*S, \*B, T) at `path` (\*S, \*B, T, D), in nats, 0 at padding."""
 
     def mean_path(self) -> Tensor:
-        """Return the path on which every step is its conditional's mean."""
+        r"""Return the path (\*B, T, D) on which every step is its conditional's mean."""
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        """Return `prefix` followed by `num_steps` further steps."""
+        r"""Return `prefix` (\*S, \*B, T', D) followed by `num_steps` further steps: (\*S, \*B, T' + num_steps, D).
+
+        Args:
+            prefix: at least one step.
+            num_steps: how many to add.
+            mask: (\*B, T') bool, which steps of the prefix are real; a shorter row goes on from its own last step.
+            sample: draw each step, or take its conditional's mean.
+        """
 
 
 class _FactorisedChain:

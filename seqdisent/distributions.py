@@ -206,7 +206,7 @@ class MarkovChain(TorchDistribution):
         return None if steps and later is None else Conditionals(initial, later)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
-        r"""Return the log-density (\*S, \*B, T) of each step given the one before, in nats; 0 at padding."""
+        r"""Return the log-density (\*S, \*B, T) of each step of `path` given the one before, in nats; 0 at padding."""
         path = self._check_path(path)
         log_prob = self._conditionals(path).log_prob_per_step(path)
         if self._step_mask is None:

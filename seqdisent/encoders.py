@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from seqdisent._checks import check_last_dim, check_positive, upsampling_channels
+from seqdisent._checks import check_kind, check_last_dim, check_positive, upsampling_channels
 from seqdisent._heads import NormalHead
 from seqdisent._masking import check_mask, overwrite_padding
 
@@ -46,8 +46,8 @@ class ConvEncoder(nn.Module):
 
     Raises:
         ValueError: a size that does not fit (what would is named), frames of another shape, or a `downsample` that
-            does not halve them.
-        TypeError: frames that are not floating point.
+            does not halve them, or frames on another device than the parameters.
+        TypeError: frames that are not floating point, or not of the parameters' dtype (outside autocast).
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -107,6 +107,7 @@ class ConvEncoder(nn.Module):
             )
         if not frames.is_floating_point():
             raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        check_kind("frames", frames, next(self.convolutions.parameters()))
         # channels last: the depthwise blur is several times faster on a CPU
         return frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
 
@@ -156,7 +157,8 @@ class StaticEncoder(nn.Module):
         - output: Normal, batch \*B, event (static_dim,)
 
     Raises:
-        ValueError: features of another size or of length 0, or a mask with a hole or an empty row.
+        TypeError: a mask that is not bool, or features that are not of the parameters' dtype.
+        ValueError: features of another size, of length 0 or on another device, or a mask with a hole or an empty row.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -186,10 +188,11 @@ class StaticEncoder(nn.Module):
         check_last_dim("features", features, self.feature_dim, "feature_dim", ndim=2)
         if features.shape[-2] == 0:
             raise ValueError("features: has length 0, expected at least one step")
+        check_kind("features", features, self.embedding.weight)
         if mask is None:
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
         else:
-            mask = check_mask(mask, features.shape[:-2], features.shape[-2])
+            mask = check_mask(mask, features.shape[:-2], features.shape[-2], features.device)
             embedded = F.leaky_relu(self.embedding(overwrite_padding(features, mask)))
             mean = overwrite_padding(embedded, mask).sum(-2) / mask.sum(-1, keepdim=True)
         posterior: dist.Independent = self.head(mean)
@@ -230,7 +233,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         - output: Normal, batch \*B, event (dynamics_dim,)
 
     Raises:
-        ValueError: embeddings of another size, a mask with a hole or a sequence of length 0.
+        TypeError: a mask that is not bool, or embeddings that are not of the parameters' dtype.
+        ValueError: embeddings of another size or on another device, a mask with a hole or a sequence of length 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -273,10 +277,11 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         batch_shape, num_steps = embeddings.shape[:-2], embeddings.shape[-2]
         if num_steps == 0:
             raise ValueError("embeddings: has length 0, expected at least one step")
+        check_kind("embeddings", embeddings, self.decoder_input)
         if mask is None:
             _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))
         else:
-            mask = check_mask(mask, batch_shape, num_steps)
+            mask = check_mask(mask, batch_shape, num_steps, embeddings.device)
             flat = overwrite_padding(embeddings, mask).reshape(-1, num_steps, self.input_dim)
             lengths = mask.sum(-1).reshape(-1).cpu()
             packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
@@ -289,6 +294,7 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         r"""Unroll dynamics (\*B, dynamics_dim) to the decoder's outputs (\*B, num_steps, hidden_dim)."""
         check_last_dim("dynamics", dynamics, self.dynamics_dim, "dynamics_dim")
         check_positive(num_steps=num_steps)
+        check_kind("dynamics", dynamics, self.decoder_input)
         batch_shape = dynamics.shape[:-1]
         flat = dynamics.reshape(-1, self.dynamics_dim)
         num_layers, hidden_dim = self.decoder.num_layers, self.decoder.hidden_size

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from seqdisent._checks import check_batch_shapes, check_last_dim, check_positive, upsampling_channels
+from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive, upsampling_channels
 from seqdisent._heads import full_precision
 
 
@@ -43,10 +43,10 @@ class MixtureOfExperts(nn.Module):
         - output: (\*B, ...), what an expert gives for one example.
 
     Raises:
-        TypeError: `expert` cannot be called or returns no module.
+        TypeError: `expert` cannot be called or returns no module; or inputs that are not of its parameters' dtype.
         ValueError: the expert cannot be blended: batch norm with running statistics, spectral norm or another
             parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, lazy modules, no
-            parameters, parameters that are not floating point; or inputs of the wrong shape.
+            parameters, parameters that are not floating point; or inputs of the wrong shape or on another device.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -77,6 +77,10 @@ class MixtureOfExperts(nn.Module):
         check_last_dim("weights", weights, self.num_experts, "num_experts")
         batch_shape = weights.shape[:-1]
         check_batch_shapes("weights", batch_shape, "x", x.shape[: len(batch_shape)])
+        parameter = next(self.expert.parameters())
+        check_kind("weights", weights, parameter)
+        if x.is_floating_point():  # an embedding reads integers
+            check_kind("x", x, parameter)
         flat_weights = weights.reshape(-1, self.num_experts)
         parameters = {name: _blend(bank, flat_weights) for name, bank in self.expert.named_parameters()}
 
@@ -120,7 +124,8 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         - output: (\*B, T, out_channels, image_size, image_size), logits (float32 under autocast)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape.
+        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape or on another device.
+        TypeError: inputs that are not of the bank's dtype (outside autocast).
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -175,6 +180,8 @@ class MixtureOfExpertsConvDecoder(nn.Module):
             raise ValueError("latents: has length 0, expected at least one step")
         batch_shape = latents.shape[:-2]
         check_batch_shapes("latents", batch_shape, "weights", weights.shape[:-1])
+        check_kind("latents", latents, self.kernels[0])
+        check_kind("weights", weights, self.kernels[0])
         flat_weights = weights.reshape(-1, self.num_experts)
         kernels = [_blend(bank, flat_weights) for bank in self.kernels]
         biases = [_blend(bank, flat_weights) for bank in self.biases]

@@ -58,7 +58,10 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         **inputs: further arguments of the guide.
 
     Returns:
-        {site: :class:`Inferred`}, in the guide's order.
+        {site: :class:`~seqdisent.interventions.Inferred`}, in the guide's order.
+
+    Raises:
+        ValueError: without `sample`, a site that has no mean (a flow); so do the other functions here.
 
     Example:
         >>> import pyro
@@ -86,7 +89,25 @@ def reconstruct(
         **inputs: further arguments of both.
 
     Returns:
-        The emission sites are those of the model that the guide does not have. A distribution's mean is the picture.
+        {emission site: its distribution}. The emission sites are those of the model that the guide does not have; a
+        distribution's mean is the picture, in the unit of the frames.
+
+    Raises:
+        TypeError: no frames, or a mask that is not bool.
+        ValueError: frames without a step, a mask with a hole, or a site of the guide that the model does not have.
+
+    Example:
+        >>> import pyro
+        >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        ...     with pyro.plate("sequences", num_sequences):
+        ...         level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        ...         x = dist.Normal(level.unsqueeze(-1).expand(-1, num_steps), 0.1).to_event(1)
+        ...         pyro.sample("x", x, obs=frames)
+        >>> def guide(frames, mask=None):
+        ...     with pyro.plate("sequences", len(frames)):
+        ...         pyro.sample("level", dist.Normal(frames.mean(-1), 0.1))
+        >>> reconstruct(model, guide, torch.tensor([[1.0, 2.0, 6.0]]))["x"].mean
+        tensor([[3., 3., 3.]])
     """
     frames, mask = _frames_and_mask("args", args)
     latents = _values(_run(guide, {}, sample, args, inputs))
@@ -126,7 +147,26 @@ def swap(
         {emission site: its distribution}
 
     Raises:
+        TypeError: source or donor is neither frames nor (frames, mask), or a mask is not bool.
         ValueError: a site that the guide does not have, one in both lists, none at all, or batches that differ.
+
+    Example:
+        Lines x_t = level + slope t; the source's level with the donor's slope.
+
+        >>> import pyro
+        >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        ...     with pyro.plate("sequences", num_sequences):
+        ...         level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        ...         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...         line = level[..., None] + slope[..., None] * torch.arange(num_steps)
+        ...         pyro.sample("x", dist.Normal(line, 0.1).to_event(1), obs=frames)
+        >>> def guide(frames, mask=None):
+        ...     with pyro.plate("sequences", len(frames)):
+        ...         pyro.sample("level", dist.Normal(frames[:, 0], 0.1))
+        ...         pyro.sample("slope", dist.Normal(frames[:, 1] - frames[:, 0], 0.1))
+        >>> source, donor = torch.tensor([[7.0, 7.0, 7.0]]), torch.tensor([[0.0, 2.0, 4.0]])
+        >>> swap(model, guide, source, donor, sites=["slope"])["x"].mean
+        tensor([[ 7.,  9., 11.]])
     """
     source_args, donor_args = _as_args("source", source), _as_args("donor", donor)
     frames, mask = _frames_and_mask("source", source_args)
@@ -153,11 +193,12 @@ def swap(
     if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
         return _emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
     length = donor_frames.shape[1]  # trajectories of the source are cut to it, or continued by the model
-    for name in set(latents) - set(sites):
+    followers = set(latents) - set(sites)
+    for name in followers:
         if as_chain(inferred[name]["fn"]) is not None:
             latents[name] = latents[name][..., :length, :]
-    source_mask = None if mask is None else mask[:, :length]
-    return _emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefix_mask=source_mask)
+    prefixes = {} if mask is None else dict.fromkeys(followers, mask[:, :length])
+    return _emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefixes)
 
 
 def generate(
@@ -187,6 +228,21 @@ def generate(
     Raises:
         ValueError: `given` or `emissions` names a site that the model does not have, or a value has another shape
             than its site.
+
+    Example:
+        A chain that doubles, from a given first step.
+
+        >>> import pyro
+        >>> from seqdisent import MarkovChain
+        >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        ...     with pyro.plate("sequences", num_sequences):
+        ...         start = dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1)
+        ...         double = lambda z_prev: dist.Normal(2 * z_prev, 0.1).to_event(1)
+        ...         z = pyro.sample("z", MarkovChain(start, double, num_steps))
+        ...         pyro.sample("x", dist.Normal(z.squeeze(-1), 0.1).to_event(1), obs=frames)
+        >>> given = {"z": torch.tensor([[[3.0]]])}
+        >>> generate(model, num_sequences=1, num_steps=4, given=given, sample=False)["x"].mean
+        tensor([[ 3.,  6., 12., 24.]])
     """
     check_positive(num_sequences=num_sequences, num_steps=num_steps)
     given = dict(given or {})
@@ -222,21 +278,46 @@ def forecast(
         {emission site: its distribution} over T + num_steps steps, those of the given frames first.
 
     Raises:
-        ValueError: no frame, or fewer than one step to add.
+        TypeError: no frames, or a mask that is not bool.
+        ValueError: frames without a step, fewer than one step to add, a mask with a hole, a site of the guide that the
+            model does not have, or inputs of the model that end too early.
+
+    Example:
+        The chain that doubles, continued from two frames.
+
+        >>> import pyro
+        >>> from seqdisent import MarkovChain
+        >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        ...     with pyro.plate("sequences", num_sequences):
+        ...         start = dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1)
+        ...         double = lambda z_prev: dist.Normal(2 * z_prev, 0.1).to_event(1)
+        ...         z = pyro.sample("z", MarkovChain(start, double, num_steps))
+        ...         pyro.sample("x", dist.Normal(z.squeeze(-1), 0.1).to_event(1), obs=frames)
+        >>> def guide(frames, mask=None):
+        ...     with pyro.plate("sequences", len(frames)):
+        ...         pyro.sample("z", dist.Normal(frames.unsqueeze(-1), 0.1).to_event(2))
+        >>> forecast(model, guide, torch.tensor([[1.0, 2.0]]), num_steps=2, sample=False)["x"].mean
+        tensor([[1., 2., 4., 8.]])
     """
     check_positive(num_steps=num_steps)
     frames, mask = _frames_and_mask("args", args)
     latents = _values(_run(guide, {}, sample, args, inputs))
     read = _with_history(model, inputs, frames, mask)
-    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefix_mask=mask)
+    prefixes = {} if mask is None else dict.fromkeys(latents, mask)
+    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefixes)
 
 
 class _Fill(Messenger):
-    """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means."""
+    """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means.
 
-    def __init__(self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefix_mask: Tensor | None) -> None:
+    `prefixes` are {trajectory: its real steps (B, T')}, of those whose rows may end before the others.
+    """
+
+    def __init__(
+        self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefixes: Mapping[str, Tensor] | None
+    ) -> None:
         super().__init__()
-        self.chosen, self.sample, self.fit, self.prefix_mask = chosen, sample, fit, prefix_mask
+        self.chosen, self.sample, self.fit, self.prefixes = chosen, sample, fit, prefixes or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
@@ -255,10 +336,16 @@ class _Fill(Messenger):
                 ) from error
 
     def _fitted(self, name: str, fn: TorchDistribution, value: Tensor) -> Tensor:
-        chain = as_chain(fn)
-        if chain is not None and value.ndim >= 2 and value.shape[-2] < fn.event_shape[0]:
+        chain, known = as_chain(fn), self.prefixes.get(name)
+        if chain is not None and value.ndim >= 2:
+            if known is not None and value.ndim > 3:  # other plates stand between the sequences' and time
+                known = known.reshape(len(known), *(1,) * (value.ndim - 3), -1)
             missing = fn.event_shape[0] - value.shape[-2]
-            value = chain.extend(value, missing, mask=self.prefix_mask, sample=self.sample)
+            if missing > 0:
+                value = chain.extend(value, missing, mask=known, sample=self.sample)
+            elif known is not None and not known.all():  # only some rows are too short
+                longer = chain.extend(value[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
+                value = torch.where(known.unsqueeze(-1), value, longer)
         try:
             fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
         except RuntimeError:
@@ -276,10 +363,10 @@ def _run(
     inputs: Mapping[str, Any],
     *,
     fit: bool = False,
-    prefix_mask: Tensor | None = None,
+    prefixes: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run a program and return its sample sites."""
-    with _Fill(chosen, sample, fit, prefix_mask):
+    with _Fill(chosen, sample, fit, prefixes):
         trace = poutine.trace(program).get_trace(*args, **inputs)
     return sample_sites(trace)
 
@@ -292,11 +379,11 @@ def _emit(
     mask: Tensor | None,
     sample: bool,
     inputs: Mapping[str, Any],
-    prefix_mask: Tensor | None = None,
+    prefixes: Mapping[str, Tensor] | None = None,
 ) -> dict[str, TorchDistribution]:
     """Run the model on given latents with nothing observed; return the sites that are not among them."""
     arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = _run(model, latents, sample, (), arguments, fit=True, prefix_mask=prefix_mask)
+    trace = _run(model, latents, sample, (), arguments, fit=True, prefixes=prefixes)
     if missing := sorted(set(latents) - set(trace)):
         raise ValueError(f"model: has no site {missing}, which the guide samples")
     return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-
-from seqdisent.schedules import AnnealingSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,14 +77,53 @@ def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4)
 
 
 def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
-    """Write a picture (C, H, W) in [0, 1] as PNG, every pixel `scale` pixels wide, and return its path."""
+    """Write a picture as PNG and return its path.
+
+    Args:
+        picture: pixels in [0, 1]; what lies outside is clipped.
+        path: where to write.
+        scale: how many pixels wide and high each pixel becomes.
+
+    Shape:
+        - picture: (C, H, W) with 1 or 3 colours
+
+    Raises:
+        ValueError: a picture of another shape.
+        ImportError: Pillow is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_png(torch.zeros(3, 8, 8), Path(folder) / "black.png", scale=4).name
+        'black.png'
+    """
     path = Path(path)
     _image(picture, scale).save(path)
     return path
 
 
 def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8.0, scale: int = 1) -> Path:
-    """Write pictures (T, C, H, W) in [0, 1] as an endless animated GIF and return its path."""
+    """Write pictures as an endless animated GIF and return its path.
+
+    Args:
+        pictures: pixels in [0, 1]; what lies outside is clipped.
+        path: where to write.
+        frames_per_second: how fast; the format counts in hundredths of a second.
+        scale: how many pixels wide and high each pixel becomes.
+
+    Shape:
+        - pictures: (T, C, H, W) with 1 or 3 colours
+
+    Raises:
+        ValueError: pictures of another shape.
+        ImportError: Pillow is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_gif(torch.rand(5, 1, 8, 8), Path(folder) / "noise.gif").name
+        'noise.gif'
+    """
     path = Path(path)
     first, *others = [_image(picture, scale) for picture in pictures]
     milliseconds = round(1000 / frames_per_second)
@@ -94,8 +131,25 @@ def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8
     return path
 
 
-def plot_schedules(schedules: Mapping[str, AnnealingSchedule], num_steps: int, path: str | Path) -> Path:
-    """Plot schedules over training, one small plot each (paper, Figures 9 and 10), and return the path."""
+def plot_schedules(schedules: Mapping[str, Callable[[float], float]], num_steps: int, path: str | Path) -> Path:
+    """Plot schedules over training, one small plot each (paper, Figures 9 and 10), and return the path.
+
+    Args:
+        schedules: {title: a schedule, or any function of the step}.
+        num_steps: steps of the training.
+        path: where to write; its suffix says the format.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from seqdisent import AnnealingSchedule
+        >>> schedules = {"weight of z": AnnealingSchedule.cosine(30.0, 1.0, 500)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_schedules(schedules, 1000, Path(folder) / "schedules.png").name
+        'schedules.png'
+    """
     steps = torch.linspace(0, num_steps, 200).tolist()
     figure, axes = _axes(len(schedules), width=3.2)
     for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
@@ -109,15 +163,27 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
 
     Args:
         logs: ``metrics.csv`` of each part of the run, oldest first; where two parts log a step, the later one counts.
-        path: where to write.
+        path: where to write; its suffix says the format.
 
     Raises:
         ValueError: no log holds a term.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Path(folder) / "metrics.csv"
+        ...     with log.open("w", newline="") as file:
+        ...         csv.writer(file).writerows([("step", "KL(z)"), (0, 9.0), (20, 4.0)])
+        ...     plot_ledger([log], Path(folder) / "ledger.png").name
+        'ledger.png'
     """
     terms: dict[str, dict[int, float]] = {}
     for log in logs:
         with Path(log).open(newline="") as file:
             for row in csv.DictReader(file):
+                if row.get("step") is None:  # the last row, where the disk was full
+                    continue
                 for name, value in row.items():
                     if value and (name.startswith(("KL(", "log_p(")) or name == "elbo"):
                         terms.setdefault(name, {})[int(row["step"])] = float(value)
@@ -136,7 +202,22 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
 
 
 def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
-    """Plot mean squared errors (T,) against the step, with a line where the given frames end; return the path."""
+    """Plot mean squared errors against the step, with a line where the given frames end; return the path.
+
+    Args:
+        errors: {what the line is called: (T,), mean squared errors of pixels in [0, 1]}.
+        path: where to write; its suffix says the format.
+        trained_on: how many frames were given; None for no line.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_error_over_time({"model": torch.rand(9)}, Path(folder) / "error.png", trained_on=4).name
+        'error.png'
+    """
     figure, (axis,) = _axes(1, width=5.0)
     for name, error in errors.items():
         axis.plot(range(1, len(error) + 1), error.tolist(), label=name)

@@ -122,7 +122,11 @@ class RecurrentChain(MarkovChain):
         )  # fmt: skip
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        r"""Continue a path, as :meth:`MarkovChain.extend` does; `context` must cover all steps too."""
+        r"""Continue a path, as :meth:`MarkovChain.extend` does; `context` must cover all steps too.
+
+        Raises:
+            ValueError: as there, or a context that ends too early.
+        """
         if self._context is not None and self._context.shape[-2] < prefix.shape[-2] + num_steps:
             raise ValueError(
                 f"num_steps: the chain has context for {self._context.shape[-2]} steps, expected "

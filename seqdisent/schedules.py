@@ -14,6 +14,10 @@ class AnnealingSchedule(ABC):
     A schedule has no state: ``schedule(step)`` depends on the step alone, so a resumed run continues exactly.
     Schedules are frozen, picklable, hashable and comparable, and are built by the class methods below.
 
+    Raises:
+        ValueError: from the class methods: a value that is not a finite number, or a number of steps that is not an
+            integer of at least 1.
+
     Example:
         >>> weight = AnnealingSchedule.linear(0.0, 1.0, num_steps=100)
         >>> [weight(step) for step in (0, 25, 100, 5000)]
@@ -44,7 +48,7 @@ class AnnealingSchedule(ABC):
 
     @staticmethod
     def constant(value: float, num_steps: int | None = None) -> AnnealingSchedule:
-        """Return `value` at every step; `num_steps` says for how long where :meth:`then` follows."""
+        """Stay at `value`; `num_steps` says for how long where :meth:`then` follows."""
         return _Linear(_finite("value", value), value, 0 if num_steps is None else _steps(num_steps))
 
     @staticmethod
@@ -54,12 +58,12 @@ class AnnealingSchedule(ABC):
 
     @staticmethod
     def cosine(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end` along half a cosine (flat at both ends), then stay."""
+        """Go from `start` to `end` along half a cosine, flat at both ends, over `num_steps` steps, then stay."""
         return _Cosine(_finite("start", start), _finite("end", end), _steps(num_steps))
 
     @staticmethod
     def geometric(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end`, both positive, by a constant factor a step, then stay."""
+        """Go from `start` to `end`, both positive, by a constant factor at each of `num_steps` steps, then stay."""
         for name, value in (("start", start), ("end", end)):
             if not _finite(name, value) > 0:
                 raise ValueError(f"{name}: got {value}, expected a positive number")
@@ -101,6 +105,11 @@ class AnnealingSchedule(ABC):
             cycle_steps: steps of one cycle.
             num_cycles: how many; then `end` stays. None: without end.
             ramp: the part of a cycle, in (0, 1], in which the value rises.
+
+        Example:
+            >>> schedule = AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=4)
+            >>> [schedule(step) for step in range(6)]
+            [0.0, 0.5, 1.0, 1.0, 0.0, 0.5]
         """
         if not 0 < ramp <= 1:
             raise ValueError(f"ramp: got {ramp}, expected a part of the cycle in (0, 1]")

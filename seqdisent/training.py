@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,19 +20,27 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from seqdisent._checks import check_positive
 from seqdisent.elbo import ELBOTerms, elbo_terms
-from seqdisent.schedules import AnnealingSchedule
 
 try:
     import lightning
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import Callback, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+    from seqdisent import _checkpoints
+    from seqdisent._checkpoints import CheckpointError as CheckpointError
 except ImportError as error:
     raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
 
 
 def step_seed(seed: int, stream: str, step: int, rank: int) -> int:
     """Return the seed of one step's batch or noise on one process, in [0, 2**63).
+
+    Args:
+        seed: of the run.
+        stream: what it is for; different names give unrelated seeds.
+        step: the training step.
+        rank: the process, 0 for the first.
 
     Example:
         >>> step_seed(0, "noise", 3, 0) == step_seed(0, "noise", 3, 0) != step_seed(0, "batch", 3, 0)
@@ -44,7 +51,19 @@ def step_seed(seed: int, stream: str, step: int, rank: int) -> int:
 
 
 def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
-    """Return what model and guide take from a :class:`~seqdisent.datasets.Batch`; the mask only if there is padding."""
+    """Return what model and guide take from a batch of clips; the mask only if there is padding.
+
+    Args:
+        batch: a :class:`~seqdisent.datasets.Batch`, or what has its `frames` and `mask`.
+
+    Returns:
+        ``(frames,)`` or ``(frames, mask)``.
+
+    Example:
+        >>> from seqdisent.datasets import pendulum
+        >>> [part.shape for part in frames_and_mask(pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1]))]
+        [torch.Size([2, 4, 3, 8, 8])]
+    """
     return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
 
 
@@ -57,9 +76,9 @@ class ELBOTraining(lightning.LightningModule):
         guide: its guide.
         draw: a function of a ``torch.Generator`` that returns the next batch.
         num_steps: optimisation steps in all.
-        learning_rate: of Adam, at every step.
-        weights: {site: weight of its term at every step}; a site that is not named counts 1.
-        inputs: {name: value at every step} of scheduled arguments of model and guide (a temperature).
+        learning_rate: of Adam; a schedule, as of :class:`~seqdisent.AnnealingSchedule`, or any function of the step.
+        weights: {site: schedule of the weight of its term}; a site that is not named counts 1.
+        inputs: {name: schedule of an argument of model and guide}, such as a temperature.
         arguments: what model and guide take from a batch.
         terms_per_step: the loss is minus the bound, summed over the batch and divided by this fixed number (frames in a
             batch, say), at optimisation only; the ledger that is logged is not divided by it.
@@ -72,6 +91,7 @@ class ELBOTraining(lightning.LightningModule):
         seed: of batches and noise.
 
     Raises:
+        ValueError: `num_steps` below 1.
         FloatingPointError: in training, as soon as a term is not finite; it names the term, the sequence and the step.
 
     Example:
@@ -86,9 +106,9 @@ class ELBOTraining(lightning.LightningModule):
         draw: Callable[[torch.Generator], Any],
         *,
         num_steps: int,
-        learning_rate: AnnealingSchedule,
-        weights: Mapping[str, AnnealingSchedule] | None = None,
-        inputs: Mapping[str, AnnealingSchedule] | None = None,
+        learning_rate: Callable[[int], float],
+        weights: Mapping[str, Callable[[int], float]] | None = None,
+        inputs: Mapping[str, Callable[[int], float]] | None = None,
         arguments: Callable[[Any], tuple[Any, ...]] = frames_and_mask,
         terms_per_step: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -141,16 +161,35 @@ class ELBOTraining(lightning.LightningModule):
         self._log_ledger(terms, loss, weights, inputs)
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which parameters are trained."""
+        checkpoint["trained"] = self._trained()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, or of one of which other parameters are trained."""
+        path = self.trainer.ckpt_path or "checkpoint"
+        _checkpoints.check_is_of_this_network(path, checkpoint["state_dict"], self.state_dict())
+        _checkpoints.check_trains_the_same(path, checkpoint.get("trained", self._trained()), self._trained())
+
+    def _trained(self) -> list[str]:
+        return [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+
     def _log_ledger(
         self, terms: ELBOTerms, loss: Tensor, weights: Mapping[str, float], inputs: Mapping[str, float]
     ) -> None:
         shown = {f"log_p({site})": term.detach().mean() for site, term in terms.log_likelihood.items()}
         shown |= {f"KL({site})": term.detach().mean() for site, term in terms.kl.items()}
-        self.log_dict(shown, prog_bar=True)
         written: dict[str, Any] = {"loss": loss.detach(), "elbo": terms.elbo().detach().mean()}
         written |= {f"weight({site})": weight for site, weight in weights.items()}
         written |= {f"input({name})": value for name, value in inputs.items()}
-        self.log_dict({**written, "learning_rate": self.learning_rate(self.global_step)})
+        written["learning_rate"] = self.learning_rate(self.global_step)
+        self.log_dict(shown, prog_bar=True, logger=False)
+        self.log_dict(written, logger=False)  # for callbacks
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Lightning would write after the checkpoint: a run killed in between would lack this step
+            for logger in self.loggers:
+                logger.log_metrics({k: float(v) for k, v in {**shown, **written}.items()}, self.global_step)
+                logger.save()
 
 
 class _Batches(IterableDataset[Any]):
@@ -174,12 +213,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there, so that a killed run never leaves half a file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write the checkpoint."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        torch.save(checkpoint, unfinished)
-        os.replace(unfinished, path)
+        """Write the checkpoint; where that fails (a full disk), the one before stays, and OSError names the file."""
+        _checkpoints.write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the checkpoint, of plain tensors and numbers alone; CheckpointError names a file that is none."""
+        return _checkpoints.read(Path(path))
 
 
 def fit(
@@ -216,20 +255,48 @@ def fit(
     Raises:
         FloatingPointError: a term of the ledger is not finite.
         FileExistsError: `folder` holds a checkpoint and `resume` is False.
+        CheckpointError: (a ValueError) ``last.ckpt`` is damaged, no checkpoint, or of another network.
+        ValueError: `checkpoint_every` or `log_every` below 1.
+        OSError: a checkpoint or a log could not be written, on a full disk say; the checkpoint before is whole.
+        KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and ``last.ckpt`` written, and a resumed
+            run continues exactly there. Pressed again before that, training ends at once and the checkpoint is older.
+
+    Example:
+        >>> import tempfile
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from seqdisent import AnnealingSchedule
+        >>> network = nn.Linear(1, 1)
+        >>> def model(x):
+        ...     with pyro.plate("sequences", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("sequences", len(x)):
+        ...         pyro.sample("z", dist.Normal(network(x.unsqueeze(-1)).squeeze(-1), 0.7))
+        >>> training = ELBOTraining(
+        ...     network,
+        ...     model,
+        ...     guide,
+        ...     draw=lambda generator: torch.randn(8, generator=generator),
+        ...     arguments=lambda batch: (batch,),
+        ...     num_steps=3,
+        ...     learning_rate=AnnealingSchedule.constant(0.1),
+        ...     weights={"z": AnnealingSchedule.linear(0.1, 1.0, 3)},
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fit(training, folder, checkpoint_every=3, progress_bar=False, accelerator="cpu")
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['last.ckpt', 'logs', 'tensorboard']
     """
     folder = Path(folder)
     last = folder / "last.ckpt"
     if last.exists() and not resume:
         raise FileExistsError(f"folder: {last} exists; resume that run, or choose another folder")
-    checkpoints = ModelCheckpoint(
-        folder,
-        filename="last",
-        every_n_train_steps=checkpoint_every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    check_positive(checkpoint_every=checkpoint_every, log_every=log_every)
+    checkpoints = _checkpoints.RunCheckpoint(last, checkpoint_every)
     bar: list[Callback] = [TQDMProgressBar(refresh_rate=max(1, log_every // 2))] if progress_bar else []
-    with _quiet():
+    with _quiet(), _checkpoints.stopped_by_ctrl_c(checkpoints):
         trainer = lightning.Trainer(
             max_steps=training.num_steps,
             default_root_dir=folder,
@@ -246,8 +313,14 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
-    if trainer.interrupted:
+        try:
+            trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
+        except _checkpoints.Stopped:
+            pass
+        except SystemExit:  # what Lightning makes of a second Ctrl-C
+            if not trainer.interrupted:
+                raise
+    if checkpoints.stop or trainer.interrupted:
         raise KeyboardInterrupt
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_last_dim, check_positive, check_scale
+from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale
 from seqdisent._heads import NormalHead, diagonal_normal, full_precision
 from seqdisent._masking import check_mask, overwrite_padding
 
@@ -39,7 +39,7 @@ def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: 
 class GatedTransition(nn.Module):
     r"""The gated transition of a deep Markov model, p(z_t | z_{t-1}, context).
 
-    With :math:`u = \{z_{t-1}, c\}` (paper, section 3.1, "Transition Network"):
+    With :math:`u = \{z_{t-1}, c\}` (paper, equation 6):
 
     .. math::
         g &= \mathrm{sigmoid}(f_2(\mathrm{ReLU}(f_1(u)))), \qquad h = f_4(\mathrm{ReLU}(f_3(u))) \\
@@ -61,7 +61,9 @@ class GatedTransition(nn.Module):
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        ValueError: inputs of another size, or a context where none was declared (or none where one was).
+        ValueError: inputs of another size or on another device, or a context where none was declared (or none where
+            one was).
+        TypeError: z_prev of another dtype than the parameters.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -94,6 +96,7 @@ class GatedTransition(nn.Module):
 
     def forward(self, z_prev: Tensor, context: Tensor | None = None) -> dist.Independent:
         """Return p(z_t | z_prev, context)."""
+        check_kind("z_prev", z_prev, self.linear.weight)
         u = _join(z_prev, context, self.latent_dim, self.context_dim)
         g, h = self.gate(u), self.proposal(u)
         with torch.autocast(u.device.type, enabled=False):
@@ -133,7 +136,8 @@ class Combiner(nn.Module):
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        ValueError: inputs of another size, or no context.
+        TypeError: inputs of another dtype than the parameters, or a mask, given to `project`, that is not bool.
+        ValueError: inputs of another size or on another device, or no context.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -169,9 +173,11 @@ class Combiner(nn.Module):
             The same shape with hidden_dim at its end.
 
         Raises:
-            ValueError: contexts of another size, or a mask with a hole.
+            TypeError: contexts of another dtype than the parameters, or a mask that is not bool.
+            ValueError: contexts of another size or on another device, or a mask with a hole.
         """
         check_last_dim("context", context, self.context_dim, "context_dim")
+        check_kind("context", context, self.context.weight)
         if mask is not None:
             context = overwrite_padding(context, check_mask(mask, context.shape[:-2], context.shape[-2]))
         projected: Tensor = self.context(context)
@@ -186,9 +192,11 @@ class Combiner(nn.Module):
                 projected cannot be told from one that was.
 
         Raises:
-            ValueError: inputs of another size.
+            TypeError: z_prev of another dtype than the parameters.
+            ValueError: inputs of another size, or z_prev on another device.
         """
         check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
+        check_kind("z_prev", z_prev, self.previous.weight)
         projected = _expand(projected, z_prev, self.head.loc.in_features, "projected", "hidden_dim")
         posterior: dist.Independent = self.head(0.5 * (torch.tanh(self.previous(z_prev)) + projected))
         return posterior

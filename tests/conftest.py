@@ -15,6 +15,7 @@ import seqdisent
 
 settings.register_profile("ci", max_examples=15, derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", max_examples=30, deadline=None)
+settings.register_profile("mutation", max_examples=5, derandomize=True, deadline=None, database=None)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import gzip
 import hashlib
 import http.client
 import os
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished file is nobody's
 
 
 def cache_folder() -> Path:
@@ -119,8 +124,16 @@ def find_files(
 
 
 def write(path: Path, *content: bytes | memoryview) -> None:
-    """Writes a file, part after part, that other processes see whole or not at all."""
+    """Writes a file, part after part, that other processes see whole or not at all.
+
+    A process that is killed on the way leaves a hidden file of another name beside it, which nothing reads; the next
+    one that writes the same file removes those older than a day.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):  # another process may be as far
+            if left.stat().st_mtime < time.time() - _ABANDONED:
+                left.unlink()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -50,6 +50,14 @@ def load_clips(path: str | Path, *, image_size: int = 64) -> Clips:
             the array.
         TypeError: An array has the wrong dtype, such as frames that are not uint8.
         ImportError: Pillow is needed and missing.
+
+    Example:
+        >>> import tempfile
+        >>> frames, lengths, identity = np.zeros((3, 5, 8, 8, 3), np.uint8), np.array([5, 4, 5]), np.array([0, 0, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/clips.npz", frames=frames, lengths=lengths, identity=identity)
+        ...     load_clips(f"{folder}/clips.npz", image_size=8)
+        Clips(3 clips of 4 to 5 frames, 3x8x8, 2 identities)
     """
     check_count("image_size", image_size)
     path = Path(path)
@@ -84,6 +92,13 @@ def load_frames(path: str | Path, *, image_size: int = 64, channels: int | None 
         ValueError: As `load_clips`; or `channels` is neither 1 nor 3.
         TypeError: Frames that are not uint8.
         ImportError: Pillow is needed and missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/clip.npy", np.zeros((5, 16, 16), np.uint8))
+        ...     load_frames(f"{folder}/clip.npy", image_size=16, channels=3).shape
+        torch.Size([5, 3, 16, 16])
     """
     check_count("image_size", image_size)
     if channels not in (None, 1, 3):

@@ -32,6 +32,17 @@ class MovingMNISTRenderer:
     Shape:
         - digits: (N, D, 28, 28), uint8
         - start, velocity: (N, D, 2), float64; x before y
+
+    Example:
+        A white square that goes to the right from the upper left corner, by an eighth of the way a frame.
+
+        >>> square = torch.full((1, 1, 28, 28), 255, dtype=torch.uint8)
+        >>> start, velocity = torch.zeros(1, 1, 2).double(), torch.tensor([[[0.125, 0.0]]]).double()
+        >>> renderer = MovingMNISTRenderer(square, start, velocity, num_steps=16, image_size=36)
+        >>> renderer.corner(torch.tensor([0]), 4)[0, :, 0].tolist()
+        [[0, 0], [1, 0], [2, 0], [3, 0]]
+        >>> renderer(torch.tensor([0]), torch.tensor([0])).shape
+        torch.Size([1, 16, 1, 36, 36])
     """
 
     def __init__(self, digits: Tensor, start: Tensor, velocity: Tensor, *, num_steps: int, image_size: int) -> None:

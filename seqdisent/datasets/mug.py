@@ -54,6 +54,17 @@ def mug(path: str | Path, *, labels: str | Path | None = None, image_size: int =
         TypeError: Sequences that are not uint8, labels that are not whole numbers.
         ImportError: Pillow is needed and missing.
 
+    Example:
+        Two sequences of two identities, one of seven frames and one of four, of which every second is kept.
+
+        >>> import tempfile
+        >>> frames = np.zeros((7, 8, 8, 3), np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/sequences.npz", frames, frames[:4])
+        ...     np.savez(f"{folder}/labels.npz", np.array([[0, 1], [1, 7]]))
+        ...     mug(f"{folder}/sequences.npz", image_size=8)
+        Clips(2 clips of 2 to 4 frames, 3x8x8, 2 identities)
+
     References:
         Aifanti, Papachristou, Delopoulos. The MUG facial expression database, WIAMIS 2010 (mug.ee.auth.gr/fed gives the
         licence). Vowels, Camgoz, Bowden. VDSM, CVPR 2021: its released code also crops 160 x 160 out of frames of

@@ -117,6 +117,14 @@ class PendulumRenderer:
     Shape:
         - colour: (N, 3)
         - amplitude, period, phase: (N,), float64
+
+    Example:
+        >>> amplitude, period, phase = (torch.tensor([x]).double() for x in (0.5, 4.0, 0.0))
+        >>> renderer = PendulumRenderer(torch.ones(1, 3), amplitude, period, phase, num_steps=4, image_size=16)
+        >>> (renderer.angle(torch.tensor([0])) + 0.0).round(decimals=3).tolist()
+        [[0.5, 0.0, -0.5, -0.0]]
+        >>> renderer(torch.tensor([0]), torch.tensor([0]), 9).shape
+        torch.Size([1, 9, 3, 16, 16])
     """
 
     def __init__(

@@ -99,7 +99,7 @@ class Judge(nn.Module):
         return dict(zip(self.num_classes, logits, strict=True))
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return what the heads read, (N, num_features)."""
+        """Return what the heads read, (N, num_features), of frames and a mask as :class:`Judge` takes them."""
         if frames.ndim != 5 or tuple(frames.shape[2:]) != self.frame_shape or 0 in frames.shape[:2]:
             raise ValueError(
                 f"frames: has shape {tuple(frames.shape)}, expected (N, T, {', '.join(map(str, self.frame_shape))})"
@@ -135,7 +135,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
-        """Read a judge that :meth:`save` wrote; it is frozen, and on the CPU."""
+        """Read the judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU."""
         contents = torch.load(path, map_location="cpu", weights_only=True)
         with kept_random_state():
             judge = cls(contents["num_classes"], **contents["options"])
