@@ -1,5 +1,7 @@
-"""The programs that the documentation shows: they run as they stand."""
+"""The programs that the documentation shows run as they stand; its pages and their links are what they say they are."""
 
+import ast
+import importlib.util
 import re
 import warnings
 from pathlib import Path
@@ -8,22 +10,130 @@ import pytest
 import torch
 
 from seqdisent import elbo_terms
+from seqdisent.chains import Chain
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your_own_model.md"])
-def test_the_pages_python_runs_from_top_to_bottom(page, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", read(page), re.DOTALL | re.MULTILINE)
+
+
+def run_page(page):
+    """Run a page's python, from top to bottom, and return the names that it defines."""
+    blocks = python_blocks(page)
     assert blocks
+    names = {"__name__": page}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        names = {"__name__": page}
         exec(compile("\n".join(blocks), page, "exec"), names)
-    if page == "docs/your_own_model.md":
-        said = capsys.readouterr().out
-        assert "torch.Size([4]) torch.Size([4]) torch.Size([4, 12])" in said
-        assert "torch.Size([4, 12, 8]) torch.Size([2, 30, 8]) torch.Size([4, 17, 8])" in said
-        for model in (names["StateSpace"](), names["Recurrent"]()):  # in any precision
-            terms = elbo_terms(model.double().model, model.guide, names["frames"].double(), names["mask"])
-            assert terms.elbo().dtype == torch.float64
+    return names
+
+
+def test_the_readme_runs():
+    names = run_page("README.md")
+    assert names["future"].shape == (4, 25, 8)
+    assert names["swapped"].shape == (2, 6, 3, 64, 64)
+
+
+def test_the_readme_begins_with_ten_lines():
+    first = python_blocks("README.md")[0]
+    statements = [node for node in ast.parse(first).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    lines = [line for line in "\n".join(map(ast.unparse, statements)).splitlines() if line]
+    assert len(lines) == 10
+    assert read("README.md").index(first) < read("README.md").index("## ")
+
+
+def test_a_model_of_ones_own_runs(capsys):
+    names = run_page("docs/your_own_model.md")
+    said = capsys.readouterr().out
+    assert "torch.Size([4]) torch.Size([4]) torch.Size([4, 12])" in said
+    assert "torch.Size([4, 12, 8]) torch.Size([2, 30, 8]) torch.Size([4, 17, 8])" in said
+    for model in (names["StateSpace"](), names["Recurrent"]()):  # in any precision
+        terms = elbo_terms(model.double().model, model.guide, names["frames"].double(), names["mask"])
+        assert terms.elbo().dtype == torch.float64
+
+
+def test_the_extension_points_run(capsys):
+    names = run_page("docs/extending.md")
+    assert "torch.Size([2, 6, 1, 8, 8])" in capsys.readouterr().out
+    assert isinstance(names["ours"], Chain)
+    assert isinstance(names["ours"].expand((3, 5)), Chain)
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 5, 7])[:, None]
+    ragged = names["Autoregression"](0.9, 7, 2, (5,), mask)
+    path = ragged.rsample()
+    assert not path[~mask].any()
+    continued = (chain.extend(path, 2, mask=mask, sample=False) for chain in (ragged, names["theirs"]))
+    torch.testing.assert_close(*continued)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    pages = {path.stem for path in DOCS.glob("*.md")}
+    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", read("docs/index.md"), re.DOTALL)[1].split())
+    assert pages - {"index"} == {name for name in listed if "/" not in name}
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = re.search(r'^version = "(.+)"$', read("pyproject.toml"), re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in read("CITATION.cff")
+    assert f"version = {{{version}}}" in read("docs/citing.md")
+
+
+@pytest.fixture(scope="module")
+def check_links():
+    spec = importlib.util.spec_from_file_location("check_links", DOCS / "check_links.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOOD = """
+<a href="https://example.org/a#b">elsewhere</a> <a href="#here">here</a> <h1 id="here">h</h1>
+<a href="sub/other.html#ti%20tle">there</a> <a href="sub/">a folder</a> <img src="sub/picture.png">
+<a href="api.html#x"><code class="xref py py-class">Known</code></a> <code class="xref py py-class">Module</code>
+"""
+
+
+def test_links_that_are_whole(check_links, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(GOOD)
+    (tmp_path / "api.html").write_text('<dt id="x"></dt>')
+    (tmp_path / "sub" / "index.html").write_text('<link href="../index.html"><a href="/api.html">api</a>')
+    (tmp_path / "sub" / "other.html").write_text('<p id="ti tle"></p>')
+    (tmp_path / "sub" / "picture.png").write_bytes(b"")
+    broken, external = check_links.broken_links(tmp_path)
+    assert broken == []
+    assert external == {"https://example.org/a#b": {"index.html"}}
+    assert check_links.main(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ('<a href="none.html">x</a>', "none.html is not there"),
+        ('<a href="#none">x</a>', "#none has no such anchor"),
+        ('<a href="other.html#none">x</a>', "other.html#none has no such anchor"),
+        ('<img src="none.png">', "none.png is not there"),
+        ('<script src="_static/none.js"></script>', "_static/none.js is not there"),
+        ('<a href="../outside.html">x</a>', "../outside.html is not there"),
+        ('<code class="xref py py-func"><span>Unknown</span></code>', "no link came of the reference to Unknown"),
+    ],
+)
+def test_links_that_are_broken(check_links, tmp_path, page, said):
+    (tmp_path / "outside.html").write_text("")
+    folder = tmp_path / "built"
+    folder.mkdir()
+    (folder / "index.html").write_text(page)
+    (folder / "other.html").write_text("")
+    broken, _ = check_links.broken_links(folder)
+    assert broken == [f"index.html: {said}"]
+    assert check_links.main(folder) == 1
+
+
+def test_no_page_is_no_success(check_links, tmp_path):
+    assert check_links.main(tmp_path) == 1

@@ -1,0 +1,187 @@
+"""Every public function and class says what it takes, returns and raises, and shows itself at work."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+
+import pytest
+from torch import nn
+
+import seqdisent
+from seqdisent import chains, datasets, interventions, metrics, plotting, training
+
+WITHOUT_EXAMPLE = {
+    "seqdisent.datasets.batch.Batch": "Clips shows it",
+    "seqdisent.datasets.moving_mnist.moving_mnist": "needs MNIST's files",
+    "seqdisent.datasets.polyphonic.jsb_chorales": "needs the chorales' file",
+    "seqdisent.datasets.sprites.SpriteRenderer": "needs the sheets",
+    "seqdisent.datasets.sprites.sprites": "needs the sheets",
+    "seqdisent.interventions.Inferred": "infer shows it",
+    "seqdisent.metrics.consistency.ConsistencyScores": "AccuracyConsistency shows it",
+    "seqdisent.metrics.entropies.EntropyScores": "GenerationEntropies shows it",
+    "seqdisent.metrics.frechet.FrechetScore": "FrechetDistance shows it",
+    "seqdisent.metrics.probes.ProbeScores": "probe shows it",
+    "seqdisent.metrics.swaps.SwapScores": "SwapAccuracy shows it",
+    "seqdisent.training.AtomicCheckpointIO": "fit installs it",
+    "seqdisent.training.ELBOTraining": "fit shows it",
+}
+
+
+def defined_in(module):
+    """Return the public functions and classes of a module without `__all__`."""
+    return [thing for name, thing in vars(module).items() if name[0] != "_" and is_from(thing, module.__name__)]
+
+
+def is_from(thing, module_name):
+    return (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == module_name
+
+
+def public_methods(thing):
+    """Return the documented functions that a class brings; what it overrides says for itself what it takes."""
+    overridden = {name for base in thing.__mro__[1:] for name in vars(base)} - {"forward", "update", "compute"}
+    for name, value in vars(thing).items():
+        function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        if name[0] != "_" and inspect.isfunction(function) and name not in overridden:
+            yield function
+
+
+def full_name(thing):
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+PUBLIC = [
+    *(getattr(seqdisent, name) for name in seqdisent.__all__),
+    chains.Chain,
+    chains.Conditionals,
+    interventions.Inferred,
+    *defined_in(training),
+    *defined_in(plotting),
+    *(getattr(datasets, name) for name in datasets.__all__),
+    *(getattr(metrics, name) for name in metrics.__all__),
+]
+CLASSES = [thing for thing in PUBLIC if inspect.isclass(thing)]
+FUNCTIONS = [thing for thing in PUBLIC if inspect.isfunction(thing)]
+METHODS = [(thing, method) for thing in CLASSES for method in public_methods(thing)]
+BUILT_BY_USERS = [
+    thing
+    for thing in CLASSES
+    if is_from(vars(thing).get("__init__"), thing.__module__) and not getattr(thing, "_is_protocol", False)
+]
+WITH_FIELDS = [thing for thing in CLASSES if hasattr(thing, "_fields") or hasattr(thing, "__dataclass_fields__")]
+
+each_public = pytest.mark.parametrize("thing", PUBLIC, ids=full_name)
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=full_name)
+each_method = pytest.mark.parametrize(("owner", "method"), METHODS, ids=[full_name(method) for _, method in METHODS])
+
+
+def section(docstring, title):
+    """Return what is indented below `title:`."""
+    found = re.search(rf"^{title}:\n((?: +.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
+    return "" if found is None else textwrap.dedent(found[1])
+
+
+def explained(docstring, title):
+    return set(re.findall(r"^\*{0,2}(\w+):", section(docstring, title), re.MULTILINE))
+
+
+def parameters(function):
+    return {name for name in inspect.signature(function).parameters if name not in ("self", "cls") and name[0] != "_"}
+
+
+def check_args(docstring, wanted, title="Args"):
+    found = explained(docstring, title)
+    assert found == wanted, f"{title}: lacks {sorted(wanted - found)}, and explains {sorted(found - wanted)} in vain"
+
+
+@each_public
+def test_an_example_that_doctest_runs(thing):
+    methods = [method for owner, method in METHODS if owner is thing]
+    shown = any(">>> " in (example.__doc__ or "") for example in (thing, *methods))
+    listed = full_name(thing) in WITHOUT_EXAMPLE
+    assert shown or listed, "has no Example"
+    assert not (shown and listed), "has an Example: drop it from the list"
+
+
+def test_only_public_names_are_let_off():
+    assert set(WITHOUT_EXAMPLE) <= {full_name(thing) for thing in PUBLIC}
+
+
+@each_function
+def test_a_function_explains_its_parameters(function):
+    check_args(function.__doc__, parameters(function))
+
+
+@pytest.mark.parametrize("thing", BUILT_BY_USERS, ids=full_name)
+def test_a_class_explains_its_parameters(thing):
+    if thing in WITH_FIELDS:  # made for users, not by them
+        check_args(thing.__doc__, parameters(thing), "Attributes")
+    else:
+        check_args(thing.__doc__, parameters(thing.__init__))
+
+
+@pytest.mark.parametrize("thing", [t for t in WITH_FIELDS if hasattr(t, "_fields")], ids=full_name)
+def test_a_named_tuple_explains_its_fields(thing):
+    below_each = set(re.findall(r'^    (\w+): .+\n    r?"""', inspect.getsource(thing), re.MULTILINE))
+    assert explained(thing.__doc__, "Attributes") | below_each == set(thing._fields)
+
+
+@each_method
+def test_a_method_names_its_parameters(owner, method):
+    text = method.__doc__
+    if method.__name__ in ("forward", "update"):
+        text += section(owner.__doc__, "Shape")
+    missing = {name for name in parameters(method) if not re.search(rf"\b{name}\b", text)}
+    assert not missing
+    assert explained(text, "Args") in (set(), parameters(method))
+
+
+@pytest.mark.parametrize("thing", [thing for thing in CLASSES if "forward" in vars(thing)], ids=full_name)
+def test_a_module_says_the_shapes_of_what_goes_in_and_out(thing):
+    assert issubclass(thing, nn.Module)
+    shapes = re.findall(r"^- (.+?): ", section(thing.__doc__, "Shape"), re.MULTILINE)
+    assert {name for names in shapes for name in names.split(", ")} == {*parameters(thing.forward), "output"}
+
+
+@each_function
+def test_a_function_says_what_it_returns(function):
+    if inspect.signature(function).return_annotation != "None":
+        said = section(function.__doc__, "Returns") or re.search(
+            r"^- [Oo]utput:", section(function.__doc__, "Shape"), re.M
+        )
+        assert said or re.search(r"\breturn", function.__doc__.split("\n\n")[0], re.IGNORECASE)
+
+
+@each_function
+def test_a_function_names_what_it_raises(function):
+    assert raised(function) <= explained(function.__doc__, "Raises")
+
+
+@pytest.mark.parametrize("thing", CLASSES, ids=full_name)
+def test_a_class_names_what_it_raises(thing):
+    said = explained(thing.__doc__, "Raises")
+    methods = [method for owner, method in METHODS if owner is thing]
+    methods += [thing.__init__] if thing in BUILT_BY_USERS and thing not in WITH_FIELDS else []
+    for method in methods:
+        missing = raised(method, thing) - said - explained(method.__doc__ or "", "Raises")
+        assert not missing, method.__name__
+
+
+@functools.cache
+def raised(function, owner=None):
+    """Return the exceptions that a function raises, itself or in what it calls of the package, as far as names tell."""
+    found = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            found.add((node.exc.func if isinstance(node.exc, ast.Call) else node.exc).id)
+        called = getattr(node, "func", None)
+        if isinstance(called, ast.Name):
+            called = function.__globals__.get(called.id)
+        elif isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self":
+            called = getattr(owner, called.attr, None)
+        if inspect.isfunction(called) and called.__module__.split(".")[0] == "seqdisent" and called is not function:
+            found |= raised(called, owner)
+    return found
