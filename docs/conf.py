@@ -1,5 +1,6 @@
 """Sphinx configuration; the pages build without a network."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,18 +13,30 @@ release = re.findall(r'^version = "(.+)"$', _pyproject, flags=re.MULTILINE)[0]
 version = release
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # myst_parser, and the tutorials executed
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # the second is written beside the output folder
 
 html_theme = "furo"
 html_title = f"seqdisent {release}"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+# a page whose header names a kernel is executed at every build, in a folder of its own; with -W an error, a warning
+# (stderr) or a cell that takes too long fails the build
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 600  # seconds a cell; a loaded machine is not a bug
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove-warn"
+nb_merge_streams = True
+# for the kernels, which inherit them: the tensors are small; and Pyro's tqdm misses a progress bar that nobody needs
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 # `name` in a docstring is code
 default_role = "code"

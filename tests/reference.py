@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -292,3 +293,118 @@ def kalman_log_evidence(
         mean = mean + gain @ (frame - matrix @ mean - offset)
         covariance = covariance - gain @ matrix @ covariance
     return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random programs: the conditionals of one site as plain numbers, for one sequence and one step at a time
+#
+# A location is a bias and a matrix for each parent; a chain adds sin(A z_{t-1}) from its second step on, what it reads
+# beside, or a recurrent state. The families make their own parameters of that location.
+# ---------------------------------------------------------------------------------------------------------------------
+
+Row = dict[str, Tensor]  # what one sequence reads: static values (D,), trajectories and frames (T, D)
+
+
+@dataclass
+class Factor:
+    """p or q of one site; `kind` is static, markov, recurrent or factorised; the last three are trajectories."""
+
+    kind: str
+    family: str  # normal, log-normal, gamma or bernoulli
+    bias: Tensor
+    spread: Tensor
+    reads: dict[str, Tensor]
+    of_previous: Tensor | None = None
+    of_input: Tensor | None = None  # of a Markov chain; the network of a recurrent one reads its inputs itself
+    network: nn.RNNBase | None = None
+    start: Tensor | None = None
+    of_state: Tensor | None = None
+    reads_latent: bool = True
+    reads_input: bool = False
+    feedback: tuple[Tensor, Tensor] | None = None  # the network's input from z_{t-1} and h_{t-1}
+
+    def parameters(self) -> list[Tensor]:
+        own = [self.bias, self.spread, *self.reads.values(), self.of_previous, self.of_input, self.start, self.of_state]
+        network = [] if self.network is None else list(self.network.parameters())
+        return [*(tensor for tensor in own if tensor is not None), *network, *(self.feedback or ())]
+
+
+def drive(factor: Factor, row: Row, t: int | None, length: int) -> Tensor:
+    """Return what a site's parents add to its location at step t; a static site (t=None) reads averages over time."""
+    total = factor.bias
+    for name, matrix in factor.reads.items():
+        value = row[name]
+        if value.ndim == 2:
+            value = sum(value[:length]) / length if t is None else value[t]
+        total = total + matrix @ value
+    return total
+
+
+def walk(
+    factor: Factor, row: Row, inputs: Tensor, length: int, choose: Callable[[int, Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Walk through a trajectory; choose(t, location) is each step. Return all locations and the path."""
+    locations: list[Tensor] = []
+    path: list[Tensor] = []
+    carried: Carried = []
+    for t in range(length):
+        location = drive(factor, row, t, length)
+        if factor.network is not None:
+            if t == 0:
+                carried = [(factor.start, torch.zeros_like(factor.start))] * factor.network.num_layers
+            else:
+                read = [path[-1]] if factor.reads_latent else []
+                if factor.reads_input:
+                    read.append(inputs[t])
+                if factor.feedback is not None:
+                    of_latent, of_state = factor.feedback
+                    read.append(torch.sin(of_latent @ path[-1] + of_state @ carried[-1][0]))
+                carried = recurrent_step(factor.network, torch.cat(read), carried)
+            location = location + factor.of_state @ carried[-1][0]
+        if t > 0 and factor.kind != "factorised":
+            location = location + torch.sin(factor.of_previous @ path[-1])
+            if factor.of_input is not None:
+                location = location + factor.of_input @ inputs[t]
+        locations.append(location)
+        path.append(choose(t, location))
+    return locations, path
+
+
+def deviation(factor: Factor, location: Tensor) -> Tensor:
+    return torch.exp(0.3 * torch.sin(factor.spread * location))
+
+
+def gamma_parameters(factor: Factor, location: Tensor) -> tuple[Tensor, Tensor]:
+    return 1 + torch.exp(0.5 * torch.sin(location)), torch.exp(0.5 * torch.sin(factor.spread * location))
+
+
+def log_density(factor: Factor, location: Tensor, value: Tensor) -> Tensor:
+    if factor.family == "normal":
+        return diagonal_normal_log_prob(value, location, deviation(factor, location))
+    if factor.family == "log-normal":
+        of_logarithm = diagonal_normal_log_prob(value.log(), location, deviation(factor, location))
+        return of_logarithm - value.log().sum()
+    if factor.family == "gamma":
+        a, b = gamma_parameters(factor, location)
+        return (a * b.log() - torch.lgamma(a) + (a - 1) * value.log() - b * value).sum()
+    return -(value * softplus(-location) + (1 - value) * softplus(location)).sum()
+
+
+def divergence(q: Factor, q_location: Tensor, p: Factor, p_location: Tensor) -> Tensor:
+    """Return KL(q || p) of two distributions of one family."""
+    if q.family == "gamma":
+        (a, b), (c, d) = gamma_parameters(q, q_location), gamma_parameters(p, p_location)
+        return (
+            (a - c) * torch.digamma(a) - torch.lgamma(a) + torch.lgamma(c) + c * (b / d).log() + a * (d - b) / b
+        ).sum()
+    q_covariance, p_covariance = (torch.diag(deviation(f, m) ** 2) for f, m in ((q, q_location), (p, p_location)))
+    return gaussian_kl(q_location, q_covariance, p_location, p_covariance)  # the logarithm is one and the same map
+
+
+def mean(factor: Factor, location: Tensor) -> Tensor:
+    if factor.family == "gamma":
+        a, b = gamma_parameters(factor, location)
+        return a / b
+    if factor.family == "log-normal":
+        return torch.exp(location + deviation(factor, location) ** 2 / 2)
+    return 1 / (1 + torch.exp(-location)) if factor.family == "bernoulli" else location

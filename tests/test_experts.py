@@ -507,6 +507,31 @@ def test_mixture_refuses_inputs(x, weights, message):
         mixture(torch.zeros(x), torch.zeros(weights))
 
 
+@pytest.mark.parametrize("named", ["x", "weights"])
+def test_mixture_names_the_input_of_another_dtype(named):
+    inputs = {"x": torch.zeros(2, 3), "weights": torch.zeros(2, 4)}
+    inputs[named] = inputs[named].double()
+    with pytest.raises(TypeError, match=f"^{named}: has dtype torch.float64, expected torch.float32"):
+        MixtureOfExperts(lambda: nn.Linear(3, 2), 4)(**inputs)
+
+
+@pytest.mark.parametrize("named", ["latents", "weights"])
+def test_decoder_names_the_input_of_another_dtype(named):
+    inputs = {"latents": torch.zeros(2, 3, 2), "weights": torch.zeros(2, 4)}
+    inputs[named] = inputs[named].double()
+    with pytest.raises(TypeError, match=f"^{named}: has dtype torch.float64, expected torch.float32"):
+        MixtureOfExpertsConvDecoder(2, 4, image_size=8, channels=(3,))(**inputs)
+
+
+def test_an_expert_may_read_integers():
+    mixture = MixtureOfExperts(lambda: nn.Embedding(5, 2), 3)
+    weights = torch.randn(2, 3).softmax(-1)
+    rows = torch.tensor([4, 1])
+    blended = [sum(w * table[row] for w, table in zip(ws, mixture.expert.weight, strict=True))
+               for ws, row in zip(weights, rows, strict=True)]  # fmt: skip
+    torch.testing.assert_close(mixture(rows, weights), torch.stack(blended))
+
+
 @pytest.mark.parametrize("num_experts", [0, -1, 2.0, True])
 def test_mixture_refuses_a_bank_of_no_experts(num_experts):
     with pytest.raises(ValueError, match=f"num_experts: got {num_experts}, expected an integer >= 1"):

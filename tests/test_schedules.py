@@ -143,6 +143,33 @@ def test_quadratic_is_the_parabola_through_three_points_where_that_one_is_monoto
     assert schedule(step) == pytest.approx(parabola(step), rel=1e-9, abs=1e-6)
 
 
+def test_a_parabola_does_not_depend_on_where_its_steps_begin():
+    early, late = (AnnealingSchedule.quadratic([(at + x, 1.0 + x + x**2) for x in (0, 2, 6)]) for at in (0, 100))
+    for step in range(7):
+        assert early(step) == pytest.approx(1 + step + step**2, rel=1e-12)
+        assert late(100 + step) == pytest.approx(1 + step + step**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_piece_starts_with_at_most_twice_its_mean_slope(sign):
+    """The parabola through the three points would leave the first piece; the steepest that does not ends flat."""
+    schedule = AnnealingSchedule.quadratic([(0, sign * 30.0), (50, sign * 0.2), (60, sign * 10.2)])
+    for step in range(51):
+        assert schedule(step) == pytest.approx(sign * (0.2 + 29.8 * (1 - step / 50) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_piece_that_would_start_the_wrong_way_starts_flat(sign):
+    schedule = AnnealingSchedule.quadratic([(0, 0.0), (10, sign * 1.0), (20, sign * 40.0)])
+    for step in range(11):
+        assert schedule(step) == pytest.approx(sign * (step / 10) ** 2, rel=1e-12)
+
+
+def test_quadratic_passes_through_a_point_that_its_parabola_would_miss_by_rounding():
+    schedule = AnnealingSchedule.quadratic([(0, 0.8), (3, 2.4), (7, 1.6)])
+    assert schedule(3) == 2.4
+
+
 @given(st.integers(1, 50), values, values, st.floats(0, 1))
 def test_quadratic_through_two_points_is_the_straight_line(span, start, end, part):
     schedule = AnnealingSchedule.quadratic([(0, start), (span, end)])
@@ -195,6 +222,12 @@ def test_cyclical_ramps_up_then_stays_level():
     schedule = AnnealingSchedule.cyclical(1.0, 3.0, cycle_steps=8, num_cycles=2, ramp=0.5)
     one_cycle = [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0, 3.0]
     assert [schedule(step) for step in range(18)] == [*one_cycle, *one_cycle, 3.0, 3.0]
+
+
+def test_a_cycle_s_ramp_ends_at_its_end_and_not_at_a_rounding_of_it():
+    schedule = AnnealingSchedule.cyclical(2.4, 0.9, cycle_steps=2, ramp=0.5)
+    assert 2.4 + (0.9 - 2.4) != 0.9
+    assert schedule(1) == schedule(3) == 0.9
 
 
 @given(values, values, spans, values, spans, steps)
@@ -292,6 +325,7 @@ def test_steps_that_make_no_sense_are_refused(kind, step):
         (lambda: AnnealingSchedule.linear(0.0, "1", 3), "end: got '1', expected a finite number"),
         (lambda: AnnealingSchedule.linear(0.0, 1.0, -3), "num_steps: got -3, expected an integer >= 1"),
         (lambda: AnnealingSchedule.linear(0.0, 1.0, 2.5), "num_steps: got 2.5, expected an integer >= 1"),
+        (lambda: AnnealingSchedule.cosine(math.inf, 1.0, 3), "^start: got inf, expected a finite number"),
         (lambda: AnnealingSchedule.cosine(0.0, math.nan, 3), "end: got nan, expected a finite number"),
         (lambda: AnnealingSchedule.cosine(0.0, 1.0, True), "num_steps: got True, expected an integer >= 1"),
         (lambda: AnnealingSchedule.geometric(0.0, 1.0, 3), "start: got 0.0, expected a positive number"),
@@ -305,6 +339,7 @@ def test_steps_that_make_no_sense_are_refused(kind, step):
         (lambda: AnnealingSchedule.quadratic([(0, 1.0), (2, math.nan)]), "points: got nan, expected a finite"),
         (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.nan, 2.0)]), "points: got nan, expected a finite"),
         (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.inf, 2.0)]), "points: got inf, expected a finite"),
+        (lambda: AnnealingSchedule.cyclical(math.nan, 1.0, cycle_steps=3), "^start: got nan, expected a finite"),
         (lambda: AnnealingSchedule.cyclical(0.0, math.inf, cycle_steps=3), "end: got inf, expected a finite"),
         (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=0), "cycle_steps: got 0, expected an integer >= 1"),
         (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, num_cycles=0), "num_cycles: got 0, expected"),
