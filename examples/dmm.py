@@ -24,6 +24,15 @@ from torch import nn
 from seqdisent import Combiner, GatedTransition, MarkovChain, read_backward
 
 
+def flow(latent_dim):
+    """An inverse autoregressive flow that starts near the identity: the guide starts near the one without it."""
+    made = affine_autoregressive(latent_dim, [latent_dim])
+    with torch.no_grad():
+        for parameter in made.arn.layers[-1].parameters():
+            parameter.mul_(0.01)
+    return made
+
+
 class DMM(nn.Module):
     """p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | z_t), and structured inference (ST-R): q(z_t | z_{t-1}, x_{t:T})."""
 
@@ -33,7 +42,7 @@ class DMM(nn.Module):
         self.emission = mlp(latent_dim, emission_dim, emission_dim, num_keys)
         self.rnn = nn.RNN(num_keys, rnn_dim, nonlinearity="relu", batch_first=True)
         self.combiner = Combiner(latent_dim, rnn_dim, context_dim=rnn_dim)
-        self.flows = nn.ModuleList(affine_autoregressive(latent_dim, [latent_dim]) for _ in range(num_flows))
+        self.flows = nn.ModuleList(flow(latent_dim) for _ in range(num_flows))
         self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
