@@ -1,11 +1,11 @@
-"""Mutation testing of one module: mutmut's mutants and its choice of tests, in forks of a session that has collected once.
+"""Mutation testing of one module: mutmut's mutants and choice of tests, in forks of a session that collected once.
 
     pip install mutmut==3.8.1
-    HYPOTHESIS_PROFILE=mutation mutmut run no_such_mutant     # writes mutants/ and which test runs what; then it stops
+    HYPOTHESIS_PROFILE=mutation mutmut run no_such_mutant     # writes mutants/, and which test runs what
     HYPOTHESIS_PROFILE=mutation python benchmarks/mutants.py schedules
 
-`mutmut run` itself gives the same answers; it starts pytest anew for each mutant, which takes longer than most tests. What
-is mutated and which tests are used stands in `pyproject.toml`. First comes a mutant that does not exist, which must survive.
+`mutmut run` itself gives the same answers; it starts pytest anew for each mutant, which takes longer than most tests.
+What is mutated and which tests are used stands in `pyproject.toml`. The first mutant does not exist: it must survive.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     forks = Forks(options.module, options.sample, options.seed, options.longest, options.children)
     tests = options.tests or sorted({name.partition("::")[0] for name in forks.seconds})
-    pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[forks])
+    pytest.main(["-p", "no:terminal", "-p", "no:cacheprovider", *tests], plugins=[forks])
     none = forks.mutants[0]
     if forks.found.pop(none) != "survived":
         raise SystemExit("the code fails its tests without a mutant")

@@ -1,7 +1,7 @@
 """A deep Markov model of polyphonic music (Krishnan, Shalit and Sontag, AAAI 2017), on Bach's chorales.
 
-    python examples/dmm.py                        train, then measure the three estimates of the likelihood
-    python examples/dmm.py --preset long          for twice as long, or `short`, for a quarter
+    python examples/dmm.py                        train, then measure the estimates of the likelihood
+    python examples/dmm.py --preset short         for a quarter of the steps
     python examples/dmm.py --flow                 with an inverse autoregressive flow in the guide
     python examples/dmm.py likelihood RUN --num-particles 1000
 
@@ -82,7 +82,6 @@ CPU = Plan(
 PRESETS = {
     "cpu": {"jsb": CPU},
     "short": {"jsb": replace(CPU, num_steps=3000, annealed={"z": (0.2, 1000)})},
-    "long": {"jsb": replace(CPU, num_steps=24_000, weight_decay=1e-3)},
     "tiny": {
         "jsb": replace(TINY, sizes={"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5}),
     },
