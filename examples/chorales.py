@@ -51,7 +51,7 @@ def load_chorales(config: Mapping[str, Any], *, download: bool) -> Data:
 
 @torch.no_grad()
 def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: int) -> dict[str, float]:
-    """Return the three estimates of the negative log-likelihood, and the terms of the bound, in nats per step."""
+    """Return the estimates of the negative log-likelihood, and the terms of the bound, in nats per step."""
     torch.manual_seed(seed)
     batch = clips.batch(range(len(clips)))
     steps, log_weights, kl = clips.lengths.double(), [], 0.0
@@ -71,10 +71,13 @@ def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: in
         "KL per step": kl / steps.sum().item(),
     }
     if hasattr(network, "filter_steps"):
-        filtered = filtered_evidence(
-            network.filter_steps(batch.frames, batch.mask), batch.mask, num_particles=num_particles
-        )
-        found["particle filter"] = (-filtered.sum() / steps.sum()).item()
+        total = 0.0
+        for rows in torch.arange(len(clips)).split(max(1, 20_000 // num_particles)):  # all particles are in memory
+            frames, mask = batch.frames[rows], batch.mask[rows]
+            total += (
+                filtered_evidence(network.filter_steps(frames, mask), mask, num_particles=num_particles).sum().item()
+            )
+        found["particle filter"] = -total / steps.sum().item()
     return found
 
 
@@ -104,7 +107,7 @@ def filtered_evidence(
             share = weights.softmax(0)
             poor = 1 / share.square().sum(0) < threshold * num_particles
             drawn = torch.multinomial(share.T, num_particles, replacement=True).T
-            kept = torch.where(poor, drawn, torch.arange(num_particles)[:, None])
+            kept = torch.where(poor, drawn, torch.arange(num_particles, device=mask.device)[:, None])
             z = z.gather(0, kept.unsqueeze(-1).expand_as(z))
             evidence += torch.where(poor, _log_mean(weights), 0.0)
             weights = torch.where(poor, 0.0, weights)

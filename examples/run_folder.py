@@ -265,12 +265,12 @@ def _read_config(example: Example, run: Path) -> dict[str, Any]:
 def _check_options(example: Example, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
     """A resumed run keeps its settings: one that is asked for and is another would be passed over in silence."""
     for name in (*example.task.options, "preset", "seed"):
-        asked = getattr(arguments, name)
-        if asked not in (arguments.defaults[name], config[name]):
-            option = "--" + name.replace("_", "-")
+        asked, option = getattr(arguments, name), "--" + name.replace("_", "-")
+        typed = any(word.split("=")[0] == option for word in sys.argv[1:])
+        if typed and asked != config[name]:
             sys.exit(f"{option}: got {asked}, but this run was started with {config[name]}; choose another --run-dir")
     for flag, (_, changes) in example.flags.items():
-        if getattr(arguments, flag) and not changes.items() <= config["plan"]["sizes"].items():
+        if getattr(arguments, flag) and not changes.items() <= tuples(config["plan"]["sizes"]).items():
             sys.exit(f"--{flag}: this run was started without it; choose another --run-dir")
 
 
@@ -330,8 +330,7 @@ def _parse(example: Example) -> argparse.Namespace:
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
-    defaults = {name: parser.get_default(name) for name in (*example.task.options, "preset", "seed")}
-    parser.set_defaults(command=None, defaults=defaults)
+    parser.set_defaults(command=None)
     if not example.task.commands:
         return parser.parse_args()
     commands = parser.add_subparsers(dest="command", metavar="{" + ",".join(example.task.commands) + "}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import threading
 import zipfile
@@ -106,6 +107,11 @@ def read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError):
         raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint (it holds more than tensors, numbers and text: the state of a "
+            f"callback, say; torch.serialization.add_safe_globals allows a class); {REMEDY}"
+        ) from error
     except Exception as error:  # what is damaged fails in any of many ways
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}); {REMEDY}") from error

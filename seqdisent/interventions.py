@@ -338,14 +338,16 @@ class _Fill(Messenger):
     def _fitted(self, name: str, fn: TorchDistribution, value: Tensor) -> Tensor:
         chain, known = as_chain(fn), self.prefixes.get(name)
         if chain is not None and value.ndim >= 2:
-            if known is not None and value.ndim > 3:  # other plates stand between the sequences' and time
-                known = known.reshape(len(known), *(1,) * (value.ndim - 3), -1)
+            if known is not None:  # outside the sequences' plate there are no rows; other plates stand before time
+                known = None if value.ndim < 3 else known.reshape(len(known), *(1,) * (value.ndim - 3), -1)
             missing = fn.event_shape[0] - value.shape[-2]
             if missing > 0:
                 value = chain.extend(value, missing, mask=known, sample=self.sample)
-            elif known is not None and not known.all():  # only some rows are too short
-                longer = chain.extend(value[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
-                value = torch.where(known.unsqueeze(-1), value, longer)
+            elif missing == 0 and known is not None:
+                short = ~known if chain.step_mask is None else chain.step_mask & ~known
+                if short.any():  # only some rows are too short
+                    longer = chain.extend(value[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
+                    value = torch.where(short.unsqueeze(-1), longer, value)
         try:
             fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
         except RuntimeError:

@@ -167,9 +167,11 @@ class ELBOTraining(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, or of one of which other parameters are trained."""
-        path = self.trainer.ckpt_path or "checkpoint"
+        trainer = self._trainer  # None in `load_from_checkpoint`, where no optimiser goes on
+        path = (trainer.ckpt_path if trainer else None) or "the checkpoint"
         _checkpoints.check_is_of_this_network(path, checkpoint["state_dict"], self.state_dict())
-        _checkpoints.check_trains_the_same(path, checkpoint.get("trained", self._trained()), self._trained())
+        if trainer is not None:
+            _checkpoints.check_trains_the_same(path, checkpoint.get("trained", self._trained()), self._trained())
 
     def _trained(self) -> list[str]:
         return [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
@@ -185,7 +187,8 @@ class ELBOTraining(lightning.LightningModule):
         written["learning_rate"] = self.learning_rate(self.global_step)
         self.log_dict(shown, prog_bar=True, logger=False)
         self.log_dict(written, logger=False)  # for callbacks
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             # Lightning would write after the checkpoint: a run killed in between would lack this step
             for logger in self.loggers:
                 logger.log_metrics({k: float(v) for k, v in {**shown, **written}.items()}, self.global_step)
@@ -317,8 +320,8 @@ def fit(
             trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
         except _checkpoints.Stopped:
             pass
-        except SystemExit:  # what Lightning makes of a second Ctrl-C
-            if not trainer.interrupted:
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of a second Ctrl-C
                 raise
     if checkpoints.stop or trainer.interrupted:
         raise KeyboardInterrupt

@@ -486,7 +486,7 @@ KEPT = "put a whole copy in its place, or remove it to train from the start"
     ("garbage", lambda path, _: put(path, b"\x00\x01 garbage" * 99), training.CheckpointError, "cannot be read"),
     ("text", lambda path, _: put(path, b"loss,step\n1.0,3\n"), training.CheckpointError, "cannot be read"),
     ("a pickle that would run code", lambda path, _: torch.save({"state_dict": Harmful()}, path),
-     training.CheckpointError, "cannot be read as a checkpoint .Weights only load failed"),
+     training.CheckpointError, "cannot be read as a checkpoint .it holds more than tensors"),
     ("bare weights", lambda path, _: torch.save(Network().state_dict(), path), training.CheckpointError,
      r"is no checkpoint of seqdisent.training, it lacks \['state_dict', .*; " + KEPT),
     ("another program's", lambda path, _: torch.save([1, 2], path), training.CheckpointError, "is no checkpoint of"),

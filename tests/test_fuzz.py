@@ -305,6 +305,46 @@ def test_a_source_row_that_ends_early_is_continued_though_another_is_as_long_as_
     exact(pictures, torch.tensor([[105.0, 306.0, 607.0], [108.0, 109.0, 100.0]]))
 
 
+def test_a_swap_of_rows_that_are_long_enough_continues_none():
+    """A flow has no mean to go on with, and needs none where source and donor end together."""
+    flow = pyro.distributions.transforms.AffineTransform(torch.zeros(1), 2 * torch.ones(1))
+
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        path = lambda z_prev: pyro.distributions.TransformedDistribution(normal(z_prev, 1.0), [flow])  # noqa: E731
+        with pyro.plate("sequences", num_sequences):
+            start = normal(torch.zeros(num_sequences, 1), 1.0)
+            z = pyro.sample("z", MarkovChain(start, path, num_steps, mask=mask))
+            level = pyro.sample("level", normal(torch.zeros(num_sequences, num_steps, 1), 1.0, 2))
+            pyro.sample("x", normal(z + level, 1.0, 2), obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", normal(frames, 1.0).mask(mask).to_event(1))
+            pyro.sample("level", normal(10 * frames, 1.0, 2))
+
+    source, donor = padded([1.0, 3.0], [1.0, 1.0, 1.0]), padded([5.0, 6.0], [8.0, 9.0, 2.0])
+    pictures = swap(model, guide, source, donor, sites=["level"])["x"].mean.squeeze(-1)
+    exact(pictures[0, :2], torch.tensor([51.0, 63.0]))
+    exact(pictures[1], torch.tensor([81.0, 91.0, 21.0]))
+
+
+def test_a_trajectory_outside_the_sequences_plate_has_no_rows_that_end_early():
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        beat = doubling("beat", normal(torch.zeros(1), 1.0), num_steps, None)
+        with pyro.plate("sequences", num_sequences):
+            level = pyro.sample("level", normal(torch.zeros(num_sequences, 1), 1.0))
+            pyro.sample("x", normal(level.unsqueeze(-2) + beat, 1.0, 2), obs=frames)
+
+    def guide(frames, mask=None):
+        pyro.sample("beat", normal(frames[-1], 1.0, 2))
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("level", normal(frames[:, 0], 1.0))
+
+    source, donor = padded([1.0, 3.0], [2.0, 4.0, 6.0]), padded([50.0, 60.0], [80.0, 90.0, 20.0])
+    pictures = swap(model, guide, source, donor, sites=["level"])["x"].mean.squeeze(-1)
+    exact(pictures, torch.tensor([[52.0, 54.0, 56.0], [82.0, 84.0, 86.0]]))
+
+
 def test_a_ragged_forecast_in_a_second_plate_continues_each_sequence_from_its_own_end():
     """Found by fuzzing: with as many objects as sequences, an object was continued from another sequence's end."""
 

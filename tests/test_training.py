@@ -164,3 +164,17 @@ def test_step_seeds_differ_by_step_stream_and_rank():
     }
     assert len(seeds) == 2 * 2 * 10 * 3
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_checkpoint_loads_outside_training(tmp_path):
+    module, _ = make()
+    run(module, tmp_path)
+    other, drawn = make()
+    for parameter in other.network.parameters():
+        parameter.requires_grad_(False)  # a frozen copy, to be used
+    options = {name: getattr(other, name) for name in ("network", "model", "guide", "draw", "num_steps")}
+    loaded = training.ELBOTraining.load_from_checkpoint(
+        tmp_path / "last.ckpt", **options, learning_rate=other.learning_rate
+    )
+    torch.testing.assert_close(loaded.network.encode.weight.data, module.network.encode.weight.data, rtol=0, atol=0)
+    assert not drawn
