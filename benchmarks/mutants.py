@@ -97,9 +97,10 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     forks = Forks(options.module, options.sample, options.seed, options.longest, options.children)
     tests = options.tests or sorted({name.partition("::")[0] for name in forks.seconds})
-    pytest.main(["-p", "no:terminal", "-p", "no:cacheprovider", *tests], plugins=[forks])
+    quiet = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider"]
+    pytest.main([*quiet, *tests], plugins=[forks])
     none = forks.mutants[0]
-    if forks.found.pop(none) != "survived":
+    if forks.found.pop(none, None) != "survived":
         raise SystemExit("the code fails its tests without a mutant")
     for mutant, what in sorted(forks.found.items()):
         if what != "killed":

@@ -332,17 +332,17 @@ def test_a_trajectory_outside_the_sequences_plate_has_no_rows_that_end_early():
     def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         beat = doubling("beat", normal(torch.zeros(1), 1.0), num_steps, None)
         with pyro.plate("sequences", num_sequences):
-            level = pyro.sample("level", normal(torch.zeros(num_sequences, 1), 1.0))
-            pyro.sample("x", normal(level.unsqueeze(-2) + beat, 1.0, 2), obs=frames)
+            z = doubling("z", normal(torch.zeros(num_sequences, 1), 1.0), num_steps, mask)
+            pyro.sample("x", normal(z + beat, 1.0, 2), obs=frames)
 
     def guide(frames, mask=None):
         pyro.sample("beat", normal(frames[-1], 1.0, 2))
         with pyro.plate("sequences", len(frames)):
-            pyro.sample("level", normal(frames[:, 0], 1.0))
+            pyro.sample("z", normal(frames, 1.0).mask(mask).to_event(1))
 
-    source, donor = padded([1.0, 3.0], [2.0, 4.0, 6.0]), padded([50.0, 60.0], [80.0, 90.0, 20.0])
-    pictures = swap(model, guide, source, donor, sites=["level"])["x"].mean.squeeze(-1)
-    exact(pictures, torch.tensor([[52.0, 54.0, 56.0], [82.0, 84.0, 86.0]]))
+    source, donor = padded([1.0, 3.0], [2.0, 4.0, 6.0]), padded([50.0, 60.0, 70.0], [80.0, 90.0, 20.0])
+    pictures = swap(model, guide, source, donor, sites=["z"])["x"].mean.squeeze(-1)
+    exact(pictures, torch.tensor([[52.0, 64.0, 76.0], [82.0, 94.0, 26.0]]))
 
 
 def test_a_ragged_forecast_in_a_second_plate_continues_each_sequence_from_its_own_end():
