@@ -37,6 +37,8 @@ def conditional_of(factor: Factor, location: Tensor) -> Any:
         return dist.Gamma(shape, rate).to_event(1)
     if factor.family == "bernoulli":
         return dist.Bernoulli(logits=location, validate_args=False).to_event(1)
+    if factor.family == "log-normal":
+        location = 3 * torch.sin(location / 3)
     if factor.family == "log-normal" and factor.kind == "static":
         return dist.LogNormal(location, deviation).to_event(1)
     step = normal(location, deviation)

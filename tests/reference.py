@@ -374,6 +374,11 @@ def deviation(factor: Factor, location: Tensor) -> Tensor:
     return torch.exp(0.3 * torch.sin(factor.spread * location))
 
 
+def log_location(factor: Factor, location: Tensor) -> Tensor:
+    """Return the location of a log-normal's logarithm, bounded: its exponential may be another one's location."""
+    return 3 * torch.sin(location / 3) if factor.family == "log-normal" else location
+
+
 def gamma_parameters(factor: Factor, location: Tensor) -> tuple[Tensor, Tensor]:
     return 1 + torch.exp(0.5 * torch.sin(location)), torch.exp(0.5 * torch.sin(factor.spread * location))
 
@@ -382,7 +387,8 @@ def log_density(factor: Factor, location: Tensor, value: Tensor) -> Tensor:
     if factor.family == "normal":
         return diagonal_normal_log_prob(value, location, deviation(factor, location))
     if factor.family == "log-normal":
-        of_logarithm = diagonal_normal_log_prob(value.log(), location, deviation(factor, location))
+        at = log_location(factor, location)
+        of_logarithm = diagonal_normal_log_prob(value.log(), at, deviation(factor, location))
         return of_logarithm - value.log().sum()
     if factor.family == "gamma":
         a, b = gamma_parameters(factor, location)
@@ -398,7 +404,8 @@ def divergence(q: Factor, q_location: Tensor, p: Factor, p_location: Tensor) -> 
             (a - c) * torch.digamma(a) - torch.lgamma(a) + torch.lgamma(c) + c * (b / d).log() + a * (d - b) / b
         ).sum()
     q_covariance, p_covariance = (torch.diag(deviation(f, m) ** 2) for f, m in ((q, q_location), (p, p_location)))
-    return gaussian_kl(q_location, q_covariance, p_location, p_covariance)  # the logarithm is one and the same map
+    # of log-normals too, for the logarithm is one and the same map
+    return gaussian_kl(log_location(q, q_location), q_covariance, log_location(p, p_location), p_covariance)
 
 
 def mean(factor: Factor, location: Tensor) -> Tensor:
@@ -406,5 +413,5 @@ def mean(factor: Factor, location: Tensor) -> Tensor:
         a, b = gamma_parameters(factor, location)
         return a / b
     if factor.family == "log-normal":
-        return torch.exp(location + deviation(factor, location) ** 2 / 2)
+        return torch.exp(log_location(factor, location) + deviation(factor, location) ** 2 / 2)
     return 1 / (1 + torch.exp(-location)) if factor.family == "bernoulli" else location

@@ -515,6 +515,15 @@ def test_sampled_continuations_have_the_conditional_moments():
     assert ((products.mean(0) - covariance).abs() < 5 * products.std(0) / math.sqrt(len(paths))).all()
 
 
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_continuation_is_reparameterised(sample):
+    loc = torch.zeros((), requires_grad=True)
+    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), lambda z: normal(z / 2 + loc, 1.0), 4)
+    path = chain.extend(torch.ones(3, 1, 2), 2, sample=sample)
+    (gradient,) = torch.autograd.grad(path[:, -1].sum(), loc)
+    assert gradient == 6 * (1 + 1 / 2)  # of six coordinates, each by its own step and half of the step before
+
+
 def test_without_inputs_there_is_no_limit_to_a_continuation():
     chain = MarkovChain(normal(torch.ones(1), 1.0), lambda z: normal(0.5 * z, 0.1), 2)
     extended = chain.extend(torch.ones(1, 1), 50, sample=False)
@@ -668,6 +677,20 @@ def test_dropout_with_probability_zero_is_fine():
         step = Step(nn.Identity())
         step.unused = layer
         MarkovChain(normal(torch.zeros(2), 1.0), step.train(), 3)
+
+
+def test_dropout_is_refused_from_the_second_step_on_and_a_chain_of_one_step_does_not_look():
+    dropout, calls = nn.Dropout(0.5), []
+
+    def step(z_prev):
+        calls.append(z_prev)
+        return normal(dropout(z_prev), 1.0)
+
+    initial = normal(torch.zeros(3, 2), 1.0)
+    MarkovChain(initial, step, 1)
+    assert not calls
+    with pytest.raises(ValueError, match="transition: Dropout drops units at random"):
+        MarkovChain(initial, step, 2)
 
 
 def test_dropout_elsewhere_in_the_model_is_fine():

@@ -21,6 +21,7 @@ from models import (
     emission,
     factorised,
     ledger_with,
+    no_plate,
     normal,
     ragged_chain,
     subsampled,
@@ -322,6 +323,46 @@ def test_a_site_outside_the_plate_is_shared_out_and_counted_once():
         inside = terms.elbo({"g": 0.0})
         exact(terms.elbo(), inside - terms.kl["g"].mean() / 4)
         exact(terms.elbo().sum(), inside.sum() - terms.kl["g"].mean())
+
+
+def test_a_weight_may_be_a_tensor_of_one_for_each_sequence():
+    program = with_global_site(0, 4, 2)
+    terms, weight = ledger(program), torch.arange(4.0)
+    exact(terms.elbo({"x": weight}) - terms.elbo({"x": 0.0}), weight * terms.log_likelihood["x"])
+    exact(terms.elbo({"x": torch.tensor(2.0)}), terms.elbo({"x": 2.0}))
+    with pytest.raises(ValueError, match=r"weights\['x'\]: has shape \(3,\), expected \(\) or \(4,\)"):
+        terms.elbo({"x": weight[:3]})
+
+
+def test_without_a_plate_there_is_one_sequence():
+    program = no_plate(0, 1, 2)
+    assert ledger(program).num_sequences == 1
+    assert ledger(program, num_particles=2).monte_carlo == frozenset()
+    assert ledger(program, num_particles=2, kl="monte-carlo").monte_carlo == {"s"}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_particles": 2}, {"num_particles": 2, "vectorize_particles": True}])
+def test_keyword_arguments_reach_both_programs(options):
+    def model(x, *, shift=0.0):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(shift, 1.0)), 1.0), obs=x)
+
+    def guide(x, *, shift=0.0):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", dist.Normal(shift + loc, 0.5))
+
+    x, loc = torch.tensor([1.0, 2.0]), torch.tensor(0.25, requires_grad=True)
+    # the same noise, all moved by 3: the same bound
+    exact(seeded(elbo_terms, model, guide, x + 3, shift=3.0, **options).elbo(),
+          seeded(elbo_terms, model, guide, x, **options).elbo(), rtol=1e-5, atol=1e-5)  # fmt: skip
+    elbo = DecomposedELBO(**options)
+    for loss in (elbo.differentiable_loss, elbo.loss, elbo.loss_and_grads):
+        moved, still = seeded(loss, model, guide, x + 3, shift=3.0), seeded(loss, model, guide, x)
+        assert_close(*(torch.as_tensor(value).detach() for value in (moved, still)), rtol=1e-5, atol=1e-5)
+    guide_trace, model_trace = reversed(elbo._get_trace(model, guide, (x + 3,), {"shift": 3.0}))
+    assert model_trace.nodes["z"]["value"] is guide_trace.nodes["z"]["value"]
+    exact(model_trace.nodes["z"]["fn"].mean, torch.full((2,), 3.0))
+    exact(guide_trace.nodes["z"]["fn"].mean, torch.full((2,), 3.25))
 
 
 def test_a_ledger_is_frozen():

@@ -196,6 +196,15 @@ def test_decoder_starts_with_logits_of_order_one_at_uniform_weights(num_experts)
     assert all((bias == 0).all() for bias in decoder.biases)
 
 
+def test_one_decoder_starts_with_the_deviation_that_he_et_al_give_it():
+    """Each kernel's deviation is sqrt(2 / (1 + slope^2) / inputs of a pixel), within 4 standard errors."""
+    torch.manual_seed(0)
+    decoder = MixtureOfExpertsConvDecoder(48, 1, image_size=16, channels=(40, 32))
+    for kernel, inputs in zip(decoder.kernels, (48, 40 * 4, 32 * 4), strict=True):
+        ratio = kernel.std() / math.sqrt(2 / (1 + 0.01**2) / inputs)
+        assert abs(ratio - 1) < 4 / math.sqrt(2 * kernel.numel())
+
+
 @pytest.mark.parametrize("image_size", [8, 16, 32, 64, 128])
 def test_default_channels_halve_from_512(image_size):
     with torch.device("meta"):
@@ -396,6 +405,14 @@ def test_experts_differ_from_their_average_by_the_stated_share(num_experts):
         average = bank.mean(0)
         ratio = ((bank - average).square().mean() / average.square().mean()).sqrt().item()
         assert ratio == pytest.approx(0.3 * math.sqrt(num_experts - 1), rel=0.06)
+
+
+def test_the_bank_is_what_was_drawn_nearer_to_its_average_and_scaled():
+    drawn = [nn.Linear(3, 2) for _ in range(4)]
+    mixture = MixtureOfExperts(iter(drawn).__next__, 4)
+    average = sum(expert.weight for expert in drawn) / 4
+    for bank, expert in zip(mixture.expert.weight, drawn, strict=True):
+        torch.testing.assert_close(bank, 2 * (0.7 * average + 0.3 * expert.weight))
 
 
 def test_the_factorys_own_module_is_left_alone():
