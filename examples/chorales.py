@@ -74,9 +74,8 @@ def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: in
         total = 0.0
         for rows in torch.arange(len(clips)).split(max(1, 20_000 // num_particles)):  # all particles are in memory
             frames, mask = batch.frames[rows], batch.mask[rows]
-            total += (
-                filtered_evidence(network.filter_steps(frames, mask), mask, num_particles=num_particles).sum().item()
-            )
+            filtered = filtered_evidence(network.filter_steps(frames, mask), mask, num_particles=num_particles)
+            total += filtered.sum().item()
         found["particle filter"] = -total / steps.sum().item()
     return found
 

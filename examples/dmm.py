@@ -65,9 +65,9 @@ class DMM(nn.Module):
     def filter_steps(self, frames, mask=None):
         """What a particle filter asks for: q and p of z_t given z_{t-1}, and log p(x_t | z_t)."""
         futures = self.combiner.project(read_backward(self.rnn, frames, mask), mask)
+        first = {name: z.expand(len(frames), -1) for name, z in self.z_before.items()}
 
         def step(z_prev, t):
-            first = {name: z.expand(len(frames), -1) for name, z in self.z_before.items()}
             before = first if z_prev is None else dict.fromkeys(first, z_prev)
             q, p = self.posterior(before["posterior"], futures[:, t]), self.transition(before["prior"])
             return q, p, lambda z: dist.Bernoulli(logits=self.emission(z)).to_event(1).log_prob(frames[:, t])

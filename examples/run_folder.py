@@ -315,7 +315,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _parse(example: Example) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=example.description, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=example.description, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     for name, how in example.task.options.items():
         add("--" + name.replace("_", "-"), **how)

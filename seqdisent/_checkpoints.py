@@ -21,7 +21,10 @@ REMEDY = "put a whole copy in its place, or remove it to train from the start"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, is none, or is another network's."""
+    """A checkpoint is damaged, is none, or is another network's; the message names the file and what can be done.
+
+    A run that is resumed raises it before anything is trained or written.
+    """
 
 
 class Stopped(Exception):

@@ -62,21 +62,12 @@ class ELBOTerms:
             sum over the batch counts it once.
 
         Raises:
-            ValueError: `weights` names a site that the ledger does not have, or one is not finite or of another shape.
+            ValueError: `weights` names a site that the ledger does not have, or a number that is not finite, or a
+                tensor of another shape.
             TypeError: a weight is not a number (a schedule gives one when it is called with the step).
 
         Example:
-            >>> import pyro.distributions as dist
-            >>> def model(x):
-            ...     with pyro.plate("sequences", len(x)):
-            ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            >>> def guide(x):
-            ...     with pyro.plate("sequences", len(x)):
-            ...         pyro.sample("z", dist.Normal(x / 2, 0.7))
-            >>> terms = elbo_terms(model, guide, torch.ones(3))
-            >>> sorted(terms.log_likelihood), sorted(terms.kl), terms.elbo({"z": 0.5}).shape
-            (['x'], ['z'], torch.Size([3]))
+            See :func:`elbo_terms`.
         """
         weights = dict(weights or {})
         unknown = set(weights) - set(self.log_likelihood) - set(self.kl)
@@ -214,8 +205,11 @@ def elbo_terms(
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
         >>> elbo_terms(model, guide, torch.ones(1), kl="monte-carlo").elbo()
         tensor([-1.5155])
-        >>> elbo_terms(model, guide, torch.ones(1)).kl["z"]
-        tensor([0.2216])
+        >>> terms = elbo_terms(model, guide, torch.ones(3))
+        >>> sorted(terms.log_likelihood), sorted(terms.kl), terms.elbo(weights={"z": 0.5}).shape
+        (['x'], ['z'], torch.Size([3]))
+        >>> terms.kl["z"]
+        tensor([0.2216, 0.2216, 0.2216])
     """
     if kl not in ("analytic", "monte-carlo"):
         raise ValueError(f'kl: got {kl!r}, expected "analytic" or "monte-carlo"')

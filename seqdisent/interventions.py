@@ -17,22 +17,15 @@ with a module.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
-import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask
-from seqdisent._sites import sample_sites
+from seqdisent._replay import emit, run, values, with_history, without_factors
 from seqdisent.chains import as_chain
 
 
@@ -66,13 +59,14 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
     Example:
         >>> import pyro
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> def guide(frames, mask=None):
         ...     with pyro.plate("sequences", len(frames)):
         ...         return pyro.sample("s", dist.Normal(frames.mean(1), 1.0))
         >>> infer(guide, torch.ones(2, 3))["s"].value
         tensor([1., 1.])
     """
-    return {name: Inferred(site["fn"], site["value"]) for name, site in _run(guide, {}, sample, args, inputs).items()}
+    return {name: Inferred(site["fn"], site["value"]) for name, site in run(guide, {}, sample, args, inputs).items()}
 
 
 def reconstruct(
@@ -98,6 +92,8 @@ def reconstruct(
 
     Example:
         >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         ...     with pyro.plate("sequences", num_sequences):
         ...         level = pyro.sample("level", dist.Normal(0.0, 1.0))
@@ -110,9 +106,9 @@ def reconstruct(
         tensor([[3., 3., 3.]])
     """
     frames, mask = _frames_and_mask("args", args)
-    latents = _values(_run(guide, {}, sample, args, inputs))
-    return _emit(
-        model, latents, frames.shape[0], frames.shape[1], mask, sample, _with_history(model, inputs, frames, mask)
+    latents = values(run(guide, {}, sample, args, inputs))
+    return emit(
+        model, latents, frames.shape[0], frames.shape[1], mask, sample, with_history(model, inputs, frames, mask)
     )
 
 
@@ -154,6 +150,8 @@ def swap(
         Lines x_t = level + slope t; the source's level with the donor's slope.
 
         >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         ...     with pyro.plate("sequences", num_sequences):
         ...         level = pyro.sample("level", dist.Normal(0.0, 1.0))
@@ -173,7 +171,7 @@ def swap(
     donor_frames, donor_mask = _frames_and_mask("donor", donor_args)
     if len(frames) != len(donor_frames):
         raise ValueError(f"donor: has {len(donor_frames)} sequences, expected as many as the source, {len(frames)}")
-    donor_sites = _run(guide, {}, sample, donor_args, inputs)
+    donor_sites = run(guide, {}, sample, donor_args, inputs)
     known = sorted(donor_sites)
     for argument, names in (("sites", sites), ("keep", keep)):
         if isinstance(names, str):
@@ -186,19 +184,19 @@ def swap(
         raise ValueError(f"sites: is empty, expected at least one of {known}")
     if both := sorted(set(sites) & set(keep)):
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
-    source_values = _values(_run(guide, {}, sample, source_args, inputs)) if keep else {}
+    source_values = values(run(guide, {}, sample, source_args, inputs)) if keep else {}
     chosen = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
-    inferred = _run(guide, chosen, sample, source_args, inputs)
-    latents = _values(inferred)
+    inferred = run(guide, chosen, sample, source_args, inputs)
+    latents = values(inferred)
     if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
-        return _emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
+        return emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
     length = donor_frames.shape[1]  # trajectories of the source are cut to it, or continued by the model
     followers = set(latents) - set(sites)
     for name in followers:
         if as_chain(inferred[name]["fn"]) is not None:
             latents[name] = latents[name][..., :length, :]
     prefixes = {} if mask is None else dict.fromkeys(followers, mask[:, :length])
-    return _emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefixes)
+    return emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefixes)
 
 
 def generate(
@@ -233,6 +231,8 @@ def generate(
         A chain that doubles, from a given first step.
 
         >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> from seqdisent import MarkovChain
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         ...     with pyro.plate("sequences", num_sequences):
@@ -247,11 +247,11 @@ def generate(
     check_positive(num_sequences=num_sequences, num_steps=num_steps)
     given = dict(given or {})
     arguments = {"num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = _run(model, given, sample, (), arguments, fit=True)
+    trace = run(model, given, sample, (), arguments, fit=True)
     for argument, names in (("given", given), ("emissions", emissions or ())):
         if unknown := sorted(set(names) - set(trace)):
             raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
-    return {name: trace[name]["fn"] for name in (emissions or [_without_factors(trace)[-1]])}
+    return {name: trace[name]["fn"] for name in (emissions or [without_factors(trace)[-1]])}
 
 
 def forecast(
@@ -286,6 +286,8 @@ def forecast(
         The chain that doubles, continued from two frames.
 
         >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> from seqdisent import MarkovChain
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         ...     with pyro.plate("sequences", num_sequences):
@@ -301,118 +303,10 @@ def forecast(
     """
     check_positive(num_steps=num_steps)
     frames, mask = _frames_and_mask("args", args)
-    latents = _values(_run(guide, {}, sample, args, inputs))
-    read = _with_history(model, inputs, frames, mask)
+    latents = values(run(guide, {}, sample, args, inputs))
+    read = with_history(model, inputs, frames, mask)
     prefixes = {} if mask is None else dict.fromkeys(latents, mask)
-    return _emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefixes)
-
-
-class _Fill(Messenger):
-    """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means.
-
-    `prefixes` are {trajectory: its real steps (B, T')}, of those whose rows may end before the others.
-    """
-
-    def __init__(
-        self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefixes: Mapping[str, Tensor] | None
-    ) -> None:
-        super().__init__()
-        self.chosen, self.sample, self.fit, self.prefixes = chosen, sample, fit, prefixes or {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
-            return
-        fn = msg["fn"]
-        if msg["name"] in self.chosen:
-            value = self.chosen[msg["name"]]
-            msg["value"] = self._fitted(msg["name"], fn, value) if self.fit else value
-        elif not self.sample:
-            chain = as_chain(fn)
-            try:
-                msg["value"] = fn.mean if chain is None else chain.mean_path()
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"sample: site {msg['name']!r} ({type(fn).__name__}) has no mean, expected sample=True for it"
-                ) from error
-
-    def _fitted(self, name: str, fn: TorchDistribution, value: Tensor) -> Tensor:
-        chain, known = as_chain(fn), self.prefixes.get(name)
-        if chain is not None and value.ndim >= 2:
-            if known is not None:  # outside the sequences' plate there are no rows; other plates stand before time
-                known = None if value.ndim < 3 else known.reshape(len(known), *(1,) * (value.ndim - 3), -1)
-            missing = fn.event_shape[0] - value.shape[-2]
-            if missing > 0:
-                value = chain.extend(value, missing, mask=known, sample=self.sample)
-            elif missing == 0 and known is not None:
-                short = ~known if chain.step_mask is None else chain.step_mask & ~known
-                if short.any():  # only some rows are too short
-                    longer = chain.extend(value[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
-                    value = torch.where(short.unsqueeze(-1), longer, value)
-        try:
-            fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
-        except RuntimeError:
-            fits = False
-        if not fits or value.shape[value.ndim - fn.event_dim :] != fn.event_shape:
-            raise ValueError(f"site {name!r}: the value has shape {tuple(value.shape)}, expected {tuple(fn.shape())}")
-        return value
-
-
-def _run(
-    program: Callable[..., Any],
-    chosen: Mapping[str, Tensor],
-    sample: bool,
-    args: Sequence[Any],
-    inputs: Mapping[str, Any],
-    *,
-    fit: bool = False,
-    prefixes: Mapping[str, Tensor] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Run a program and return its sample sites."""
-    with _Fill(chosen, sample, fit, prefixes):
-        trace = poutine.trace(program).get_trace(*args, **inputs)
-    return sample_sites(trace)
-
-
-def _emit(
-    model: Callable[..., Any],
-    latents: Mapping[str, Tensor],
-    num_sequences: int,
-    num_steps: int,
-    mask: Tensor | None,
-    sample: bool,
-    inputs: Mapping[str, Any],
-    prefixes: Mapping[str, Tensor] | None = None,
-) -> dict[str, TorchDistribution]:
-    """Run the model on given latents with nothing observed; return the sites that are not among them."""
-    arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = _run(model, latents, sample, (), arguments, fit=True, prefixes=prefixes)
-    if missing := sorted(set(latents) - set(trace)):
-        raise ValueError(f"model: has no site {missing}, which the guide samples")
-    return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}
-
-
-def _with_history(
-    model: Callable[..., Any], inputs: Mapping[str, Any], frames: Tensor, mask: Tensor | None
-) -> Mapping[str, Any]:
-    return {"history": (frames, mask), **inputs} if _takes_history(model) else inputs
-
-
-def _takes_history(program: Callable[..., Any]) -> bool:
-    if isinstance(program, partial):  # also what Pyro's handlers make of a program
-        return any(_takes_history(part) for part in (program.func, *program.args) if callable(part))
-    try:
-        return "history" in inspect.signature(program).parameters
-    except (TypeError, ValueError):  # it cannot tell what it takes
-        return False
-
-
-def _without_factors(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the sites that are not ``pyro.factor``, which has no picture."""
-    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
-
-
-def _values(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    return {name: site["value"] for name, site in sites.items()}
+    return emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefixes)
 
 
 def _as_args(name: str, value: Tensor | Sequence[Any]) -> tuple[Any, ...]:

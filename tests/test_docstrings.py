@@ -15,11 +15,13 @@ import seqdisent
 from seqdisent import chains, datasets, interventions, metrics, plotting, training
 
 WITHOUT_EXAMPLE = {
+    "seqdisent._checkpoints.CheckpointError": "fit raises it",
     "seqdisent.datasets.batch.Batch": "Clips shows it",
     "seqdisent.datasets.moving_mnist.moving_mnist": "needs MNIST's files",
     "seqdisent.datasets.polyphonic.jsb_chorales": "needs the chorales' file",
     "seqdisent.datasets.sprites.SpriteRenderer": "needs the sheets",
     "seqdisent.datasets.sprites.sprites": "needs the sheets",
+    "seqdisent.elbo.ELBOTerms": "elbo_terms shows it",
     "seqdisent.interventions.Inferred": "infer shows it",
     "seqdisent.metrics.consistency.ConsistencyScores": "AccuracyConsistency shows it",
     "seqdisent.metrics.entropies.EntropyScores": "GenerationEntropies shows it",
@@ -59,6 +61,7 @@ PUBLIC = [
     chains.Conditionals,
     interventions.Inferred,
     *defined_in(training),
+    training.CheckpointError,
     *defined_in(plotting),
     *(getattr(datasets, name) for name in datasets.__all__),
     *(getattr(metrics, name) for name in metrics.__all__),

@@ -178,3 +178,31 @@ def test_a_checkpoint_loads_outside_training(tmp_path):
     )
     torch.testing.assert_close(loaded.network.encode.weight.data, module.network.encode.weight.data, rtol=0, atol=0)
     assert not drawn
+
+
+class Exits(training.Callback):
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise self.error
+
+
+def test_only_ctrl_c_is_ctrl_c(tmp_path):
+    with pytest.raises(SystemExit, match="7"):  # what a callback, or SIGTERM, makes of a run
+        run(make()[0], tmp_path / "exit", callbacks=(Exits(SystemExit(7)),))
+    with pytest.raises(KeyboardInterrupt):
+        run(make()[0], tmp_path / "interrupt", callbacks=(Exits(KeyboardInterrupt()),))
+
+
+def test_a_trainer_of_ones_own_may_log_nothing(tmp_path):
+    module, _ = make(num_steps=3)
+    options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    logger = training.CSVLogger(tmp_path, "logs")
+    with training._quiet():
+        training.lightning.Trainer(
+            max_steps=3, logger=logger, log_every_n_steps=0, accelerator="cpu", default_root_dir=tmp_path, **options
+        ).fit(module)
+    assert module.global_step == 3
+    assert not logger.experiment.metrics

@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from loopback import serving
 
 from seqdisent.datasets import _downloads
 
@@ -45,16 +46,10 @@ def server():
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as server:
         server.content, server.asked, server.held, server.cut = dict(CONTENT), [], None, set()
-        server.sending, server.released = threading.Event(), threading.Event()
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+        server.sending = threading.Event()
         yield server
-        server.released.set()
-        server.shutdown()
-        thread.join()
 
 
 def find(root, server, **options):

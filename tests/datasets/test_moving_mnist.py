@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import serving
 
 from seqdisent.datasets import MovingMNISTRenderer, _mnist, moving_mnist
 
@@ -131,16 +131,14 @@ def test_files_are_fetched_once_and_checked(folder, tmp_path):
         def log_message(self, *args):
             asked.append(self.path)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = {"download": True, "base_url": f"http://127.0.0.1:{server.server_port}"}
+    with serving(Handler) as server:
+        options = {"download": True, "base_url": server.url}
         fetched = moving_mnist(4, **options)
         again = moving_mnist(4, **options)
         labels = folder / "t10k-labels-idx1-ubyte.gz"
         labels.write_bytes(b"something else")
         with pytest.raises(ValueError, match="nothing was kept"):
             moving_mnist(4, split="test", **options)
-        server.shutdown()
     assert sorted(set(asked))[-2:] == ["/train-images-idx3-ubyte.gz", "/train-labels-idx1-ubyte.gz"]
     assert asked.count("/train-images-idx3-ubyte.gz") == 1
     assert not (tmp_path / "cache" / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()

@@ -8,13 +8,13 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback import serving
 
 from seqdisent.datasets import _sheets, sprites
 from seqdisent.datasets.sprites import ATTRIBUTES
@@ -420,15 +420,10 @@ def server(made_up):
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.faults, server.asked, server.released = {}, [], threading.Event()
-        server.url = f"http://127.0.0.1:{server.server_port}/mirror"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(Handler) as server:
+        server.faults, server.asked = {}, []
+        server.url += "/mirror"
         yield server
-        server.released.set()
-        server.shutdown()
-        thread.join()
 
 
 def files_below(folder):
