@@ -4,14 +4,15 @@
 
 A run has three stages. It is killed by SIGKILL up to four times, then resumed until it ends, and its weights after each
 stage, every row of its logs and its metrics must be those of the run that was never killed, bit for bit. Ctrl-C
-(SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without a traceback. A
-kill waits for one of these, drawn from the seed:
+(SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without a traceback; so
+does SIGTERM, with the code 143, except outside training, where it ends a process at once. A kill waits for one of
+these, drawn from the seed:
 
     any moment       a time, uniform over the length of the whole run
     in a write       a file that is being written beside its place
     between stages   the weights of a stage that has just ended
     after a write    a checkpoint that has just been moved to its place
-    Ctrl-C           up to a second after a stage's log was opened
+    Ctrl-C, SIGTERM  up to a second after a stage's log was opened
 
 The example is the real one; only its plan is smaller, every step is logged, and no picture is drawn. Children are
 forked from a parent that has imported everything, since most of the time would go into imports; with --fresh each is an
@@ -46,7 +47,8 @@ import torch
 import vdsm
 
 STAGES = ("stage1", "stage2", "transition")
-MOMENTS = ("any moment", "in a write", "between stages", "after a write", "Ctrl-C")
+MOMENTS = ("any moment", "in a write", "between stages", "after a write", "Ctrl-C", "SIGTERM")
+SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}  # the others are SIGKILL
 KILLS_A_RUN = 4
 SIZES = vdsm.Sizes(
     num_experts=3, pose_dim=3, dynamics_dim=4, feature_dim=8, encoder_channels=(4, 4), decoder_channels=(8, 4),
@@ -119,7 +121,7 @@ def moment_in(run: Path, whole: float, draw: random.Random, kinds: tuple[str, ..
     """Draw when to kill: what the moment is called, and whether it has come."""
     stage = draw.choice(STAGES)
     kind = draw.choice(kinds)
-    if kind == "Ctrl-C" and where(run) != "after training":
+    if kind in SIGNALS and where(run) != "after training":
         logs, wait = run / where(run).replace("before config.json", "stage1") / "logs", draw.uniform(0.0, 1.0)
         opened, at = len(list(logs.glob("*"))), [float("inf")]
 
@@ -129,7 +131,7 @@ def moment_in(run: Path, whole: float, draw: random.Random, kinds: tuple[str, ..
             return time.monotonic() >= at[0]
 
         return kind, logging
-    if kind in ("any moment", "Ctrl-C"):
+    if kind in ("any moment", *SIGNALS):
         kind, until = "any moment", time.monotonic() + draw.uniform(0.0, whole)
         return kind, lambda: time.monotonic() >= until
     if kind == "between stages":
@@ -185,11 +187,14 @@ def outcome(run: Path) -> dict[str, object]:
     return found
 
 
-def _check_was_told(code: int, said: str) -> None:
-    """Raise unless a run that was stopped by Ctrl-C said how to go on, in one line at its end."""
+def _check_was_told(moment: str, code: int, said: str) -> None:
+    """Raise unless a run that was asked to stop said how to go on, in one line at its end."""
+    number = SIGNALS[moment]
+    if number == signal.SIGTERM and code == -number:  # it hit outside training
+        return
     line = said.strip().splitlines()[-1]
-    if code != 130 or "stopped; go on with --run-dir" not in line or "Traceback" in said:
-        raise RuntimeError(f"Ctrl-C: exit code {code}, and this was said: {said}")
+    if code != 128 + number or "stopped; go on with --run-dir" not in line or "Traceback" in said:
+        raise RuntimeError(f"{moment}: exit code {code}, and this was said: {said}")
 
 
 def differences(found: dict[str, object], wanted: dict[str, object]) -> list[str]:
@@ -230,11 +235,11 @@ def kill_and_resume(
                 break
             moment, due = moment_in(run, length, draw, kinds)
             told = log.stat().st_size
-            code = kill_when(begin(run), due, signal.SIGINT if moment == "Ctrl-C" else signal.SIGKILL)
+            code = kill_when(begin(run), due, SIGNALS.get(moment, signal.SIGKILL))
             if code is None:
                 break  # it had ended
-            if moment == "Ctrl-C":
-                _check_was_told(code, log.read_text()[told:])
+            if moment in SIGNALS:
+                _check_was_told(moment, code, log.read_text()[told:])
             by_moment[moment] += 1
             by_place[where(run)] += 1
             in_a_write += any(run.rglob("*.unfinished"))

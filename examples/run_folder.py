@@ -30,7 +30,7 @@ from torch import nn
 from seqdisent import AnnealingSchedule
 from seqdisent.datasets import Clips
 from seqdisent.plotting import plot_ledger, plot_schedules
-from seqdisent.training import AtomicCheckpointIO, CheckpointError, ELBOTraining, fit
+from seqdisent.training import TERMINATED, AtomicCheckpointIO, CheckpointError, ELBOTraining, fit
 
 EMISSION = "x"  # the observed site in every example
 
@@ -125,6 +125,10 @@ def main(example: Example) -> None:
             _train(example, arguments)
     except KeyboardInterrupt:
         _leave(arguments, "stopped", 130)
+    except SystemExit as error:
+        if error.code != TERMINATED:
+            raise
+        _leave(arguments, "stopped", TERMINATED)
     except CheckpointError as error:
         sys.exit(str(error))
     except OSError as error:  # a full disk, say

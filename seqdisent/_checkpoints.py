@@ -1,4 +1,4 @@
-"""When the checkpoint of a run is written, how Ctrl-C ends a run, and which checkpoints are refused."""
+"""When the checkpoint of a run is written, how Ctrl-C or SIGTERM ends a run, and which checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 REMEDY = "put a whole copy in its place, or remove it to train from the start"
@@ -32,7 +33,7 @@ class Stopped(Exception):
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `path` every so many steps, at the end, and after the step in which `stop` became True."""
+    """Writes `path` every so many steps, at the end, and after the step in which Ctrl-C or SIGTERM came."""
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
@@ -49,6 +50,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Write it at the end."""
         if trainer.global_step % self.every:
+            trainer.save_checkpoint(self.path)
+
+    def on_exception(self, trainer: lightning.Trainer, _: Any, exception: BaseException) -> None:
+        """Write it if a SIGTERM ends the run: Lightning raises it between steps, but not on every process at once."""
+        if isinstance(exception, SIGTERMException) and trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
 
 

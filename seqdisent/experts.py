@@ -19,7 +19,7 @@ from seqdisent._heads import full_precision
 
 def _blend(bank: Tensor, weights: Tensor) -> Tensor:
     """Average a bank (K, ...) by weights (N, K) in one matrix product: (N, ...)."""
-    return (weights @ bank.flatten(1)).reshape(*weights.shape[:-1], *bank.shape[1:])
+    return (weights @ bank.reshape(len(bank), -1)).reshape(len(weights), *bank.shape[1:])
 
 
 class MixtureOfExperts(nn.Module):
@@ -218,7 +218,7 @@ def _spread(bank: Tensor) -> Tensor:
     The average of K draws is smaller than one by sqrt(K), hence the factor. The share of the deviations, 0.3, comes
     from exploratory runs; `benchmarks/stage1_choices.py` measures it against independent experts.
     """
-    start = bank.mean(0, keepdim=True)
+    start = bank.mean(0)
     return math.sqrt(len(bank)) * (start + 0.3 * (bank - start))
 
 

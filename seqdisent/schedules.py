@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 class AnnealingSchedule(ABC):
@@ -182,7 +183,7 @@ class _Quadratic(AnnealingSchedule):
             for number in point:
                 _finite("points", number)
         steps = [step for step, _ in self.points]
-        if steps[0] < 0 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+        if steps[0] < 0 or any(b <= a for a, b in pairwise(steps)):
             raise ValueError(f"points: steps are {steps}, expected them to increase from 0 or more")
 
     @property
@@ -193,7 +194,7 @@ class _Quadratic(AnnealingSchedule):
         first_step, first_value = self.points[0]
         if step <= first_step:
             return first_value
-        for (x0, y0), (x1, y1), slope in zip(self.points, self.points[1:], self._slopes(), strict=False):
+        for ((x0, y0), (x1, y1)), slope in zip(pairwise(self.points), self._slopes(), strict=True):
             if step < x1:
                 part, width = (step - x0) / (x1 - x0), x1 - x0
                 value = y0 + slope * width * part + (y1 - y0 - slope * width) * part**2
@@ -202,7 +203,7 @@ class _Quadratic(AnnealingSchedule):
 
     def _slopes(self) -> list[float]:
         """Return the slope at the start of each piece."""
-        secants = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False)]
+        secants = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(self.points)]
         slope = secants[0]
         if len(secants) > 1:  # the parabola through the first three points
             (x0, _), (x1, _), (x2, _) = self.points[:3]

@@ -26,11 +26,15 @@ try:
     from lightning.pytorch.callbacks import Callback, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from seqdisent import _checkpoints
     from seqdisent._checkpoints import CheckpointError as CheckpointError
 except ImportError as error:
     raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
+
+
+TERMINATED = 128 + 15  # what a shell says of a process that SIGTERM ended
 
 
 def step_seed(seed: int, stream: str, step: int, rank: int) -> int:
@@ -263,6 +267,8 @@ def fit(
         OSError: a checkpoint or a log could not be written, on a full disk say; the checkpoint before is whole.
         KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and ``last.ckpt`` written, and a resumed
             run continues exactly there. Pressed again before that, training ends at once and the checkpoint is older.
+        SystemExit: SIGTERM was received, as a cluster sends it before it takes a machine away; the code is 143. In a
+            single process, the step at hand was finished and ``last.ckpt`` written; with several, it is older.
 
     Example:
         >>> import tempfile
@@ -320,6 +326,8 @@ def fit(
             trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
         except _checkpoints.Stopped:
             pass
+        except SIGTERMException:
+            raise SystemExit(TERMINATED) from None
         except SystemExit as error:
             if not isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of a second Ctrl-C
                 raise

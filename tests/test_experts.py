@@ -48,6 +48,18 @@ class WithConstants(nn.Module):
         return self.scale_v * self.linear(x * self.time_unit)
 
 
+class Scaled(nn.Module):
+    """A module with a number as a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.randn(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.linear(x)
+
+
 EXPERTS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "linear on steps": (lambda: nn.Linear(3, 2), (5, 3)),
@@ -55,6 +67,7 @@ EXPERTS = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), (3,)),
     "tied": (Tied, (3,)),
     "constant buffers": (WithConstants, (3,)),
+    "a number as a parameter": (Scaled, (3,)),
 }
 every_expert = pytest.mark.parametrize(("factory", "example_shape"), EXPERTS.values(), ids=EXPERTS)
 
@@ -362,7 +375,7 @@ def test_every_parameter_of_a_mixture_leads_with_the_experts_and_gets_a_gradient
     assert {name for name, _ in mixture.expert.named_parameters()} == {name for name, _ in factory().named_parameters()}
     for parameter in mixture.parameters():
         assert parameter.shape[0] == 3
-        assert (parameter.grad.flatten(1).norm(dim=1) > 0).all()
+        assert (parameter.grad.reshape(3, -1).norm(dim=1) > 0).all()
 
 
 def test_tied_parameters_stay_tied():

@@ -61,15 +61,15 @@ def ctrl_c():
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
-def pressing(module, *, at, times=1):
-    """Have Ctrl-C pressed while the batch of step `at` is drawn."""
+def pressing(module, *, at, times=1, number=signal.SIGINT):
+    """Have Ctrl-C pressed, or another signal come, while the batch of step `at` is drawn."""
     draw, drawn = module.draw, []
 
     def pressed(generator):
         drawn.append(None)
         if len(drawn) == at + 1:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         return draw(generator)
 
     module.draw = pressed
@@ -89,6 +89,21 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint_and_the_rest_is_exact(step
     assert signal.getsignal(signal.SIGINT) is ctrl_c
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step + 1
     assert len(losses(tmp_path)) == step + 1  # nor is a row of the log missing
+    resumed, batches = make()
+    run(resumed, tmp_path, clip_norm=1.0, resume=True)
+    assert len(batches) == 30 - (step + 1)
+    if batches:
+        assert_same_end(resumed, tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [9, 16, 29])
+def test_sigterm_ends_after_the_step_with_a_checkpoint_and_the_rest_is_exact(step, whole, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        run(pressing(make()[0], at=step, number=signal.SIGTERM), tmp_path, clip_norm=1.0)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step + 1
+    assert len(losses(tmp_path)) == step + 1
     resumed, batches = make()
     run(resumed, tmp_path, clip_norm=1.0, resume=True)
     assert len(batches) == 30 - (step + 1)
