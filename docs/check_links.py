@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 # what the API reference names and other packages define, mostly as bases
 FOREIGN = {
     "ABC", "ELBO", "FrechetInceptionDistance", "LightningModule", "Metric", "Module", "NamedTuple", "Protocol",
-    "TorchCheckpointIO", "TorchDistribution", "object", "torchmetrics.Metric",
+    "TorchCheckpointIO", "TorchDistribution", "ValueError", "object", "torchmetrics.Metric",
 }  # fmt: skip
 
 

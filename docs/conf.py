@@ -22,6 +22,8 @@ exclude_patterns = ["_build", "jupyter_execute"]  # the second is written beside
 
 html_theme = "furo"
 html_title = f"seqdisent {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
