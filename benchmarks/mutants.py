@@ -95,6 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir("mutants")
     sys.path.insert(0, os.getcwd())
+    os.environ["PYTHONPATH"] = os.getcwd()  # for tests that start processes of their own
     forks = Forks(options.module, options.sample, options.seed, options.longest, options.children)
     tests = options.tests or sorted({name.partition("::")[0] for name in forks.seconds})
     quiet = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from seqdisent._masking import overwrite_padding, repeat_first_step
-from seqdisent._sites import Site, check_agreement, same, unmasked
+from seqdisent._sites import Site, check_agreement, inner_masks, same, unmasked
 from seqdisent.chains import Chain, Conditionals, as_chain
 
 
@@ -30,7 +30,10 @@ def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[T
         per_step, pair, closed_form = _chain_kl(name, q_chain, p_chain, value, analytic)
         per_step = scale_and_mask(per_step, _to_step(q_site["scale"]), _to_step(q_mask))
         return per_step.sum(-1), per_step, pair, closed_form
-    term, closed_form = _pair_kl(q, p, value, analytic)
+    q_masks, p_masks = inner_masks(q), inner_masks(p)
+    if len(q_masks) != len(p_masks) or not all(map(same, q_masks, p_masks)):
+        raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
+    term, closed_form = _pair_kl(name, q, p, value, analytic)
     return scale_and_mask(term, q_site["scale"], q_mask), None, (q, p), closed_form
 
 
@@ -46,10 +49,10 @@ def _chain_kl(
     if mask is not None:
         path = repeat_first_step(path, mask)
     q_at, p_at = q.conditionals(path) if q_at is None else q_at, p.conditionals(path)
-    per_step, closed_form = _pair_kl(q_at.initial, p_at.initial, path[..., 0, :], analytic)
+    per_step, closed_form = _pair_kl(name, q_at.initial, p_at.initial, path[..., 0, :], analytic)
     per_step = per_step.unsqueeze(-1)
     if q_at.steps is not None:
-        later, later_closed_form = _pair_kl(q_at.steps, p_at.steps, path[..., 1:, :].movedim(-2, 0), analytic)
+        later, later_closed_form = _pair_kl(name, q_at.steps, p_at.steps, path[..., 1:, :].movedim(-2, 0), analytic)
         later = later.movedim(0, -1)
         closed_form = closed_form and later_closed_form
         per_step = torch.cat([per_step.expand(*later.shape[:-1], 1), later], -1)
@@ -58,13 +61,26 @@ def _chain_kl(
     return per_step, (q_at, p_at), closed_form
 
 
-def _pair_kl(q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
+def _pair_kl(name: str, q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
+    if _is_discrete(q) != _is_discrete(p):
+        raise ValueError(
+            f"site {name!r}: is a {type(q).__name__} in the guide and a {type(p).__name__} in the model, expected both "
+            "discrete or both continuous: a density minus a mass is no KL (for a class, "
+            "OneHotCategoricalStraightThrough in the guide)"
+        )
     if analytic:
         try:
             return kl_divergence(q, p), True
         except NotImplementedError:
             pass  # no closed form: the caller names the site in `monte_carlo`
     return q.log_prob(value) - p.log_prob(value), False
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except (AttributeError, NotImplementedError):  # it does not say
+        return False
 
 
 def _to_step(factor: Any) -> Any:

@@ -33,6 +33,9 @@ def run_both(
         if site["is_observed"]:
             raise ValueError(f"guide: site {name!r} is observed, expected a sample")
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    for program, trace in (("guide", guide_trace), ("model", model_trace)):
+        for name, site in sample_sites(trace).items():
+            check_plates(program, name, site)
     return model_trace, guide_trace
 
 
@@ -59,20 +62,42 @@ def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites:
         if not site["fn"].has_rsample:
             raise ValueError(
                 f"guide: site {name!r} has no rsample ({type(site['fn']).__name__}), so the gradient of its parameters "
-                "would be silently wrong; expected a reparameterised distribution"
+                f"would be silently wrong; expected a reparameterised distribution{_instead(site['fn'])}"
+            )
+
+
+def _instead(fn: Any) -> str:
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    is_class = isinstance(fn, dist.Categorical | dist.OneHotCategorical)
+    return ", for a class OneHotCategoricalStraightThrough" if is_class else ""
+
+
+def check_plates(program: str, name: str, site: Site) -> None:
+    """Raise if a batch dimension is in no plate: it would be summed away, and Pyro's own bound refuses it too."""
+    batch_shape = site["fn"].batch_shape
+    if site["is_observed"]:
+        value_shape = site["value"].shape
+        batch_shape = torch.broadcast_shapes(batch_shape, value_shape[: len(value_shape) - site["fn"].event_dim])
+    plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    for dim in range(-len(batch_shape), 0):
+        if batch_shape[dim] != 1 and dim not in plates:
+            raise ValueError(
+                f"{program}: site {name!r} has batch shape {tuple(batch_shape)} and no plate at dimension {dim}; "
+                "expected one there, or `.to_event(n)` if these are values of one sequence"
             )
 
 
 def check_observed(name: str, site: Site) -> None:
     """Raise unless what is observed has a value for each coordinate of the event and each member of the plates.
 
-    An emission that does not change over time may have one step for all of them.
+    An emission that does not change over time may have one step for all of them: an event (1, D) or (1, C, H, W).
     """
     fn, value = site["fn"], site["value"]
     if isinstance(fn, dist.Unit):  # pyro.factor observes nothing
         return
     batch_shape, event_shape = value.shape[: value.ndim - fn.event_dim], value.shape[value.ndim - fn.event_dim :]
-    first = 1 if fn.event_dim > 1 and fn.event_shape[0] == 1 else 0
+    first = 1 if fn.event_dim in (2, 4) and fn.event_shape[0] == 1 else 0
     if value.ndim < fn.event_dim or event_shape[first:] != fn.event_shape[first:]:
         raise ValueError(
             f"site {name!r}: what is observed has shape {tuple(value.shape)}, expected one that ends in the event's, "
@@ -106,6 +131,16 @@ def unmasked(site: Site) -> tuple[Any, Any]:
     return fn, mask
 
 
+def inner_masks(fn: Any) -> list[Any]:
+    """Return the masks of the coordinates of an event, which `unmasked` leaves where they are, from the outside in."""
+    masks = []
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append(fn._mask)
+        fn = fn.base_dist
+    return masks
+
+
 def same(a: Any, b: Any) -> bool:
     if a is b or a is None or b is None:
         return a is b
@@ -125,6 +160,11 @@ def sequences_plate(observed: dict[str, Site]) -> Any:
     return min(frames, key=lambda frame: frame.dim, default=None)
 
 
+def is_plate(frame: Any, plate: Any) -> bool:
+    """Say whether a plate is that of the sequences: its name may be another in another place."""
+    return plate is not None and frame.vectorized and (frame.dim, frame.size) == (plate.dim, plate.size)
+
+
 def per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -> Tensor:
     """Sum a term over all batch dimensions but the particles' and the sequences'."""
     event_shape = term.shape[term.ndim - event_dims :]
@@ -134,7 +174,7 @@ def per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -
     kept = {
         frame.dim
         for frame in site["cond_indep_stack"]
-        if frame.vectorized and (frame.name == PARTICLES or (plate is not None and frame.name == plate.name))
+        if frame.vectorized and (frame.name == PARTICLES or is_plate(frame, plate))
     }
     summed = [dim - event_dims for dim in range(-(term.ndim - event_dims), 0) if dim not in kept]
     return term.sum(summed) if summed else term

@@ -17,7 +17,16 @@ from torch import Tensor
 from seqdisent._checks import check_positive, check_weights
 from seqdisent._kl import site_kl
 from seqdisent._random import kept_random_state
-from seqdisent._sites import PARTICLES, check_sites, per_sequence, run_both, same, sample_sites, sequences_plate
+from seqdisent._sites import (
+    PARTICLES,
+    check_sites,
+    is_plate,
+    per_sequence,
+    run_both,
+    same,
+    sample_sites,
+    sequences_plate,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +152,7 @@ class ELBOTerms:
         axes = [*(["particle"] if self._num_particles is not None else [])]
         axes += ["sequence"] if name in self._in_plate else []
         axes += ["time step"] if kind == "kl_per_step" else []
-        place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
+        place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=True))
         raise FloatingPointError(f"{kind}[{name!r}] is {term[where].item()}{when}" + (f" ({place})" if place else ""))
 
     def _shared_out(self, name: str, term: Tensor) -> Tensor:
@@ -190,7 +199,8 @@ def elbo_terms(
     Raises:
         ValueError: a latent site of the model that the guide lacks, or the reverse; a guide site without `rsample` or
             with enumeration (its gradient would be silently wrong); scales, masks or shapes of a site that differ
-            between model and guide; a model that observes nothing; an unknown `kl`.
+            between model and guide; a site that is discrete in one of them alone; a batch dimension without a plate;
+            a model that observes nothing; an unknown `kl`.
 
     Example:
         Under the exact posterior the Monte Carlo bound is the evidence, whatever was drawn: here log N(1; 0, 2).
@@ -326,7 +336,7 @@ def _one_run(
         if not closed_form:
             monte_carlo.add(name)
     for name, site in model_sites.items():
-        if plate is not None and any(frame.name == plate.name for frame in site["cond_indep_stack"]):
+        if any(is_plate(frame, plate) for frame in site["cond_indep_stack"]):
             in_plate.add(name)
     return ELBOTerms(
         log_likelihood, kl_terms, kl_per_step, conditionals, frozenset(monte_carlo),

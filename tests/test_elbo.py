@@ -684,6 +684,10 @@ class WithoutRsample(dist.Normal):
     has_rsample = False
 
 
+THIRDS = torch.full((3,), 1 / 3)
+RELAXED = dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), THIRDS)
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "options", "message"),
     [
@@ -696,6 +700,14 @@ class WithoutRsample(dist.Normal):
         (small(), small(observed=(), z=WithoutRsample(0.0, 1.0)), {}, "'z' has no rsample .WithoutRsample."),
         (small(z=dist.Poisson(1.0)), small(observed=(), z=dist.Poisson(1.0)), {}, "'z' has no rsample .Poisson."),
         (small(), small(observed=(), z=normal(torch.zeros(2), 1.0)), {}, "'z': has event shape .2,. in the guide"),
+        (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=dist.OneHotCategorical(THIRDS)), {},
+         "'z' has no rsample .OneHotCategorical.*for a class OneHotCategoricalStraightThrough"),
+        (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=RELAXED), {},
+         "'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model, expected"),
+        (small(), small(observed=(), z=dist.Normal(torch.zeros(2), 1.0)), {},
+         r"guide: site 'z' has batch shape .2,. and no plate at dimension -1"),
+        (small(z=dist.Normal(torch.zeros(2), 1.0)), small(observed=()), {},
+         r"model: site 'z' has batch shape .2,. and no plate at dimension -1; expected one there, or `.to_event"),
         (small(), small(observed=()), {"kl": "exact"}, "kl: got 'exact', expected \"analytic\" or \"monte-carlo\""),
         (small(), small(observed=()), {"num_particles": 0}, "num_particles: got 0, expected an integer >= 1"),
         (small(), small(observed=()), {"num_particles": 1.5}, "num_particles: got 1.5"),
@@ -707,6 +719,52 @@ def test_programs_that_are_refused(model, guide, options, message):
     if "num_particles" not in options:
         with pytest.raises(ValueError, match=message):
             elbo_terms(model, guide, **options, num_particles=2, vectorize_particles=True)
+
+
+def test_time_among_the_batch_dimensions_is_refused():
+    """As many steps as sequences, so that every shape fits, and the terms of steps would be taken for sequences'."""
+
+    def model(x):
+        with pyro.plate("sequences", 4):
+            pyro.sample("z", dist.Normal(torch.zeros(4, 4, 2), 1.0).to_event(2))
+            pyro.sample("x", dist.Normal(torch.zeros(4, 4, 3), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("sequences", 4):
+            pyro.sample("z", dist.Normal(torch.zeros(4, 4, 2), 1.0).to_event(2))
+
+    with pytest.raises(ValueError, match=r"model: site 'x' has batch shape \(4, 4\) and no plate at dimension -2"):
+        elbo_terms(model, guide, torch.zeros(4, 4, 3))
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([[[True]], [[False]]]), None], ids=["another", "none"])
+@pytest.mark.parametrize("kl", ["analytic", "monte-carlo"])
+def test_coordinates_with_different_masks_are_refused(kl, mask):
+    def program(mask, observed):
+        step = dist.Normal(torch.ones(2, 3, 1), 1.0)
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", (step if mask is None else step.mask(mask)).to_event(2))
+            if observed:
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
+
+    ones = torch.ones(2, 1, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match="site 'z': coordinates have different masks in model and guide"):
+        elbo_terms(lambda: program(mask, True), lambda: program(ones, False), kl=kl)
+    assert elbo_terms(lambda: program(ones, True), lambda: program(ones, False), kl=kl).kl["z"].tolist() == [0, 0]
+
+
+def test_the_sequences_plate_may_have_another_name_in_another_place():
+    def model():
+        with pyro.plate("a", 3):
+            s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        with pyro.plate("b", 3):
+            pyro.sample("x", dist.Normal(s, 1.0), obs=torch.zeros(3))
+
+    def guide():
+        with pyro.plate("a", 3):
+            pyro.sample("s", dist.Normal(torch.arange(3.0), 1.0))
+
+    torch.testing.assert_close(elbo_terms(model, guide).kl["s"], torch.arange(3.0) ** 2 / 2)
 
 
 def test_enumeration_is_refused():
@@ -806,10 +864,14 @@ def test_what_is_not_finite_is_named(value, particles):
 
     # broken for the guide alone, and at a path that is finite
     path = Tensors(2).normal(*mask.shape, 2)
-    if particles.get("vectorize_particles"):
-        path = path.expand(2, *path.shape)
-    known = poutine.trace(lambda: pyro.sample("z", dist.Delta(path, event_dim=2))).get_trace()
-    guide = poutine.replay(lambda frames, mask: system.guide(broken, mask), trace=known)
+    paths = [path, path]  # a run for each particle
+    if particles.get("vectorize_particles"):  # a run that finds the plates, and one with the particles in theirs
+        paths = [path, path.expand(2, *path.shape)]
+    known = [poutine.trace(lambda p=p: pyro.sample("z", dist.Delta(p, event_dim=2))).get_trace() for p in paths]
+
+    def guide(frames, mask):
+        poutine.replay(system.guide, trace=known.pop(0))(broken, mask)
+
     with pytest.raises(FloatingPointError, match=rf"^kl_per_step\['z'\] is (inf|nan) \({place}, time step 2\)$"):
         elbo_terms(system.model, guide, frames, mask, **particles).check_finite()
 
