@@ -239,7 +239,7 @@ def kill_and_resume(
             if code is None:
                 break  # it had ended
             if moment in SIGNALS:
-                _check_was_told(moment, code, log.read_text()[told:])
+                _check_was_told(moment, code, log.read_bytes()[told:].decode())
             by_moment[moment] += 1
             by_place[where(run)] += 1
             in_a_write += any(run.rglob("*.unfinished"))

@@ -46,7 +46,8 @@ class MixtureOfExperts(nn.Module):
         TypeError: `expert` cannot be called or returns no module; or inputs that are not of its parameters' dtype.
         ValueError: the expert cannot be blended: batch norm with running statistics, spectral norm or another
             parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, lazy modules, no
-            parameters, parameters that are not floating point; or inputs of the wrong shape or on another device.
+            parameters, parameters that are not floating point, buffers that differ between experts; or inputs of the
+            wrong shape or on another device.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -69,6 +70,7 @@ class MixtureOfExperts(nn.Module):
         experts = [expert() for _ in range(num_experts)]
         for module in experts:
             _check_blendable(module)
+        _check_same_buffers(experts)
         self.num_experts = num_experts
         self.expert = _stack(experts)
 
@@ -124,7 +126,8 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         - output: (\*B, T, out_channels, image_size, image_size), logits (float32 under autocast)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape or on another device.
+        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape, without a sequence or
+            a step, or on another device.
         TypeError: inputs that are not of the bank's dtype (outside autocast).
 
     Example:
@@ -179,6 +182,8 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         if latents.shape[-2] == 0:
             raise ValueError("latents: has length 0, expected at least one step")
         batch_shape = latents.shape[:-2]
+        if 0 in batch_shape:
+            raise ValueError(f"latents: has batch shape {tuple(batch_shape)}, expected at least one sequence")
         check_batch_shapes("latents", batch_shape, "weights", weights.shape[:-1])
         check_kind("latents", latents, self.kernels[0])
         check_kind("weights", weights, self.kernels[0])
@@ -243,18 +248,29 @@ def _check_blendable(expert: object) -> None:
             raise ValueError(f"expert: parameter {name} is {parameter.dtype}, expected floating point")
 
 
+def _check_same_buffers(experts: list[nn.Module]) -> None:
+    buffers_of = [dict(expert.named_buffers()) for expert in experts]
+    for name in dict.fromkeys(name for buffers in buffers_of for name in buffers):
+        first, *others = (buffers.get(name) for buffers in buffers_of)
+        if first is None or any(other is None or not torch.equal(other, first) for other in others):
+            raise ValueError(
+                f"expert: buffer {name} differs between experts, expected the same in all, since only parameters are "
+                "blended; draw it once outside the function, or make it a parameter"
+            )
+
+
 def _stack(experts: list[nn.Module]) -> nn.Module:
     """Return one module whose parameters are (K, ...): the experts' own, random ones spread."""
     bank = copy.deepcopy(experts[0])
-    stacked: dict[int, nn.Parameter] = {}  # a tied parameter stays tied
+    stacked: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays tied; as keys the old ones stay alive
     for name, module in bank.named_modules():
-        for parameter_name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in stacked:
+        for parameter_name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter not in stacked:
                 each = torch.stack(
                     [expert.get_submodule(name).get_parameter(parameter_name).detach() for expert in experts]
                 )
                 drawn_apart = bool((each != each[0]).any())
                 values = _spread(each) if drawn_apart else each
-                stacked[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-            setattr(module, parameter_name, stacked[id(parameter)])
+                stacked[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            setattr(module, parameter_name, stacked[parameter])
     return bank

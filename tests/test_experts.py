@@ -60,6 +60,18 @@ class Scaled(nn.Module):
         return self.scale * self.linear(x)
 
 
+class TwoNames(nn.Module):
+    """A module that has one parameter under two names, as long as the banks of some tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(4))
+        self.bias = self.gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * torch.tanh(x) + self.bias
+
+
 EXPERTS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "linear on steps": (lambda: nn.Linear(3, 2), (5, 3)),
@@ -68,6 +80,7 @@ EXPERTS = {
     "tied": (Tied, (3,)),
     "constant buffers": (WithConstants, (3,)),
     "a number as a parameter": (Scaled, (3,)),
+    "one parameter under two names": (TwoNames, (4,)),
 }
 every_expert = pytest.mark.parametrize(("factory", "example_shape"), EXPERTS.values(), ids=EXPERTS)
 
@@ -270,6 +283,8 @@ def test_decoder_refuses_sizes(arguments, options, message):
         ((2, 3, 2), (1, 4), r"weights: has batch shape \(1,\), expected that of latents, \(2,\)"),
         ((2, 3, 2), (2, 3, 4), r"weights: has batch shape \(2, 3\), expected that of latents, \(2,\)"),
         ((2, 0, 2), (2, 4), "latents: has length 0"),
+        ((0, 3, 2), (0, 4), r"latents: has batch shape \(0,\), expected at least one sequence"),
+        ((2, 0, 3, 2), (2, 0, 4), r"latents: has batch shape \(2, 0\), expected at least one sequence"),
     ],
 )
 def test_decoder_refuses_inputs(latents, weights, message):
@@ -282,7 +297,7 @@ def test_decoder_refuses_inputs(latents, weights, message):
 
 
 @every_expert
-@settings(max_examples=5)  # for each of six experts
+@settings(max_examples=5)  # for each of the experts
 @given(seed=seeds(), num_experts=dimensions(4), batch=dimensions(3))
 def test_mixture_equals_the_loop(factory, example_shape, seed, num_experts, batch):
     tensors = Tensors(seed)
@@ -383,6 +398,12 @@ def test_tied_parameters_stay_tied():
     for module in (mixture, copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):  # noqa: S301 - our own
         assert module.expert.encode.weight is module.expert.decode.weight
         assert len(list(module.parameters())) == 2
+
+
+def test_a_parameter_under_two_names_is_one_bank():
+    mixture = MixtureOfExperts(TwoNames, 3)
+    assert mixture.expert.gain is mixture.expert.bias
+    assert mixture.expert.gain.shape == (3, 4)
 
 
 def test_frozen_parameters_stay_frozen():
@@ -494,6 +515,27 @@ def test_an_unblendable_expert_is_refused_even_when_it_is_not_the_first():
     experts = iter([nn.Linear(3, 3), nn.LSTM(3, 3)])
     with pytest.raises(ValueError, match="LSTM"):
         MixtureOfExperts(lambda: next(experts), 2)
+
+
+class Drawn(nn.Module):
+    """A module with buffers, of which one may be drawn."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones(2))
+        self.part = nn.Linear(2, 2)
+        self.part.register_buffer("w", buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x * self.unit) * self.part.w
+
+
+@pytest.mark.parametrize("second", [torch.tensor([1.0, 3.0]), torch.ones(3), None], ids=["value", "shape", "none"])
+def test_a_buffer_that_differs_between_experts_is_refused_by_name(second):
+    buffers = iter([torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), second])
+    with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts, expected the same in all"):
+        MixtureOfExperts(lambda: Drawn(next(buffers)), 3)
+    MixtureOfExperts(lambda: Drawn(torch.tensor([1.0, 2.0])), 3)
 
 
 def test_norms_without_running_statistics_are_taken():

@@ -10,6 +10,20 @@ from torch import Tensor
 from seqdisent._checks import check_positive
 
 
+def as_tensor(argument: str, values: object) -> Tensor:
+    """Return `values` as a tensor: a tensor itself, or an array or list of numbers.
+
+    Raises:
+        TypeError: anything else.
+    """
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{argument}: got {type(values).__name__}, expected a tensor, or an array or list of numbers ({error})"
+        ) from error
+
+
 def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
     """Return the factors and how many values each has, or say what is wrong with them."""
     if not num_classes:
@@ -30,13 +44,15 @@ def class_numbers(
         count: how many there have to be; None for any number, the same for all factors.
 
     Raises:
+        TypeError: a factor's values are no numbers.
         ValueError: a factor is missing, has another shape, a value out of range or a logit that is NaN.
     """
     numbers = {}
     for name, size in num_classes.items():
         if name not in values:
             raise ValueError(f"{argument}: has no factor {name!r}, expected all of {sorted(num_classes)}")
-        value, what = values[name].detach(), f"{argument}[{name!r}]"
+        what = f"{argument}[{name!r}]"
+        value = as_tensor(what, values[name]).detach()
         if value.is_floating_point():
             value = check_logits(what, value, size).argmax(-1)
         if value.ndim != 1 or value.dtype == torch.bool:

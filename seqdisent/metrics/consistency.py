@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seqdisent.metrics._predictions import check_classes, class_numbers, shares, tabulate
+from seqdisent.metrics.counterfactual import pixels
 from seqdisent.metrics.judge import train_judge
 
 try:
@@ -49,12 +50,14 @@ class AccuracyConsistency(Metric):
         **options: those of :class:`torchmetrics.Metric`.
 
     Shape:
-        - real, reconstructed: {factor: class numbers (N,), or logits (N, K)}, in the same order
+        - real, reconstructed: {factor: class numbers (N,), or logits (N, K)}, in the same order; tensors, arrays or
+          lists
 
     Returns:
         :class:`ConsistencyScores` from ``compute()``.
 
     Raises:
+        TypeError: values that are no numbers.
         ValueError: a factor that is missing, or has another shape or values out of range.
 
     Example:
@@ -113,7 +116,9 @@ def released_protocol_consistency(
         The scores of the clips drawn for the test.
 
     Raises:
-        ValueError: `reconstructed` has another shape than the clips, or `train_share` leaves one side empty.
+        TypeError: `reconstructed` is neither uint8 nor floating point.
+        ValueError: `reconstructed` has another shape than the clips or pixels of another range, or `train_share` leaves
+            one side empty.
 
     Example:
         >>> from seqdisent.datasets import Clips
@@ -133,8 +138,9 @@ def released_protocol_consistency(
     num_train = round(train_share * len(real))
     if not 0 < num_train < len(real):
         raise ValueError(f"train_share: got {train_share!r}, expected a share that leaves clips on both sides")
-    if reconstructed.is_floating_point():
-        reconstructed = (reconstructed.detach().clamp(0, 1) * real.scale).round().to(torch.uint8)
+    if reconstructed.dtype != torch.uint8:
+        values = pixels("reconstructed", reconstructed, real.mask.to(reconstructed.device)).detach().clamp(0, 1)
+        reconstructed = (values * real.scale).round().to(torch.uint8)
     pool = Clips(
         torch.cat([real.frames, reconstructed.to(real.frames.device)]),
         lengths=real.lengths.repeat(2),

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqdisent.metrics._predictions import as_tensor
+
 
 def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) -> Tensor:
     """Pair every clip with a fixed donor of another identity, and of another motion where there is one.
+
+    Arrays and lists of numbers are taken as tensors are.
 
     Args:
         identity: who each clip shows.
@@ -19,16 +23,19 @@ def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) ->
         - output: (N,) positions
 
     Raises:
+        TypeError: labels that are no numbers.
         ValueError: a clip has no donor since all show the same identity.
 
     Example:
         >>> pick_donors(torch.tensor([0, 0, 1]), seed=0)
         tensor([2, 2, 1])
     """
+    identity = as_tensor("identity", identity)
     allowed = identity[:, None] != identity[None, :]
     if not allowed.any(1).all():
         raise ValueError("identity: all clips show the same one, expected at least two")
     if motion is not None:
+        motion = as_tensor("motion", motion)
         differs = allowed & (motion[:, None] != motion[None, :])
         allowed = torch.where(differs.any(1, keepdim=True), differs, allowed)
     generator = torch.Generator().manual_seed(seed)
@@ -40,8 +47,8 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     """Return each clip's mean squared error of pixels in [0, 1], over its real frames.
 
     Args:
-        predicted: uint8, or floating point in [0, 1].
-        truth: uint8, or floating point in [0, 1].
+        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
+        truth: the same.
         mask: which frames are real; None for all.
 
     Shape:
@@ -50,22 +57,26 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
         - output: (N,)
 
     Raises:
-        ValueError: shapes that differ, or a clip without a real frame.
+        TypeError: frames that are neither uint8 nor floating point.
+        ValueError: shapes that differ, pixels of another range, or a clip without a real frame.
 
     Example:
         >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
         tensor([0.2500])
     """
+    predicted, truth = as_tensor("predicted", predicted), as_tensor("truth", truth)
     if predicted.shape != truth.shape:
         raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
-    error = (_pixels(predicted) - _pixels(truth)).square().flatten(2).mean(-1)
+    if mask is not None:
+        mask = as_tensor("mask", mask)
+        if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
+            raise ValueError(
+                f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool "
+                f"{tuple(predicted.shape[:2])} with at least one real frame in each row"
+            )
+    error = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask)).square().flatten(2).mean(-1)
     if mask is None:
         return error.mean(-1)
-    if mask.shape != error.shape or mask.dtype != torch.bool or not mask.any(-1).all():
-        raise ValueError(
-            f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool {tuple(error.shape)} with at "
-            "least one real frame in each row"
-        )
     return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
 
 
@@ -73,8 +84,8 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256
     """Return, for each predicted clip, the position of the candidate with the smallest squared error.
 
     Args:
-        predicted: pixels in [0, 1].
-        candidates: every true clip there is, uint8 or in [0, 1].
+        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
+        candidates: every true clip there is, the same.
         batch_size: candidates compared at once.
 
     Shape:
@@ -83,24 +94,41 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256
         - output: (N,)
 
     Raises:
-        ValueError: clips of another shape.
+        TypeError: clips that are neither uint8 nor floating point.
+        ValueError: clips of another shape, or pixels of another range.
 
     Example:
         >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
         >>> nearest_clip(candidates * 0.8, candidates)
         tensor([0, 1, 2])
     """
+    predicted, candidates = as_tensor("predicted", predicted), as_tensor("candidates", candidates)
     if predicted.shape[1:] != candidates.shape[1:]:
         raise ValueError(
             f"candidates: have shape {tuple(candidates.shape[1:])} each, expected {tuple(predicted.shape[1:])}"
         )
-    flat = predicted.flatten(1)
+    flat = pixels("predicted", predicted).flatten(1)
     distances = []
     for chunk in candidates.split(batch_size):
-        chunk = _pixels(chunk).to(flat).flatten(1)
+        chunk = pixels("candidates", chunk).to(flat).flatten(1)
         distances.append(chunk.square().sum(1) - 2 * flat @ chunk.T)
     return torch.cat(distances, 1).argmin(1)
 
 
-def _pixels(frames: Tensor) -> Tensor:
-    return frames.float() / 255 if frames.dtype == torch.uint8 else frames
+def pixels(argument: str, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return frames in floating point, bytes as shares of 255; what is real must be bytes or about [0, 1].
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: values further than 0.5 from [0, 1], such as those of pixels in 0 to 255 or in -1 to 1.
+    """
+    if frames.dtype == torch.uint8:
+        return frames.float() / 255
+    if not frames.is_floating_point():
+        raise TypeError(f"{argument}: has dtype {frames.dtype}, expected uint8, or floating point in [0, 1]")
+    real = frames if mask is None else frames[mask]
+    if real.numel():
+        low, high = (float(value) for value in real.detach().aminmax())
+        if low < -0.5 or high > 1.5:
+            raise ValueError(f"{argument}: has values from {low:g} to {high:g}, expected pixels in [0, 1], or uint8")
+    return frames

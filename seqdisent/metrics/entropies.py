@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqdisent.metrics._predictions import check_classes, check_logits
+from seqdisent.metrics._predictions import as_tensor, check_classes, check_logits
 
 try:
     from torchmetrics import Metric
@@ -51,13 +51,15 @@ class GenerationEntropies(Metric):
         **options: those of :class:`torchmetrics.Metric`.
 
     Shape:
-        - predictions: {factor: logits (N, K)}; log-probabilities are logits too
+        - predictions: {factor: logits (N, K)}, tensors, arrays or lists; log-probabilities are logits too
 
     Returns:
         {factor: :class:`EntropyScores`} from ``compute()``.
 
     Raises:
-        ValueError: a factor that is missing or has another shape, or logits that are NaN.
+        TypeError: values that are no numbers.
+        ValueError: a factor that is missing or has another shape, class numbers or probabilities, or logits that are
+            NaN.
 
     Example:
         >>> metric = GenerationEntropies({"action": 3})
@@ -87,7 +89,13 @@ class GenerationEntropies(Metric):
         for name, size in self.num_classes.items():
             if name not in predictions:
                 raise ValueError(f"predictions: has no factor {name!r}, expected all of {sorted(self.num_classes)}")
-            logits = check_logits(f"predictions[{name!r}]", predictions[name].detach(), size)
+            what = f"predictions[{name!r}]"
+            logits = check_logits(what, as_tensor(what, predictions[name]).detach(), size)
+            if _are_probabilities(logits):
+                raise ValueError(
+                    f"{what}: every row is in [0, 1] and sums to 1, as probabilities do; expected logits, such as the "
+                    "logarithms of those probabilities"
+                )
             if checked and len(logits) != len(checked[0]):
                 raise ValueError(
                     f"predictions[{name!r}]: has {len(logits)} rows, expected {len(checked[0])}, as many as the others"
@@ -107,3 +115,8 @@ class GenerationEntropies(Metric):
             intra = getattr(self, f"entropy_{i}") / self.count
             scores[name] = EntropyScores(inter, intra, (inter - intra).exp())
         return scores
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    shares = ((logits >= 0) & (logits <= 1)).all(-1) & ((logits.double().sum(-1) - 1).abs() < 1e-4)
+    return len(logits) > 0 and bool(shares.all())  # one row of logits may look like it by chance

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqdisent._checks import check_positive
+from seqdisent.metrics._predictions import as_tensor
 
 try:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -54,9 +55,8 @@ class FrechetDistance(FrechetInceptionDistance):
 
     Args:
         extractor: a function of what ``update`` is given (frames, and a mask where they are ragged) that returns
-            features
-            (N, F), such as ``judge.features``. A module is moved with the metric, a bound
-            method of one is not.
+            features (N, F), a tensor or an array, such as ``judge.features``. A module is moved with the metric, a
+            bound method of one is not.
         num_features: F, such as ``judge.num_features``.
         name: what to call the extractor in the result: its architecture and what it was trained on.
         **options: those of :class:`torchmetrics.Metric`.
@@ -68,6 +68,7 @@ class FrechetDistance(FrechetInceptionDistance):
         :class:`FrechetScore` from ``compute()``.
 
     Raises:
+        TypeError: features that are no numbers.
         ValueError: an empty name, or features of another shape.
         RuntimeError: in ``compute``, fewer than two real or two generated clips.
 
@@ -93,7 +94,7 @@ class FrechetDistance(FrechetInceptionDistance):
     def update(self, *clips: Tensor, real: bool) -> None:  # type: ignore[override]
         """Add clips, real or generated."""
         with torch.no_grad():
-            features = self.extractor(*clips)
+            features = as_tensor("extractor", self.extractor(*clips))
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"extractor: returned features of shape {tuple(features.shape)}, expected (N, {self.num_features})"

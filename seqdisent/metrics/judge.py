@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqdisent._checks import check_positive, check_scale
+from seqdisent._checks import check_kind, check_positive, check_scale
 from seqdisent._masking import check_mask
 from seqdisent._random import kept_random_state
 from seqdisent.metrics._predictions import check_classes
@@ -48,8 +48,8 @@ class Judge(nn.Module):
         - output: {factor: logits (N, K)}
 
     Raises:
-        ValueError: no factor, one without classes, or frames or a mask of another shape.
-        TypeError: frames that are not floating point.
+        ValueError: no factor, one without classes, frames or a mask of another shape, or frames on another device.
+        TypeError: frames that are not floating point, or outside autocast not of the parameters' dtype.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -106,6 +106,7 @@ class Judge(nn.Module):
             )
         if not frames.is_floating_point():
             raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        check_kind("frames", frames, self.heads.weight)
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
         mask = check_mask(mask, frames.shape[:1], frames.shape[1])
@@ -201,7 +202,10 @@ def train_judge(
             if name not in clips.labels:
                 raise ValueError(f"factors: {name!r} is not among the labels of {argument}, {sorted(clips.labels)}")
         if train.factor_names[name] != held_out.factor_names[name]:
-            raise ValueError(f"held_out: factor {name!r} has other values than that of train, expected the same ones")
+            raise ValueError(
+                f"held_out: factor {name!r} has other values than that of train ({len(held_out.factor_names[name])} "
+                f"and {len(train.factor_names[name])}), expected the same; pass the same factor_names to both Clips"
+            )
     image = tuple(train.frames.shape[2:])
     if len(image) != 3 or image[1] != image[2]:
         raise ValueError(f"train: frames have shape {image}, expected pictures (C, H, W) with height equal to width")

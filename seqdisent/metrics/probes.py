@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqdisent.metrics._predictions import as_tensor
+
 try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -54,7 +56,8 @@ def probe(
     Latents are brought to mean 0 and deviation 1, dimension by dimension, by those of the training half. Take them from
     the posterior's mean, and test on identities that the probe was not trained on: an identity's own code tells
     anything about it. A probe at chance shows that this kind of probe finds nothing, not that nothing is there; and a
-    high one does not show that the decoder uses what the probe finds. Swaps show that.
+    high one does not show that the decoder uses what the probe finds. Swaps show that. Arrays and lists of numbers are
+    taken as tensors are.
 
     Args:
         train_latents: what the probe learns from.
@@ -73,6 +76,7 @@ def probe(
         The scores.
 
     Raises:
+        TypeError: latents or labels that are no numbers.
         ValueError: shapes that do not fit, latents that are not finite, a single class to learn, or another `kind`.
 
     Example:
@@ -136,6 +140,7 @@ def probe_table(
         {latent: {factor: :class:`ProbeScores`}}
 
     Raises:
+        TypeError: as :func:`probe`.
         ValueError: training and test name other latents or factors, or as :func:`probe`.
 
     Example:
@@ -162,6 +167,7 @@ def probe_table(
 
 def _checked(half: str, latents: Tensor, labels: Tensor) -> tuple[Any, Any]:
     """Return both as NumPy arrays."""
+    latents, labels = as_tensor(f"{half}_latents", latents), as_tensor(f"{half}_labels", labels)
     if latents.ndim != 2 or 0 in latents.shape:
         raise ValueError(f"{half}_latents: has shape {tuple(latents.shape)}, expected (N, D) with nothing empty")
     if labels.shape != latents.shape[:1] or labels.is_floating_point():

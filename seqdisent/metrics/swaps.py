@@ -59,13 +59,14 @@ class SwapAccuracy(Metric):
         **options: those of :class:`torchmetrics.Metric`.
 
     Shape:
-        - predictions: {factor: class numbers (N,), or logits (N, K)}
+        - predictions: {factor: class numbers (N,), or logits (N, K)}; tensors, arrays or lists
         - source, donor: {factor: labels (N,)}; factors that are not in `num_classes` are left out
 
     Returns:
         {factor: :class:`SwapScores`} from ``compute()``.
 
     Raises:
+        TypeError: values that are no numbers.
         ValueError: `follows` names an unknown factor; in ``update``, a factor that is missing, or has another shape or
             values out of range.
 
@@ -155,6 +156,7 @@ def intervention_score(swaps: Sequence[Mapping[str, SwapScores]]) -> Tensor:
         The score, at most 1.
 
     Raises:
+        TypeError: the result of one swap alone, which belongs in a list.
         ValueError: the swaps together leave no factor in place, or exchange none.
 
     Example:
@@ -173,6 +175,8 @@ def intervention_score(swaps: Sequence[Mapping[str, SwapScores]]) -> Tensor:
         Barami et al. Disentanglement beyond static vs. dynamic: a benchmark and evaluation framework for multi-factor
         sequential representations, NeurIPS 2025, and its released code.
     """
+    if isinstance(swaps, Mapping):
+        raise TypeError("swaps: got the result of one swap, expected a sequence of them, such as [metric.compute()]")
     scores = [score for swap in swaps for score in swap.values()]
     on = [(score.accuracy - 1).abs() for score in scores if not score.follows]
     off = [(score.towards_unwanted - score.agreement).abs() for score in scores if score.follows]

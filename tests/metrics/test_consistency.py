@@ -80,7 +80,14 @@ def test_the_released_protocol_forgives_what_ours_does_not():
     assert torch.equal(torch.random.get_rng_state(), before)
     as_floats = released_protocol_consistency(clips, inverted.float() / 255, seed=0, **options)
     assert as_floats.chance == scores.chance  # the same draws
+    short = Clips(frames, lengths=torch.ones(40, dtype=torch.long), labels={"who": who})
+    padded = torch.cat([inverted[:, :1].float() / 255, torch.full((40, 1, 1, 8, 8), 1e4)], 1)
+    assert released_protocol_consistency(short, padded, seed=0, **options).chance == scores.chance
     with pytest.raises(ValueError, match=r"reconstructed: has shape \(3, 2, 1, 8, 8\)"):
         released_protocol_consistency(clips, inverted[:3], seed=0)
+    with pytest.raises(ValueError, match="reconstructed: has values from .* expected pixels in"):
+        released_protocol_consistency(clips, inverted.float(), seed=0)
+    with pytest.raises(TypeError, match=r"reconstructed: has dtype torch\.int64, expected uint8"):
+        released_protocol_consistency(clips, inverted.long(), seed=0)
     with pytest.raises(ValueError, match="train_share: got 1.0"):
         released_protocol_consistency(clips, inverted, seed=0, train_share=1.0)

@@ -1,5 +1,6 @@
 """Swaps against the truth: donors, errors, nearest clips."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +23,17 @@ def test_donors_keep_to_another_identity_where_no_other_motion_is_left():
     assert donors.tolist() == [2, 0, 0]
     with pytest.raises(ValueError, match="identity: all clips show the same one"):
         pick_donors(torch.tensor([3, 3]), seed=0)
+
+
+def test_donors_of_labels_in_a_list_or_an_array_are_those_of_a_tensor():
+    identity, motion = [0, 0, 1, 2, 2], [0, 1, 0, 1, 0]
+    wanted = pick_donors(torch.tensor(identity), torch.tensor(motion), seed=3)
+    assert torch.equal(pick_donors(identity, motion, seed=3), wanted)
+    assert torch.equal(pick_donors(np.array(identity), np.array(motion), seed=3), wanted)
+    with pytest.raises(TypeError, match="identity: got list, expected a tensor, or an array or list of numbers"):
+        pick_donors(["anna", "ben"], seed=0)
+    with pytest.raises(TypeError, match="motion: got list, expected a tensor"):
+        pick_donors([0, 1], ["runs", "walks"], seed=0)
 
 
 def test_squared_error_is_that_of_a_loop_and_ignores_padding():
@@ -50,6 +62,36 @@ def test_nearest_clip_is_that_of_a_loop(seed, batch_size):
     wanted = [min(range(7), key=lambda j: (p - candidates[j]).square().sum().item()) for p in predicted]
     assert nearest_clip(predicted, candidates, batch_size=batch_size).tolist() == wanted
     as_bytes = (candidates * 255).round().to(torch.uint8)
-    assert nearest_clip(as_bytes.float() / 255, as_bytes).tolist() == list(range(7))
+    for clips in (as_bytes.float() / 255, as_bytes):  # bytes and floats on either side
+        assert nearest_clip(clips, as_bytes, batch_size=batch_size).tolist() == list(range(7))
+        assert nearest_clip(as_bytes, clips, batch_size=batch_size).tolist() == list(range(7))
     with pytest.raises(ValueError, match="candidates: have shape"):
         nearest_clip(predicted, candidates[:, :1])
+
+
+@pytest.mark.parametrize(("first", "second", "measure"), [
+    ("predicted", "truth", squared_error), ("predicted", "candidates", nearest_clip),
+])  # fmt: skip
+def test_what_are_no_pixels_is_refused_by_name(first, second, measure):
+    good = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.int64, torch.bool):
+        with pytest.raises(TypeError, match=f"{first}: has dtype {dtype}, expected uint8, or floating point in"):
+            measure(good.to(dtype), good)
+        with pytest.raises(TypeError, match=f"{second}: has dtype {dtype}, expected uint8, or floating point in"):
+            measure(good, good.to(dtype))
+    for wrong in (255 * good, 2 * (good - good.min()) / (good.max() - good.min()) - 1):  # 0 to 255, -1 to 1
+        with pytest.raises(ValueError, match=f"{first}: has values from .* to .*, expected pixels in"):
+            measure(wrong, good)
+        with pytest.raises(ValueError, match=f"{second}: has values from .* to .*, expected pixels in"):
+            measure(good, wrong)
+    measure(1.4 * good, good - 0.4)  # the mean of a Gaussian may lie a little outside
+    measure(good.numpy(), (255 * good).numpy().astype(np.uint8))
+    assert len(measure(good[:0], good[:0] if measure is squared_error else good)) == 0
+
+
+def test_what_the_padding_of_clips_holds_is_not_looked_at():
+    frames = torch.zeros(1, 2, 1, 4, 4)
+    mask = torch.tensor([[True, False]])
+    frames[:, 1] = 1e4
+    assert squared_error(frames, frames, mask).tolist() == [0]
+    assert squared_error(frames, frames, mask.numpy()).tolist() == [0]

@@ -82,3 +82,24 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=r"predictions\['what'\]: has"):
             metric.update({**good, "what": wrong})
     assert int(metric.count) == 0
+
+
+@pytest.mark.parametrize("sure", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_probabilities_are_refused_and_their_logarithms_are_not(sure, dtype):
+    probabilities = torch.eye(4, dtype=dtype) if sure else Tensors(0).simplex(4, 4).to(dtype)
+    with pytest.raises(ValueError, match=r"predictions\['who'\]: every row is in \[0, 1\] and sums to 1.* logits"):
+        scores_of({"who": probabilities})
+    score = scores_of({"who": probabilities.log()})["who"].inception_score
+    assert not sure or float(score) == pytest.approx(4)
+    scores_of({"who": torch.cat([probabilities, torch.zeros(1, 4, dtype=dtype)])})  # one row may look like it
+    metric = GenerationEntropies({"who": 4})
+    metric.update({"who": probabilities[:0]})
+    assert int(metric.count) == 0
+
+
+def test_logits_in_an_array_or_a_list_are_those_of_a_tensor():
+    logits = Tensors(0).normal(5, 4)
+    wanted = scores_of({"who": logits})
+    assert scores_of({"who": logits.numpy()}) == wanted
+    torch.testing.assert_close(scores_of({"who": logits.tolist()}), wanted)

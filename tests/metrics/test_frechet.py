@@ -56,6 +56,16 @@ def test_equal_sets_are_at_zero_and_a_mask_reaches_the_extractor():
     assert seen[0] is mask
 
 
+def test_features_in_an_array_are_those_of_a_tensor():
+    clips = Tensors(0).normal(2, 10, 1, 1, 1, 3)
+    metric = FrechetDistance(lambda clips: pixels(clips).numpy(), 2, "two pixels")
+    metric.update(clips[0], real=True)
+    metric.update(clips[1], real=False)
+    assert metric.compute() == distance(*clips)
+    with pytest.raises(TypeError, match="extractor: got dict, expected a tensor"):
+        FrechetDistance(lambda clips: {"pool": pixels(clips)}, 2, "two pixels").update(clips[0], real=True)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="name: is empty"):
         FrechetDistance(pixels, 2, "")

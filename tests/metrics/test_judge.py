@@ -125,6 +125,12 @@ def test_wrong_arguments_are_named():
         judge(torch.zeros(2, 1, 6, 6))
     with pytest.raises(TypeError, match=r"frames: has dtype torch.uint8"):
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.uint8))
+    with pytest.raises(
+        TypeError, match=r"frames: has dtype torch\.float32, expected torch\.float64, that of the param"
+    ):
+        judge(torch.zeros(1, 2, 1, 6, 6))
+    with pytest.raises(ValueError, match=r"frames: is on meta, expected cpu, where the parameters are"):
+        judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.float64, device="meta"))
     with pytest.raises(ValueError, match="mask: has shape"):
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="factors: 'hair' is not among the labels of train"):
@@ -132,7 +138,10 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="factors: is empty"):
         train_small(factors=[])
     two = Clips(torch.zeros(2, 1, 1, 6, 6, dtype=torch.uint8), labels={"who": torch.tensor([0, 1])})
-    with pytest.raises(ValueError, match="held_out: factor 'who' has other values"):
+    with pytest.raises(
+        ValueError,
+        match=r"held_out: factor 'who' has other values than that of train \(2 and 3\), .* same factor_names to both",
+    ):
         train_judge(moving_dots(0), two, factors=["who"])
     wide = Clips(torch.zeros(2, 1, 1, 6, 8, dtype=torch.uint8), labels={"who": torch.tensor([0, 1])})
     with pytest.raises(ValueError, match="held_out: frames have shape"):

@@ -88,6 +88,15 @@ def test_the_table_holds_the_probe_of_every_pair(order):
     assert table["d"]["code"].accuracy < 0.6
 
 
+def test_arrays_and_lists_are_taken_as_tensors_are():
+    latents, labels = data(0)
+    wanted = probe(latents, labels, latents, labels)
+    assert probe(latents.numpy(), labels.numpy(), latents.numpy(), labels.numpy()) == wanted
+    assert probe(latents, labels.tolist(), latents, labels.tolist()) == wanted
+    with pytest.raises(TypeError, match="train_labels: got list, expected a tensor, or an array or list of numbers"):
+        probe(latents, ["anna"] * 120, latents, labels)
+
+
 def test_wrong_arguments_are_named():
     latents, labels = data(0)
     with pytest.raises(ValueError, match="kind: got 'forest'"):

@@ -143,6 +143,19 @@ def test_logits_count_as_their_largest():
     assert_same(scores_of(logits, source, donor), scores_of(predictions, source, donor))
 
 
+def test_arrays_and_lists_count_as_tensors():
+    drawn = draw(0, 20)
+    arrays = [{name: label.numpy() for name, label in labels.items()} for labels in drawn]
+    lists = [{name: label.tolist() for name, label in labels.items()} for labels in drawn]
+    assert_same(scores_of(*arrays), scores_of(*drawn))
+    assert_same(scores_of(*lists), scores_of(*drawn))
+    wrong = {**drawn[1], "who": ["anna"] * 20}
+    with pytest.raises(
+        TypeError, match=r"source\['who'\]: got list, expected a tensor, or an array or list of numbers"
+    ):
+        scores_of(drawn[0], wrong, drawn[2])
+
+
 def test_no_pair_that_differs_leaves_leakage_open():
     labels, _, _ = draw(0, 5)
     scores = scores_of(labels, labels, labels)["what"]
@@ -198,3 +211,9 @@ def test_the_intervention_score_needs_factors_of_both_kinds():
     labels, _, _ = draw(0, 5)
     with pytest.raises(ValueError, match="swaps: 2 factors stay and 0 follow the donor"):
         intervention_score([scores_of(labels, labels, labels, [])])
+
+
+def test_the_result_of_one_swap_alone_goes_into_a_list():
+    labels, _, _ = draw(0, 5)
+    with pytest.raises(TypeError, match=r"swaps: got the result of one swap, expected a sequence of them"):
+        intervention_score(scores_of(labels, labels, labels))
