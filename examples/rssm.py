@@ -80,7 +80,7 @@ def balanced_bound(terms, weights, *, to_prior=0.8, free_nats=0.5):
     trains_p = torch.cat([kl_divergence(_constant(a), b).reshape(-1, terms.num_sequences) for a, b in pairs])
     trains_q = torch.cat([kl_divergence(a, _constant(b)).reshape(-1, terms.num_sequences) for a, b in pairs])
     kl = (to_prior * trains_p + (1 - to_prior) * trains_q).T.clamp(min=free_nats)
-    kl = torch.where(terms.kl_per_step["z"] > 0, kl, 0.0)  # it is 0 at padding
+    kl = torch.where(terms.real_steps["z"], kl, 0.0)
     return terms.elbo({**weights, "z": 0.0}) - weights.get("z", 1.0) * kl.sum(-1)
 
 

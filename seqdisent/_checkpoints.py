@@ -33,24 +33,29 @@ class Stopped(Exception):
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `path` every so many steps, at the end, and after the step in which Ctrl-C or SIGTERM came."""
+    """Writes `path` every so many steps, after the last one, and after the one in which Ctrl-C or SIGTERM came."""
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
-        self.stop = False
+        self.stop = self.ended = False
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Write it if it is time, and stop if asked to, on every process after the same step."""
         stop = trainer.strategy.reduce_boolean_decision(self.stop, all=False)
-        if stop or trainer.global_step % self.every == 0:
+        if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
         if stop:
             raise Stopped
 
-    def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Write it at the end."""
-        if trainer.global_step % self.every:
-            trainer.save_checkpoint(self.path)
+    def on_train_end(self, *_: Any) -> None:
+        """Note that callbacks have done what they do at the end (averaged weights take their place then)."""
+        self.ended = True
+
+    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Have callbacks do so where a run is resumed after its last step: Lightning leaves that out."""
+        if not self.ended:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_train_end(trainer, module)
 
     def on_exception(self, trainer: lightning.Trainer, _: Any, exception: BaseException) -> None:
         """Write it if a SIGTERM ends the run: Lightning raises it between steps, but not on every process at once."""
@@ -143,6 +148,16 @@ def check_is_of_this_network(path: str | Path, found: Mapping[str, Tensor], want
     if differences:
         more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
         raise CheckpointError(f"{path}: is the checkpoint of another network: it {differences[0]}{more}; {REMEDY}")
+
+
+def check_goes_on(path: str | Path, found: Mapping[str, Any], seed: int, num_steps: int) -> None:
+    """Raise CheckpointError if the run that goes on has another seed, or fewer steps than were done."""
+    if found.get("seed", seed) != seed:
+        raise CheckpointError(f"{path}: was written with seed={found['seed']}, and goes on with seed={seed}; {REMEDY}")
+    if found["global_step"] > num_steps:
+        raise CheckpointError(
+            f"{path}: has {found['global_step']} steps behind it, expected at most num_steps={num_steps}; {REMEDY}"
+        )
 
 
 def check_trains_the_same(path: str | Path, found: Iterable[str], wanted: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -14,8 +14,17 @@ from seqdisent._sites import Site, check_agreement, inner_masks, same, unmasked
 from seqdisent.chains import Chain, Conditionals, as_chain
 
 
-def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[Tensor, Tensor | None, Any, bool]:
-    """Return a site's term, the term per step if it is a chain, the pair (q, p), and whether it is in closed form."""
+class SiteKL(NamedTuple):
+    """What a site has in the ledger; the second and third are a chain's alone."""
+
+    term: Tensor
+    per_step: Tensor | None
+    real_steps: Tensor | None
+    pair: Any  # (q, p)
+    closed_form: bool
+
+
+def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> SiteKL:
     value = q_site["value"]
     q, q_mask = unmasked(q_site)
     p, p_mask = unmasked(p_site)
@@ -29,12 +38,14 @@ def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> tuple[T
     if q_chain is not None and p_chain is not None:
         per_step, pair, closed_form = _chain_kl(name, q_chain, p_chain, value, analytic)
         per_step = scale_and_mask(per_step, _to_step(q_site["scale"]), _to_step(q_mask))
-        return per_step.sum(-1), per_step, pair, closed_form
+        is_real = torch.ones_like(per_step, dtype=torch.bool)
+        real_steps = is_real if q_chain.step_mask is None else is_real & q_chain.step_mask
+        return SiteKL(per_step.sum(-1), per_step, real_steps, pair, closed_form)
     q_masks, p_masks = inner_masks(q), inner_masks(p)
     if len(q_masks) != len(p_masks) or not all(map(same, q_masks, p_masks)):
         raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
     term, closed_form = _pair_kl(name, q, p, value, analytic)
-    return scale_and_mask(term, q_site["scale"], q_mask), None, (q, p), closed_form
+    return SiteKL(scale_and_mask(term, q_site["scale"], q_mask), None, None, (q, p), closed_form)
 
 
 def _chain_kl(

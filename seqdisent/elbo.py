@@ -40,6 +40,7 @@ class ELBOTerms:
         log_likelihood: {observed site: :math:`\log p(x \mid z)`}
         kl: {latent site: its KL term at the sample}. With ``kl="monte-carlo"``, :math:`\log q - \log p`.
         kl_per_step: {chain site: (..., B, T), the same term step by step, 0 at padding}
+        real_steps: {chain site: (..., B, T) bool, which of these steps are not padding}
         conditionals: {latent site: (q, p)}, the distributions that the term compares; for a chain, each is its
             :class:`~seqdisent.chains.Conditionals` at the sampled path (of a chain of flows, the log-density there and
             nowhere else). Empty with several particles in a loop.
@@ -51,6 +52,7 @@ class ELBOTerms:
     log_likelihood: dict[str, Tensor]
     kl: dict[str, Tensor]
     kl_per_step: dict[str, Tensor]
+    real_steps: dict[str, Tensor]
     conditionals: dict[str, tuple[Any, Any]]
     monte_carlo: frozenset[str]
     num_sequences: int
@@ -79,13 +81,7 @@ class ELBOTerms:
             See :func:`elbo_terms`.
         """
         weights = dict(weights or {})
-        unknown = set(weights) - set(self.log_likelihood) - set(self.kl)
-        if unknown:
-            raise ValueError(
-                f"weights: no site {sorted(unknown)} in the ledger, expected some of "
-                f"{sorted(self.kl)} (latent) and {sorted(self.log_likelihood)} (observed)"
-            )
-        check_weights(weights, self.num_sequences)
+        self.check_weights(weights)
         total = sum(
             (self._shared_out(name, term) * weights.get(name, 1.0) for name, term in self.log_likelihood.items()),
             start=torch.zeros(()),
@@ -93,6 +89,29 @@ class ELBOTerms:
         for name, term in self.kl.items():
             total = total - self._shared_out(name, term) * weights.get(name, 1.0)
         return total if self._num_particles is None else total.mean(0)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the bound: (B,), or () without a plate."""
+        return torch.Size([self.num_sequences] if self._in_plate else [])
+
+    def check_weights(self, weights: Mapping[str, float | Tensor]) -> None:
+        """Raise unless every one of `weights` is a finite number (or a tensor, one or one a sequence) of a known site.
+
+        Args:
+            weights: {site: weight of its term}.
+
+        Raises:
+            ValueError: as :meth:`elbo`.
+            TypeError: as :meth:`elbo`.
+        """
+        unknown = set(weights) - set(self.log_likelihood) - set(self.kl)
+        if unknown:
+            raise ValueError(
+                f"weights: no site {sorted(unknown)} in the ledger, expected some of "
+                f"{sorted(self.kl)} (latent) and {sorted(self.log_likelihood)} (observed)"
+            )
+        check_weights(weights, self.num_sequences)
 
     def importance_weighted(self) -> Tensor:
         r"""Return the importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k)` of each sequence, (B,).
@@ -136,10 +155,7 @@ class ELBOTerms:
         """
         terms = {**self.log_likelihood, **self.kl}
         finite = torch.stack([term.detach().isfinite().all() for term in terms.values()]).all()
-        everywhere = finite.to(torch.int32)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MIN)
-        if everywhere:
+        if all_processes(finite):
             return
         when = "" if step is None else f" at training step {step}"
         if finite:
@@ -236,9 +252,18 @@ def elbo_terms(
         return {site: torch.stack([getattr(run, name)[site] for run in runs]) for site in getattr(runs[0], name)}
 
     return ELBOTerms(
-        stack("log_likelihood"), stack("kl"), stack("kl_per_step"), {}, runs[0].monte_carlo, runs[0].num_sequences,
+        stack("log_likelihood"), stack("kl"), stack("kl_per_step"), stack("real_steps"), {},
+        runs[0].monte_carlo, runs[0].num_sequences,
         runs[0]._in_plate, num_particles, runs[0]._wholly_monte_carlo, runs[0]._scaled,
     )  # fmt: skip
+
+
+def all_processes(condition: Tensor) -> bool:
+    """Say whether a condition () holds on every process; under torch.distributed all have to ask."""
+    everywhere = condition.to(torch.int32)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MIN)
+    return bool(everywhere)
 
 
 class DecomposedELBO(ELBO):
@@ -319,7 +344,7 @@ def _one_run(
     check_sites(observed, latent, guide_sites)
     plate = sequences_plate(observed)
 
-    log_likelihood, kl_terms, kl_per_step, conditionals = {}, {}, {}, {}
+    log_likelihood, kl_terms, kl_per_step, real_steps, conditionals = {}, {}, {}, {}, {}
     monte_carlo, in_plate = set(), set()
     for name, site in observed.items():
         term = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
@@ -328,18 +353,19 @@ def _one_run(
     for i, (name, site) in enumerate(latent.items()):
         # a closed form is right where all that p may condition on was drawn without looking at this site
         analytic = kl == "analytic" and drawn_before[name].issuperset(list(latent)[:i])
-        term, per_step, pair, closed_form = site_kl(name, guide_sites[name], site, analytic=analytic)
-        kl_terms[name] = per_sequence(term, site, plate)
-        conditionals[name] = pair
-        if per_step is not None:
-            kl_per_step[name] = per_sequence(per_step, site, plate, event_dims=1)
-        if not closed_form:
+        found = site_kl(name, guide_sites[name], site, analytic=analytic)
+        kl_terms[name] = per_sequence(found.term, site, plate)
+        conditionals[name] = found.pair
+        if found.per_step is not None and found.real_steps is not None:
+            kl_per_step[name] = per_sequence(found.per_step, site, plate, event_dims=1)
+            real_steps[name] = per_sequence(found.real_steps, site, plate, event_dims=1) > 0
+        if not found.closed_form:
             monte_carlo.add(name)
     for name, site in model_sites.items():
         if any(is_plate(frame, plate) for frame in site["cond_indep_stack"]):
             in_plate.add(name)
     return ELBOTerms(
-        log_likelihood, kl_terms, kl_per_step, conditionals, frozenset(monte_carlo),
+        log_likelihood, kl_terms, kl_per_step, real_steps, conditionals, frozenset(monte_carlo),
         plate.size if plate is not None else 1, frozenset(in_plate), num_particles, kl == "monte-carlo",
         frozenset(name for name, site in model_sites.items() if not same(site["scale"], 1.0)),
     )  # fmt: skip

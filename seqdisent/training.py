@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from seqdisent._checks import check_positive
-from seqdisent.elbo import ELBOTerms, elbo_terms
+from seqdisent._training_checks import check_bound, check_owner, check_parameters, check_schedules
+from seqdisent.elbo import ELBOTerms, all_processes, elbo_terms
 
 try:
     import lightning
@@ -63,11 +64,19 @@ def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
     Returns:
         ``(frames,)`` or ``(frames, mask)``.
 
+    Raises:
+        TypeError: `batch` is something else.
+
     Example:
         >>> from seqdisent.datasets import pendulum
         >>> [part.shape for part in frames_and_mask(pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1]))]
         [torch.Size([2, 4, 3, 8, 8])]
     """
+    if not (hasattr(batch, "frames") and hasattr(batch, "mask")):
+        raise TypeError(
+            f"draw: returned {type(batch).__name__}, expected a batch of clips with `frames` and `mask`; "
+            "what model and guide take from anything else is for `arguments` to say"
+        )
     return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
 
 
@@ -78,25 +87,29 @@ class ELBOTraining(lightning.LightningModule):
         network: owns the parameters; those with ``requires_grad`` are trained, with Adam.
         model: a Pyro model (a method of `network`, say).
         guide: its guide.
-        draw: a function of a ``torch.Generator`` that returns the next batch.
+        draw: a function of a ``torch.Generator`` that returns the next batch, a :class:`~seqdisent.datasets.Batch` or
+            anything that `arguments` can read.
         num_steps: optimisation steps in all.
         learning_rate: of Adam; a schedule, as of :class:`~seqdisent.AnnealingSchedule`, or any function of the step.
         weights: {site: schedule of the weight of its term}; a site that is not named counts 1.
         inputs: {name: schedule of an argument of model and guide}, such as a temperature.
-        arguments: what model and guide take from a batch.
+        arguments: a function of a batch that returns the tuple that model and guide take.
         terms_per_step: the loss is minus the bound, summed over the batch and divided by this fixed number (frames in a
             batch, say), at optimisation only; the ledger that is logged is not divided by it.
         betas: of Adam.
         weight_decay: of Adam: this times a parameter is added to its gradient.
         rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
         kl: as in :func:`~seqdisent.elbo_terms`.
-        objective: a function of the ledger and the weights that returns what to maximise, (B,): the weighted bound,
-            or what you make of the ledger's terms and conditionals (free bits, a balanced KL).
+        objective: a function of the ledger and of {site: weight} that returns what to maximise, (B,): the weighted
+            bound, or what you make of the ledger's terms and conditionals (free bits, a balanced KL).
         seed: of batches and noise.
 
     Raises:
-        ValueError: `num_steps` below 1.
+        ValueError: `num_steps` below 1; in training, a weight or rate factor that names nothing, an objective of
+            another shape, or a model with parameters that `network` does not own.
+        TypeError: a number where a schedule is wanted (:meth:`~seqdisent.AnnealingSchedule.constant` makes one of it).
         FloatingPointError: in training, as soon as a term is not finite; it names the term, the sequence and the step.
+            Where the objective or its gradient is not finite, the checkpoint before that is kept.
 
     Example:
         See :func:`fit`.
@@ -124,6 +137,9 @@ class ELBOTraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_positive(num_steps=num_steps)
+        check_schedules({"learning_rate": learning_rate})
+        check_schedules({f"weights[{site!r}]": schedule for site, schedule in (weights or {}).items()})
+        check_schedules({f"inputs[{name!r}]": schedule for name, schedule in (inputs or {}).items()})
         self.network = network
         self.model, self.guide, self.draw, self.arguments = model, guide, draw, arguments
         self.num_steps, self.learning_rate, self.seed = num_steps, learning_rate, seed
@@ -131,10 +147,14 @@ class ELBOTraining(lightning.LightningModule):
         self.terms_per_step, self.kl, self.objective = terms_per_step, kl, objective
         self.betas, self.weight_decay = betas, weight_decay
         self.rate_factors = dict(rate_factors or {})
+        self._owner_is_checked = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam on the parameters that require a gradient."""
         groups: dict[float, list[nn.Parameter]] = {}
+        names = [name for name, _ in self.network.named_parameters()]
+        if unknown := [start for start in self.rate_factors if not any(name.startswith(start) for name in names)]:
+            raise ValueError(f"rate_factors: no parameter starts with {unknown}, expected starts of {names}")
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 factor = next((f for start, f in self.rate_factors.items() if name.startswith(start)), 1.0)
@@ -159,22 +179,46 @@ class ELBOTraining(lightning.LightningModule):
         inputs: dict[str, Any] = {name: schedule(step) for name, schedule in self.inputs.items()}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(step_seed(self.seed, "noise", step, self.global_rank))
-            terms = elbo_terms(self.model, self.guide, *self.arguments(batch), kl=self.kl, **inputs)
-        terms.check_finite(step)
-        loss = -self.objective(terms, weights).sum() / self.terms_per_step
+            arguments = self.arguments(batch)
+            if not isinstance(arguments, tuple):
+                raise TypeError(f"arguments: returned {type(arguments).__name__}, expected a tuple")
+            terms = elbo_terms(self.model, self.guide, *arguments, kl=self.kl, **inputs)
+        try:
+            terms.check_finite(step)
+        except FloatingPointError:
+            check_parameters(self.network, step)  # if they are the reason, no term is to blame
+            raise
+        loss = -self._bound(terms, weights).sum() / self.terms_per_step
+        if not all_processes(loss.detach().isfinite()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at training step {step}, here or on another process, though every term of "
+                "the ledger is finite; expected a finite objective and terms_per_step"
+            )
+        if not self._owner_is_checked:
+            check_owner(self.network, loss)
+            self._owner_is_checked = True
         self._log_ledger(terms, loss, weights, inputs)
         return loss
 
+    def _bound(self, terms: ELBOTerms, weights: Mapping[str, float]) -> Tensor:
+        """Return the objective of each sequence."""
+        terms.check_weights(weights)
+        bound = self.objective(terms, {**dict.fromkeys([*terms.log_likelihood, *terms.kl], 1.0), **weights})
+        check_bound(bound, terms)
+        return bound
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which parameters are trained."""
-        checkpoint["trained"] = self._trained()
+        """Note the seed and which parameters are trained; refuse parameters that are not finite."""
+        check_parameters(self.network, self.global_step)
+        checkpoint["trained"], checkpoint["seed"] = self._trained(), self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, or of one of which other parameters are trained."""
+        """Refuse a checkpoint of another network, of other trained parameters, of another seed, or of a longer run."""
         trainer = self._trainer  # None in `load_from_checkpoint`, where no optimiser goes on
         path = (trainer.ckpt_path if trainer else None) or "the checkpoint"
         _checkpoints.check_is_of_this_network(path, checkpoint["state_dict"], self.state_dict())
         if trainer is not None:
+            _checkpoints.check_goes_on(path, checkpoint, self.seed, self.num_steps)
             _checkpoints.check_trains_the_same(path, checkpoint.get("trained", self._trained()), self._trained())
 
     def _trained(self) -> list[str]:
@@ -186,7 +230,7 @@ class ELBOTraining(lightning.LightningModule):
         shown = {f"log_p({site})": term.detach().mean() for site, term in terms.log_likelihood.items()}
         shown |= {f"KL({site})": term.detach().mean() for site, term in terms.kl.items()}
         written: dict[str, Any] = {"loss": loss.detach(), "elbo": terms.elbo().detach().mean()}
-        written |= {f"weight({site})": weight for site, weight in weights.items()}
+        written |= {f"weight({site})": torch.as_tensor(weight).float().mean() for site, weight in weights.items()}
         written |= {f"input({name})": value for name, value in inputs.items()}
         written["learning_rate"] = self.learning_rate(self.global_step)
         self.log_dict(shown, prog_bar=True, logger=False)
@@ -262,7 +306,8 @@ def fit(
     Raises:
         FloatingPointError: a term of the ledger is not finite.
         FileExistsError: `folder` holds a checkpoint and `resume` is False.
-        CheckpointError: (a ValueError) ``last.ckpt`` is damaged, no checkpoint, or of another network.
+        CheckpointError: (a ValueError) ``last.ckpt`` is damaged, no checkpoint, of another network or seed, or has more
+            steps behind it than `training` has.
         ValueError: `checkpoint_every` or `log_every` below 1.
         OSError: a checkpoint or a log could not be written, on a full disk say; the checkpoint before is whole.
         KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and ``last.ckpt`` written, and a resumed
@@ -333,6 +378,8 @@ def fit(
                 raise
     if checkpoints.stop or trainer.interrupted:
         raise KeyboardInterrupt
+    if trainer.received_sigterm:  # after the last step
+        raise SystemExit(TERMINATED)
 
 
 @contextlib.contextmanager

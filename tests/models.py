@@ -575,7 +575,8 @@ PROGRAMS: list[Callable[[int, int, int], Program]] = [
 
 def ledger_with(log_likelihood: Tensor) -> ELBOTerms:
     """Return a ledger of one observed site."""
-    return ELBOTerms({"x": log_likelihood}, {}, {}, {}, frozenset(), len(log_likelihood), frozenset({"x"}), None, False)
+    one = frozenset({"x"})
+    return ELBOTerms({"x": log_likelihood}, {}, {}, {}, {}, frozenset(), len(log_likelihood), one, None, False)
 
 
 def check_finite_on_rank(rank: int, folder: str) -> None:

@@ -302,6 +302,8 @@ def test_a_row_of_the_ledger_does_not_see_its_neighbours(seed, row_lengths):
         alone = elbo_terms(system.model, guide, frames[i : i + 1, :length])
         exact(alone.elbo(), together.elbo()[i : i + 1])
         exact(alone.kl_per_step["z"], together.kl_per_step["z"][i : i + 1, :length])
+        assert alone.real_steps["z"].all()
+        assert together.real_steps["z"][i].tolist() == mask[i].tolist()
 
 
 def test_subsampling_scales_every_term():
@@ -492,7 +494,7 @@ def test_a_factorised_normal_is_a_chain_of_the_same_normals(seed, steps):
                 replayed = poutine.replay(guide, trace=path.get_trace())
                 sampled.append(elbo_terms(model, replayed, x, kl=kl))
         for terms in sampled:
-            assert terms.kl_per_step["z"].shape == (3, steps)
+            assert terms.kl_per_step["z"].shape == terms.real_steps["z"].shape == (3, steps)
             assert ("z" in terms.monte_carlo) == (kl == "monte-carlo")
             exact(terms.kl_per_step["z"], sampled[0].kl_per_step["z"])
             exact(terms.elbo(), sampled[0].elbo())
@@ -703,7 +705,7 @@ RELAXED = dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), THIRDS
         (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=dist.OneHotCategorical(THIRDS)), {},
          "'z' has no rsample .OneHotCategorical.*for a class OneHotCategoricalStraightThrough"),
         (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=RELAXED), {},
-         "'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model, expected"),
+         "'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model"),
         (small(), small(observed=(), z=dist.Normal(torch.zeros(2), 1.0)), {},
          r"guide: site 'z' has batch shape .2,. and no plate at dimension -1"),
         (small(z=dist.Normal(torch.zeros(2), 1.0)), small(observed=()), {},

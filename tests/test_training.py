@@ -1,6 +1,7 @@
 """Training: resumed runs are exact, failures name their term, checkpoints are plain tensors."""
 
 import csv
+import signal
 
 import pyro
 import pyro.distributions as dist
@@ -206,3 +207,133 @@ def test_a_trainer_of_ones_own_may_log_nothing(tmp_path):
         ).fit(module)
     assert module.global_step == 3
     assert not logger.experiment.metrics
+
+
+# What would train nothing, or the wrong thing ------------------------------------------------------------------------
+
+
+def changed(**options):
+    module, _ = make(num_steps=5)
+    for name, value in options.items():
+        setattr(module, name, value)
+    return module
+
+
+def first_parameter_twice(terms, weights):
+    return terms.log_likelihood["x"][:, None] - terms.kl["z"][:, None].expand(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"objective": first_parameter_twice}, ValueError,
+         r"objective: returned shape \(5, 2\), expected shape \(5,\), a value for each sequence"),
+        ({"objective": lambda terms, _: terms.elbo().mean()}, ValueError, r"objective: returned shape \(\), expected"),
+        ({"objective": lambda terms, _: None}, ValueError, "objective: returned NoneType, expected shape"),
+        ({"objective": lambda terms, _: (terms.elbo() * 0 - 1).log()}, FloatingPointError,
+         "the loss is nan at training step 0, here or on another process, though every term"),
+        ({"terms_per_step": 0}, FloatingPointError, "the loss is inf at training step 0"),
+        ({"weights": {"zz": lambda _: 1.0}, "objective": lambda terms, _: terms.elbo()}, ValueError,
+         r"weights: no site \['zz'\] in the ledger, expected some of \['z'\] \(latent\)"),
+        ({"rate_factors": {"encodr": 0.1}}, ValueError,
+         r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
+        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple"),
+        ({"arguments": training.frames_and_mask}, TypeError, "draw: returned Tensor, expected a batch of clips"),
+        ({"network": Linear()}, ValueError,
+         "network: lacks 4 parameters that model and guide use, one of them of shape"),
+    ],
+)  # fmt: skip
+def test_what_would_train_the_wrong_thing(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run(changed(**options), tmp_path)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate: got 0.001, expected a function of the step, such as Annealing"),
+        ({"weights": {"z": 0.4}}, r"weights\['z'\]: got 0.4, expected a function of the step"),
+        ({"inputs": {"gain": 0.5}}, r"inputs\['gain'\]: got 0.5, expected a function of the step"),
+    ],
+)  # fmt: skip
+def test_a_number_is_no_schedule(options, message):
+    network = Linear()
+    whole = {"num_steps": 3, "learning_rate": AnnealingSchedule.constant(1e-3), **options}
+    with pytest.raises(TypeError, match=message):
+        training.ELBOTraining(network, network.model, network.guide, lambda _: None, **whole)
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
+    """The square root at 0 is finite, its gradient is not; the ledger shows it one step late, and is not to blame."""
+    module, _ = make(num_steps=30)
+    bad = 10
+
+    def objective(terms, weights):
+        return terms.elbo(weights) + ((terms.kl["z"] * 0).sqrt() if module.global_step == bad else 0.0)
+
+    module.objective = objective
+    with pytest.raises(FloatingPointError, match="parameter encode.weight is not finite after 11 training steps"):
+        run(module, tmp_path)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 10
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    bad = 19  # and where a checkpoint is due at once
+    with pytest.raises(FloatingPointError, match="parameter encode.weight is not finite after 20 training steps"):
+        run(module, tmp_path, resume=True)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
+    bad = None
+    mended, _ = make()
+    mended.objective = objective
+    run(mended, tmp_path, resume=True)
+
+
+def test_a_run_goes_on_with_its_seed_and_not_backwards(tmp_path):
+    run(make(num_steps=10)[0], tmp_path)
+    other = make(num_steps=10)[0]
+    other.seed = 4
+    with pytest.raises(training.CheckpointError, match=r"last.ckpt: was written with seed=3, and goes on with seed=4"):
+        run(other, tmp_path, resume=True)
+    with pytest.raises(training.CheckpointError, match=r"has 10 steps behind it, expected at most num_steps=7"):
+        run(make(num_steps=7)[0], tmp_path, resume=True)
+
+
+def test_a_weight_may_be_a_tensor(tmp_path):
+    module = changed(weights={"z": lambda step: torch.full((5,), 0.5)})
+    run(module, tmp_path)
+    assert {float(row["weight(z)"]) for row in losses(tmp_path).values()} == {0.5}
+
+
+# The end of a run ----------------------------------------------------------------------------------------------------
+
+
+def averaged():
+    return training.lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def averaged_whole(tmp_path_factory):
+    module, _ = make(num_steps=20)
+    run(module, tmp_path_factory.mktemp("averaged"), callbacks=(averaged(),))
+    return module.network.state_dict()
+
+
+@pytest.mark.parametrize("steps_before", [15, 20])
+def test_averaged_weights_are_those_of_one_run(steps_before, averaged_whole, tmp_path):
+    """Extended from an end, and resumed at one: what callbacks do at the end of a run is done at its last end alone."""
+    before, after = make(num_steps=steps_before)[0], make(num_steps=20)[0]
+    before.learning_rate = after.learning_rate
+    run(before, tmp_path, callbacks=(averaged(),))
+    run(after, tmp_path, callbacks=(averaged(),), resume=True)
+    torch.testing.assert_close(after.network.state_dict(), averaged_whole, rtol=0, atol=0)
+
+
+class AtTheEnd(training.Callback):
+    def on_train_end(self, *_):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_after_the_last_step_ends_the_process_too(tmp_path):
+    with pytest.raises(SystemExit, match="143"):
+        run(make(num_steps=3)[0], tmp_path, callbacks=(AtTheEnd(),))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
