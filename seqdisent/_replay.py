@@ -13,60 +13,94 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqdisent._sites import sample_sites
 from seqdisent.chains import as_chain
 
 
 class Fill(Messenger):
-    """Give sites their chosen values; `fit` continues trajectories that are too short; other sites get their means.
+    """Give sites their chosen values and other sites their means or samples.
 
-    `prefixes` are {trajectory: its real steps (B, T')}, of those whose rows may end before the others.
+    With `num_steps`, that of the run, the values of trajectories are made to fit: one that is too short is continued.
+    `prefixes` are {site: which of its steps are real, (B, T'), or None for all}: of these, rows that end early are
+    continued too, and steps beyond the run's are cut off.
     """
 
     def __init__(
-        self, chosen: Mapping[str, Tensor], sample: bool, fit: bool, prefixes: Mapping[str, Tensor] | None
+        self,
+        chosen: Mapping[str, Tensor],
+        sample: bool,
+        num_steps: int | None,
+        prefixes: Mapping[str, Tensor | None] | None,
     ) -> None:
         super().__init__()
-        self.chosen, self.sample, self.fit, self.prefixes = chosen, sample, fit, prefixes or {}
+        self.chosen, self.sample, self.num_steps, self.prefixes = chosen, sample, num_steps, prefixes or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
-        fn = msg["fn"]
         if msg["name"] in self.chosen:
             value = self.chosen[msg["name"]]
-            msg["value"] = self._fitted(msg["name"], fn, value) if self.fit else value
+            msg["value"] = value if self.num_steps is None else self._fitted(msg, value)
         elif not self.sample:
-            chain = as_chain(fn)
-            try:
-                msg["value"] = fn.mean if chain is None else chain.mean_path()
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"sample: site {msg['name']!r} ({type(fn).__name__}) has no mean, expected sample=True for it"
-                ) from error
+            msg["value"] = _mean(msg["name"], msg["fn"])
 
-    def _fitted(self, name: str, fn: TorchDistribution, value: Tensor) -> Tensor:
-        chain, known = as_chain(fn), self.prefixes.get(name)
-        if chain is not None and value.ndim >= 2:
-            if known is not None:  # outside the sequences' plate there are no rows; other plates stand before time
-                known = None if value.ndim < 3 else known.reshape(len(known), *(1,) * (value.ndim - 3), -1)
-            missing = fn.event_shape[0] - value.shape[-2]
-            if missing > 0:
-                value = chain.extend(value, missing, mask=known, sample=self.sample)
-            elif missing == 0 and known is not None:
-                short = ~known if chain.step_mask is None else chain.step_mask & ~known
-                if short.any():  # only some rows are too short
-                    longer = chain.extend(value[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
-                    value = torch.where(short.unsqueeze(-1), longer, value)
+    def _fitted(self, msg: Any, given: Tensor) -> Tensor:
+        fn, name, value = msg["fn"], msg["name"], given
+        if is_trajectory(fn, self.num_steps) and value.ndim >= 2:
+            value = self._continued(msg, value)
         try:
             fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
         except RuntimeError:
             fits = False
         if not fits or value.shape[value.ndim - fn.event_dim :] != fn.event_shape:
-            raise ValueError(f"site {name!r}: the value has shape {tuple(value.shape)}, expected {tuple(fn.shape())}")
+            raise ValueError(f"site {name!r}: the value has shape {tuple(given.shape)}, expected {tuple(fn.shape())}")
         return value
+
+    def _continued(self, msg: Any, path: Tensor) -> Tensor:
+        chain, known = as_chain(msg["fn"]), self.prefixes.get(msg["name"])
+        if msg["name"] in self.prefixes:
+            path = path[..., : self.num_steps, :]
+        if known is not None:
+            known = _by_row(known[:, : path.shape[-2]], msg["cond_indep_stack"], path.ndim - 2)
+        missing = msg["fn"].event_shape[0] - path.shape[-2]
+        if chain is None:
+            return path
+        if missing > 0:
+            return chain.extend(path, missing, mask=known, sample=self.sample)
+        if missing == 0 and known is not None:
+            short = ~known if chain.step_mask is None else chain.step_mask & ~known
+            if short.any():  # only some rows are too short
+                longer = chain.extend(path[..., :-1, :], 1, mask=known[..., :-1], sample=self.sample)
+                return torch.where(short.unsqueeze(-1), longer, path)
+        return path
+
+
+def is_trajectory(fn: TorchDistribution, num_steps: int | None) -> bool:
+    """Say whether a site has a vector for each step of a run; a matrix of another height is something else."""
+    return fn.event_dim == 2 and fn.event_shape[0] == num_steps
+
+
+def _by_row(mask: Tensor, stack: Sequence[Any], batch_dims: int) -> Tensor | None:
+    """Return a mask (B, T) with B where the sequences' plate, the leftmost of that size, stands; None outside of it."""
+    plates = [frame.dim for frame in stack if frame.vectorized and frame.size == len(mask) and -frame.dim <= batch_dims]
+    if not plates:
+        return None
+    shape = [1] * batch_dims
+    shape[min(plates)] = len(mask)
+    return mask.reshape(*shape, -1)
+
+
+def _mean(name: str, fn: TorchDistribution) -> Tensor:
+    chain = as_chain(fn)
+    try:
+        mean: Tensor = fn.mean if chain is None else chain.mean_path()
+        if not mean.isnan().all():  # what torch has for a class, or a Cauchy
+            return mean
+    except NotImplementedError:
+        pass
+    raise ValueError(f"sample: site {name!r} ({type(fn).__name__}) has no mean, expected sample=True for it")
 
 
 def run(
@@ -76,11 +110,11 @@ def run(
     args: Sequence[Any],
     inputs: Mapping[str, Any],
     *,
-    fit: bool = False,
-    prefixes: Mapping[str, Tensor] | None = None,
+    num_steps: int | None = None,
+    prefixes: Mapping[str, Tensor | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run a program and return its sample sites."""
-    with Fill(chosen, sample, fit, prefixes):
+    with Fill(chosen, sample, num_steps, prefixes):
         trace = poutine.trace(program).get_trace(*args, **inputs)
     return sample_sites(trace)
 
@@ -93,11 +127,11 @@ def emit(
     mask: Tensor | None,
     sample: bool,
     inputs: Mapping[str, Any],
-    prefixes: Mapping[str, Tensor] | None = None,
+    prefixes: Mapping[str, Tensor | None] | None = None,
 ) -> dict[str, TorchDistribution]:
     """Run the model on given latents with nothing observed; return the sites that are not among them."""
     arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = run(model, latents, sample, (), arguments, fit=True, prefixes=prefixes)
+    trace = run(model, latents, sample, (), arguments, num_steps=num_steps, prefixes=prefixes)
     if missing := sorted(set(latents) - set(trace)):
         raise ValueError(f"model: has no site {missing}, which the guide samples")
     return {name: trace[name]["fn"] for name in without_factors(trace) if name not in latents}
@@ -110,6 +144,8 @@ def with_history(
 
 
 def _takes_history(program: Callable[..., Any]) -> bool:
+    if isinstance(program, nn.Module):  # also a compiled one
+        return _takes_history(getattr(program, "_orig_mod", program).forward)
     if isinstance(program, partial):  # also what Pyro's handlers make of a program
         return any(_takes_history(part) for part in (program.func, *program.args) if callable(part))
     try:

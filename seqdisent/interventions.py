@@ -25,8 +25,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask
-from seqdisent._replay import emit, run, values, with_history, without_factors
-from seqdisent.chains import as_chain
+from seqdisent._replay import emit, is_trajectory, run, values, with_history, without_factors
 
 
 class Inferred(NamedTuple):
@@ -105,7 +104,7 @@ def reconstruct(
         >>> reconstruct(model, guide, torch.tensor([[1.0, 2.0, 6.0]]))["x"].mean
         tensor([[3., 3., 3.]])
     """
-    frames, mask = _frames_and_mask("args", args)
+    args, frames, mask = _taken_apart(args, inputs)
     latents = values(run(guide, {}, sample, args, inputs))
     return emit(
         model, latents, frames.shape[0], frames.shape[1], mask, sample, with_history(model, inputs, frames, mask)
@@ -166,6 +165,8 @@ def swap(
         >>> swap(model, guide, source, donor, sites=["slope"])["x"].mean
         tensor([[ 7.,  9., 11.]])
     """
+    if "mask" in inputs:
+        raise TypeError("mask: source and donor have one each, expected (frames, mask) for the ragged ones")
     source_args, donor_args = _as_args("source", source), _as_args("donor", donor)
     frames, mask = _frames_and_mask("source", source_args)
     donor_frames, donor_mask = _frames_and_mask("donor", donor_args)
@@ -186,17 +187,12 @@ def swap(
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
     source_values = values(run(guide, {}, sample, source_args, inputs)) if keep else {}
     chosen = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
-    inferred = run(guide, chosen, sample, source_args, inputs)
-    latents = values(inferred)
-    if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
+    latents = values(run(guide, chosen, sample, source_args, inputs))
+    length = donor_frames.shape[1]
+    if not any(is_trajectory(donor_sites[name]["fn"], length) for name in sites):
         return emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
-    length = donor_frames.shape[1]  # trajectories of the source are cut to it, or continued by the model
-    followers = set(latents) - set(sites)
-    for name in followers:
-        if as_chain(inferred[name]["fn"]) is not None:
-            latents[name] = latents[name][..., :length, :]
-    prefixes = {} if mask is None else dict.fromkeys(followers, mask[:, :length])
-    return emit(model, latents, len(frames), length, donor_mask, sample, inputs, prefixes)
+    followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
+    return emit(model, latents, len(frames), length, donor_mask, sample, inputs, followers)
 
 
 def generate(
@@ -246,8 +242,12 @@ def generate(
     """
     check_positive(num_sequences=num_sequences, num_steps=num_steps)
     given = dict(given or {})
+    if wrong := [name for name, value in given.items() if not isinstance(value, Tensor)]:
+        raise TypeError(f"given: {wrong[0]!r} is {type(given[wrong[0]]).__name__}, expected a tensor")
+    if isinstance(emissions, str):
+        raise ValueError(f"emissions: got the string {emissions!r}, expected a sequence of site names")
     arguments = {"num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = run(model, given, sample, (), arguments, fit=True)
+    trace = run(model, given, sample, (), arguments, num_steps=num_steps)
     for argument, names in (("given", given), ("emissions", emissions or ())):
         if unknown := sorted(set(names) - set(trace)):
             raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
@@ -302,11 +302,18 @@ def forecast(
         tensor([[1., 2., 4., 8.]])
     """
     check_positive(num_steps=num_steps)
-    frames, mask = _frames_and_mask("args", args)
+    args, frames, mask = _taken_apart(args, inputs)
     latents = values(run(guide, {}, sample, args, inputs))
     read = with_history(model, inputs, frames, mask)
-    prefixes = {} if mask is None else dict.fromkeys(latents, mask)
+    prefixes = dict.fromkeys(latents, mask)
     return emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefixes)
+
+
+def _taken_apart(args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
+    """Return what the guide takes, with the mask after the frames even if it was given by name, and these two."""
+    if "mask" in inputs:
+        args = (*args, inputs.pop("mask"))
+    return (args, *_frames_and_mask("args", args))
 
 
 def _as_args(name: str, value: Tensor | Sequence[Any]) -> tuple[Any, ...]:

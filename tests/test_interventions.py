@@ -584,3 +584,142 @@ def everything_of_means(model, guide, frames, mask):
         swap(model, guide, clip, (frames.flip(0), mask.flip(0)), sites=["z"])["x"].mean,
         forecast(model, guide, *clip, num_steps=2, sample=False)["x"].mean,
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is a trajectory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Slots:
+    """A matrix of five slots that does not change, beside a chain that adds 1 a step; frames show both."""
+
+    def __init__(self, posterior=lambda frames: normal(frames[..., :1], 1.0, 2)):
+        self.posterior = posterior
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        def plus_one(z_prev):
+            return normal(z_prev + 1, 1.0)
+
+        with pyro.plate("sequences", num_sequences):
+            w = pyro.sample("w", normal(torch.zeros(num_sequences, 5, 2), 1.0, 2))
+            z = pyro.sample(
+                "z", MarkovChain(normal(torch.zeros(num_sequences, 1), 1.0), plus_one, num_steps, mask=mask)
+            )
+            pyro.sample("slots", normal(w, 1.0, 2))
+            pyro.sample("x", normal(z, 1.0, 2), obs=frames)
+
+    def guide(self, frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("w", normal(7 * torch.ones(len(frames), 5, 2), 1.0, 2))
+            pyro.sample("z", self.posterior(frames))
+
+
+def ramp(*lengths_):
+    """Rows that count by tens, and their mask."""
+    mask = mask_of(list(lengths_))
+    return 10 * torch.arange(1.0, mask.shape[1] + 1).expand(mask.shape).unsqueeze(-1), mask
+
+
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_a_matrix_that_is_no_trajectory_stays_as_it_is(steps):
+    slots, sevens = Slots(), torch.full((2, 5, 2), 7.0)
+    source, donor = ramp(8, 6), ramp(steps, steps - 1)
+    exact(swap(slots.model, slots.guide, source, donor, sites=["z"])["slots"].mean, sevens)
+    if steps != 5:  # a Normal with as many rows as frames cannot be told from a trajectory
+        exact(forecast(slots.model, slots.guide, *donor, num_steps=1, sample=False)["slots"].mean, sevens)
+        swapped = swap(slots.model, slots.guide, source, donor, sites=["w"])
+        exact(swapped["x"].mean[0], source[0][0])  # which keeps the source's length
+
+
+@pytest.mark.parametrize("family", [dist.Laplace, dist.Normal])
+def test_any_posterior_over_steps_is_a_trajectory(family):
+    slots = Slots(lambda frames: family(frames[..., :1], 1.0).to_event(2))
+    long, short = ramp(4, 4)[0], ramp(2, 2)[0]
+    exact(swap(slots.model, slots.guide, long, short, sites=["w"])["x"].mean, long)
+    exact(swap(slots.model, slots.guide, long + 1, short, sites=["z"])["x"].mean, short)
+    exact(forecast(slots.model, slots.guide, short, num_steps=2, sample=False)["x"].mean[0, :, 0],
+          torch.tensor([10.0, 20.0, 21.0, 22.0]))  # fmt: skip
+
+
+def test_a_chain_in_another_plate_does_not_take_the_sequences_mask():
+    def plus_one(z_prev):
+        return normal(z_prev + 1, 1.0)
+
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("objects", 3):
+            start = normal(torch.zeros(3, 1), 1.0)
+            objects = pyro.sample("objects' paths", MarkovChain(start, plus_one, num_steps))
+        with pyro.plate("sequences", num_sequences):
+            pyro.sample("x", normal(objects.sum(0).expand(num_sequences, -1, -1), 1.0, 2), obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("objects", 3):
+            pyro.sample("objects' paths", normal(torch.full((3, frames.shape[1], 1), 7.0), 1.0, 2))
+
+    frames, mask = ramp(4, 2)
+    pictures = forecast(model, guide, frames, mask, num_steps=1, sample=False)["x"].mean
+    exact(pictures, torch.tensor([21.0, 21.0, 21.0, 21.0, 24.0]).reshape(1, 5, 1).expand(2, 5, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models that are modules; masks by name; mistakes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ReadsHistory(nn.Module):
+    def forward(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
+        shift = 0.0 if history is None else history[0].mean()
+        with pyro.plate("sequences", num_sequences):
+            z = pyro.sample("z", normal(torch.zeros(num_steps, 1), 1.0, 2))
+            pyro.sample("x", normal(z + shift, 1.0, 2), obs=frames)
+
+
+def copies(frames, mask=None):
+    with pyro.plate("sequences", len(frames)):
+        pyro.sample("z", normal(frames, 1.0, 2))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda model: model, lambda model: model.forward, lambda model: poutine.scale(model, scale=1.0),
+     lambda model: torch.compile(model, backend="eager"), lambda model: functools.partial(model)],
+    ids=["module", "method", "handler", "compiled", "partial"],
+)  # fmt: skip
+def test_a_model_that_is_a_module_gets_the_history_too(wrap):
+    exact(reconstruct(wrap(ReadsHistory()), copies, torch.full((2, 3, 1), 5.0))["x"].mean, torch.full((2, 3, 1), 10.0))
+
+
+def test_a_mask_may_be_given_by_name():
+    frames, mask, _ = clips(1, [3, 2])
+    for call in (reconstruct, functools.partial(forecast, num_steps=2, sample=False)):
+        by_name = call(WHAT.model, WHAT.guide, frames, mask=mask)["x"].mean
+        exact(by_name, call(WHAT.model, WHAT.guide, frames, mask)["x"].mean)
+    with pytest.raises(TypeError, match=r"mask: source and donor have one each, expected \(frames, mask\)"):
+        swap(WHAT.model, WHAT.guide, frames, frames, sites=["z"], mask=mask)
+
+
+@pytest.mark.parametrize("fn", [dist.Categorical(torch.ones(3)), dist.Cauchy(0.0, 1.0)])
+def test_a_mean_that_is_nan_is_no_mean(fn):
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", num_sequences):
+            pyro.sample("x", dist.Normal(pyro.sample("k", fn).float(), 1.0))
+
+    with pytest.raises(
+        ValueError, match=rf"sample: site 'k' \({type(fn).__name__}\) has no mean, expected sample=True"
+    ):
+        generate(model, **SIZES, sample=False)
+    assert generate(model, **SIZES)["x"].mean.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"given": {"z": [[1.0]]}}, TypeError, "given: 'z' is list, expected a tensor"),
+        ({"emissions": "x"}, ValueError, "emissions: got the string 'x', expected a sequence of site names"),
+        ({"given": {"z": torch.zeros(5, 2, 1)}}, ValueError, r"site 'z': the value has shape \(5, 2, 1\), expected"),
+    ],
+)
+def test_what_is_given_and_named_is_checked(options, error, message):
+    with pytest.raises(error, match=message):
+        generate(TwoChains.model, **SIZES, **options)
