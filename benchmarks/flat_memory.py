@@ -83,7 +83,8 @@ def with_elbo_training(steps: int, seed: int, look: Callable[[int], None]) -> No
         arguments=lambda batch: batch, seed=seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        fit(training, folder, clip_norm=10.0, callbacks=(Look(),), progress_bar=False, accelerator="cpu")
+        options = {"clip_norm": 10.0, "checkpoint_every": max(1, steps // 20), "progress_bar": False}
+        fit(training, folder, callbacks=(Look(),), accelerator="cpu", **options)
 
 
 def with_a_loop(steps: int, seed: int, look: Callable[[int], None]) -> None:

@@ -74,7 +74,7 @@ def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
     """
     if not (hasattr(batch, "frames") and hasattr(batch, "mask")):
         raise TypeError(
-            f"draw: returned {type(batch).__name__}, expected a batch of clips with `frames` and `mask`; "
+            f"draw: the batch is a {type(batch).__name__}, expected clips with `frames` and `mask`; "
             "what model and guide take from anything else is for `arguments` to say"
         )
     return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
@@ -180,7 +180,7 @@ class ELBOTraining(lightning.LightningModule):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(step_seed(self.seed, "noise", step, self.global_rank))
             arguments = self.arguments(batch)
-            if not isinstance(arguments, tuple):
+            if not isinstance(arguments, tuple | list):  # Lightning makes lists of tuples
                 raise TypeError(f"arguments: returned {type(arguments).__name__}, expected a tuple")
             terms = elbo_terms(self.model, self.guide, *arguments, kl=self.kl, **inputs)
         try:

@@ -238,7 +238,7 @@ def first_parameter_twice(terms, weights):
         ({"rate_factors": {"encodr": 0.1}}, ValueError,
          r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
         ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple"),
-        ({"arguments": training.frames_and_mask}, TypeError, "draw: returned Tensor, expected a batch of clips"),
+        ({"arguments": training.frames_and_mask}, TypeError, "draw: the batch is a Tensor, expected clips with"),
         ({"network": Linear()}, ValueError,
          "network: lacks 4 parameters that model and guide use, one of them of shape"),
     ],
