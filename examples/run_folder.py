@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from seqdisent import AnnealingSchedule
@@ -239,7 +240,8 @@ def _draw_trainings(trainings: Mapping[str, ELBOTraining], run: Path) -> list[Pa
 
 
 def _is_main_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    # before `fit`, Lightning's rank does not know of another node where Lightning itself starts the processes
+    return rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 # Runs and files

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether `value` is a whole number of any library, such as NumPy; a bool is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_positive(**sizes: int) -> None:
@@ -20,7 +25,7 @@ def check_positive(**sizes: int) -> None:
         ValueError: num_experts: got 0, expected an integer >= 1
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not is_integer(size) or size < 1:
             raise ValueError(f"{name}: got {size!r}, expected an integer >= 1")
 
 
@@ -94,11 +99,11 @@ def upsampling_channels(image_size: int, channels: Sequence[int] | None, *, firs
         >>> upsampling_channels(64, None, first=512)
         (512, 256, 128, 64)
     """
-    if not isinstance(image_size, int) or image_size < 8 or image_size & (image_size - 1):
+    if not is_integer(image_size) or image_size < 8 or image_size & (image_size - 1):
         raise ValueError(
             f"image_size: got {image_size!r}, expected one integer 4 * 2**n for square images (8, 16, 32, 64, 128, ...)"
         )
-    num_doublings = image_size.bit_length() - 3
+    num_doublings = int(image_size).bit_length() - 3
     if channels is None:
         channels = [max(1, first // 2**i) for i in range(num_doublings)]
     if len(channels) != num_doublings:

@@ -16,6 +16,22 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def check_precision(parameter: Tensor) -> None:
+    """Raise TypeError if a head's parameter is in half precision: scales and log-densities need more bits.
+
+    Example:
+        >>> check_precision(torch.zeros(1, dtype=torch.float16))
+        Traceback (most recent call last):
+        TypeError: parameters: have dtype torch.float16, expected torch.float32 or torch.float64; half precision needs
+        torch.autocast, which keeps the parameters in float32
+    """
+    if parameter.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"parameters: have dtype {parameter.dtype}, expected torch.float32 or torch.float64; half precision needs "
+            "torch.autocast, which keeps the parameters in float32"
+        )
+
+
 def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Independent:
     """Return the Normal with event shape (D,) and independent coordinates."""
     # validate_args=False: a NaN must reach the ledger, which can name the term (law 8)
@@ -43,7 +59,7 @@ class NormalHead(nn.Module):
 
     Raises:
         ValueError: a size below 1, a scale that is not positive, features of another size or on another device.
-        TypeError: features of another dtype than the parameters.
+        TypeError: features of another dtype than the parameters (outside autocast), or parameters in half precision.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -73,8 +89,9 @@ class NormalHead(nn.Module):
     def forward(self, features: Tensor) -> dist.Independent:
         """Return the Normal for features."""
         check_last_dim("features", features, self.loc.in_features, "in_features")
-        features = full_precision(features)
+        check_precision(self.loc.weight)
         check_kind("features", features, self.loc.weight)
+        features = full_precision(features)
         with torch.autocast(features.device.type, enabled=False):
             scale = nn.functional.softplus(self.scale(features)) + self.min_scale
             return diagonal_normal(self.loc(features), scale)

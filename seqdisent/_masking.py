@@ -10,11 +10,10 @@ def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: to
     """Return `mask` expanded to (*batch_shape, num_steps), or say what is wrong with it.
 
     Raises:
-        TypeError: the mask is not bool.
+        TypeError: the mask is no tensor of bool.
         ValueError: wrong shape, a hole (padding must be on the right), a row without a real step, or another device.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: has dtype {mask.dtype}, expected torch.bool (True where a step is real)")
+    _check_bool(mask)
     if mask.ndim < 1 or mask.shape[-1] != num_steps:
         raise ValueError(f"mask: has shape {tuple(mask.shape)}, expected (*B, T) with T={num_steps} steps")
     if device is not None and mask.device != device:
@@ -45,11 +44,30 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
     Returns:
         A tensor of the same shape.
 
+    Raises:
+        TypeError: the mask is no tensor of bool.
+        ValueError: a mask that does not fit the values. A hole is not looked for, since that would wait for the device.
+
     Example:
         >>> overwrite_padding(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]), event_dims=0)
         tensor([[1., 0.]])
     """
+    _check_bool(mask)
+    steps = values.shape[: max(0, values.ndim - event_dims)]
+    if mask.ndim > len(steps) or any(m not in (1, s) for m, s in zip(mask.shape[::-1], steps[::-1], strict=False)):
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)}, expected one that fits values {tuple(values.shape)} with "
+            f"event_dims={event_dims} to the right of time (1 for vectors, 3 for pictures)"
+        )
     return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
+
+
+def _check_bool(mask: Tensor) -> None:
+    hint = "True where a step is real; of lengths: torch.arange(T) < lengths[:, None]"
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: got {type(mask).__name__}, expected a bool tensor (*B, T), {hint}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: has dtype {mask.dtype}, expected torch.bool ({hint})")
 
 
 def repeat_first_step(path: Tensor, mask: Tensor) -> Tensor:

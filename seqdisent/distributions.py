@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from seqdisent._checks import check_positive
-from seqdisent._dropout import modules_that_drop_out
+from seqdisent._dropout import call_and_watch, modules_that_drop_out
 from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
 from seqdisent._random import kept_random_state
 from seqdisent.chains import Conditionals, as_drawn, side_by_side
+
+_Result = TypeVar("_Result")
 
 
 class MarkovChain(TorchDistribution):
@@ -41,7 +43,9 @@ class MarkovChain(TorchDistribution):
 
     Raises:
         TypeError: `transition` cannot be called, or the mask is not bool.
-        ValueError: an initial distribution whose event is not a vector, inputs or mask of another shape, dropout.
+        ValueError: an initial distribution whose event is not a vector or whose batch is empty, inputs or mask of
+            another shape, dropout (where it is out of sight, say in a function that `transition` calls, then when a
+            path is first drawn or scored).
 
     Example:
         A random walk of two coordinates.
@@ -79,6 +83,8 @@ class MarkovChain(TorchDistribution):
         if not callable(transition):
             raise TypeError(f"transition: got {type(transition).__name__}, expected a function of z_prev")
         batch_shape = initial.batch_shape
+        if 0 in batch_shape:
+            raise ValueError(f"initial: has batch shape {tuple(batch_shape)}, expected at least one sequence")
         if inputs is not None:
             if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
                 raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, I) with T={num_steps}")
@@ -94,10 +100,11 @@ class MarkovChain(TorchDistribution):
                 inputs = overwrite_padding(inputs, mask)
         self.initial = initial
         self.transition = transition
-        self.num_steps = num_steps
+        self.num_steps = int(num_steps)
         self._inputs = inputs
         self._step_mask = mask
         self._drawn: _Draw | None = None
+        self._watched: set[str] = set()  # the functions that were called and dropped nothing
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
         self._refuse_dropout("transition", transition)
 
@@ -249,7 +256,7 @@ class MarkovChain(TorchDistribution):
                     z_prev = self.initial.sample()
             try:
                 return self._stepper([z_prev])(z_prev, 1)
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError, NameError):  # NameError: a local that is defined later
                 return None
 
     def _refuse_dropout(self, name: str, function: Callable[..., Any]) -> None:
@@ -266,10 +273,17 @@ class MarkovChain(TorchDistribution):
             for handle in handles:
                 handle.remove()
         if called:
-            raise ValueError(
-                f"{name}: {called[0]} drops units at random, so a path would be scored under "
-                "another transition than the one that drew it; remove it or call .eval()"
-            )
+            raise ValueError(_drops(name, called[0]))
+
+    def _call(self, name: str, function: Callable[..., _Result], z_prev: Tensor, *others: Any) -> _Result:
+        """Call the function; raise if it drops units, which the first call tells, also where they are out of sight."""
+        if name in self._watched or torch.compiler.is_compiling():
+            return function(z_prev, *others)
+        result, dropped = call_and_watch(functools.partial(function, z_prev, *others), z_prev.device)
+        if dropped is not None:
+            raise ValueError(_drops(name, dropped))
+        self._watched.add(name)
+        return result
 
     def _check_path(self, path: Tensor) -> Tensor:
         try:
@@ -297,7 +311,7 @@ class MarkovChain(TorchDistribution):
         return lambda z_prev, t: self._step(z_prev, None if unbound is None else unbound[t])
 
     def _step(self, z_prev: Tensor, inputs: Tensor | None) -> TorchDistribution:
-        conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs)
+        conditional = self._call("transition", self.transition, z_prev, *(() if inputs is None else (inputs,)))
         wanted = (z_prev.shape[:-1], self.initial.event_shape)
         if (conditional.batch_shape, conditional.event_shape) != wanted:
             raise ValueError(
@@ -339,6 +353,13 @@ class MarkovChain(TorchDistribution):
         mask = self._step_mask
         path = self._walk([first], self.num_steps, how, hidden=mask, kept=kept)
         return path if mask is None else overwrite_padding(path, mask)
+
+
+def _drops(name: str, module: str) -> str:
+    return (
+        f"{name}: {module} drops units at random, so a path would be scored under another transition than the one that "
+        "drew it; remove it or call .eval()"
+    )
 
 
 class _Draw(NamedTuple):

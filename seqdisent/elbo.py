@@ -217,6 +217,7 @@ def elbo_terms(
             with enumeration (its gradient would be silently wrong); scales, masks or shapes of a site that differ
             between model and guide; a site that is discrete in one of them alone; a batch dimension without a plate;
             a model that observes nothing; an unknown `kl`.
+        TypeError: a chain's step mask that is not bool.
 
     Example:
         Under the exact posterior the Monte Carlo bound is the evidence, whatever was drawn: here log N(1; 0, 2).
@@ -277,6 +278,7 @@ class DecomposedELBO(ELBO):
 
     Raises:
         ValueError: as :func:`elbo_terms` and :meth:`ELBOTerms.elbo`, when it is used.
+        TypeError: as these.
 
     Example:
         Minus the evidence of log N(1; 0, 2), of two sequences.

@@ -234,7 +234,7 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
     Raises:
         TypeError: a mask that is not bool, or embeddings that are not of the parameters' dtype.
-        ValueError: embeddings of another size or on another device, a mask with a hole or a sequence of length 0.
+        ValueError: embeddings of another size or on another device, none, a mask with a hole or a sequence of length 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -277,6 +277,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         batch_shape, num_steps = embeddings.shape[:-2], embeddings.shape[-2]
         if num_steps == 0:
             raise ValueError("embeddings: has length 0, expected at least one step")
+        if 0 in batch_shape:
+            raise ValueError(f"embeddings: has batch shape {tuple(batch_shape)}, expected at least one sequence")
         check_kind("embeddings", embeddings, self.decoder_input)
         if mask is None:
             _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))

@@ -222,6 +222,7 @@ def generate(
     Raises:
         ValueError: `given` or `emissions` names a site that the model does not have, or a value has another shape
             than its site.
+        TypeError: a value is no tensor.
 
     Example:
         A chain that doubles, from a given first step.

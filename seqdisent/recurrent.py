@@ -93,7 +93,8 @@ class RecurrentChain(MarkovChain):
                 raise ValueError(f"context: has shape {tuple(context.shape)}, expected (*B, T, C) with T={num_steps}")
             self._context = _expanded("context", context, (*initial.batch_shape, *context.shape[-2:]))
             if mask is not None:
-                self._context = overwrite_padding(self._context, check_mask(mask, initial.batch_shape, num_steps))
+                real = check_mask(mask, initial.batch_shape, num_steps, context.device)
+                self._context = overwrite_padding(self._context, real)
         self._recurrence, self._reads_latent = recurrence, reads_latent
         self._feedback = inputs if callable(inputs) else None
         known = None if callable(inputs) else inputs
@@ -168,7 +169,7 @@ class RecurrentChain(MarkovChain):
             nonlocal state, layers
             read = None
             if self._feedback is not None:
-                read = self._feedback(z_prev, state, t)
+                read = self._call("inputs", self._feedback, z_prev, state, t)
                 if read.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
                     raise TypeError(
                         f"inputs: the function returned {read.shape[-1]} values, expected as many as `recurrence` "
@@ -219,7 +220,8 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
 
     Raises:
         TypeError: `recurrence` is no such network.
-        ValueError: one in two directions; inputs or mask of another shape, a mask with a hole.
+        ValueError: one in two directions; inputs or mask of another shape, no sequence, a mask with a hole or on
+            another device.
 
     Example:
         >>> read_backward(nn.GRU(3, 5), torch.zeros(2, 7, 3)).shape
@@ -232,10 +234,12 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
     check_last_dim("inputs", inputs, recurrence.input_size, "the input size of `recurrence`")
     if inputs.ndim < 2:
         raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, {recurrence.input_size})")
+    if 0 in inputs.shape:
+        raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected at least one sequence and one step")
     num_steps = inputs.shape[-2]
     steps = torch.arange(num_steps, device=inputs.device)
     if mask is not None:
-        mask = check_mask(mask, inputs.shape[:-2], num_steps)
+        mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
         inputs = overwrite_padding(inputs, mask)
     lengths = steps.new_full((*inputs.shape[:-2], 1), num_steps) if mask is None else mask.sum(-1, keepdim=True)
     order = (lengths - 1 - steps) % num_steps  # an involution; padding stays behind what is real

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+
+from seqdisent._checks import check_positive
 
 
 class AnnealingSchedule(ABC):
@@ -34,9 +37,9 @@ class AnnealingSchedule(ABC):
         Raises:
             ValueError: a negative step or one that is not a number.
         """
-        if isinstance(step, bool) or not isinstance(step, int | float) or not step >= 0:
+        if isinstance(step, bool) or not isinstance(step, numbers.Real) or not step >= 0:
             raise ValueError(f"step: got {step!r}, expected a number >= 0")
-        return self._value(step)
+        return self._value(_plain(step))
 
     @abstractmethod
     def _value(self, step: float) -> float:
@@ -50,7 +53,8 @@ class AnnealingSchedule(ABC):
     @staticmethod
     def constant(value: float, num_steps: int | None = None) -> AnnealingSchedule:
         """Stay at `value`; `num_steps` says for how long where :meth:`then` follows."""
-        return _Linear(_finite("value", value), value, 0 if num_steps is None else _steps(num_steps))
+        value = _finite("value", value)
+        return _Linear(value, value, 0 if num_steps is None else _steps(num_steps))
 
     @staticmethod
     def linear(start: float, end: float, num_steps: int) -> AnnealingSchedule:
@@ -65,8 +69,9 @@ class AnnealingSchedule(ABC):
     @staticmethod
     def geometric(start: float, end: float, num_steps: int) -> AnnealingSchedule:
         """Go from `start` to `end`, both positive, by a constant factor at each of `num_steps` steps, then stay."""
+        start, end = _finite("start", start), _finite("end", end)
         for name, value in (("start", start), ("end", end)):
-            if not _finite(name, value) > 0:
+            if not value > 0:
                 raise ValueError(f"{name}: got {value}, expected a positive number")
         return _Geometric(start, end, _steps(num_steps))
 
@@ -115,7 +120,8 @@ class AnnealingSchedule(ABC):
         if not 0 < ramp <= 1:
             raise ValueError(f"ramp: got {ramp}, expected a part of the cycle in (0, 1]")
         cycles = math.inf if num_cycles is None else _steps(num_cycles, "num_cycles")
-        return _Cyclical(_finite("start", start), _finite("end", end), _steps(cycle_steps, "cycle_steps"), cycles, ramp)
+        start, end = _finite("start", start), _finite("end", end)
+        return _Cyclical(start, end, _steps(cycle_steps, "cycle_steps"), cycles, _plain(ramp))
 
     def then(self, other: AnnealingSchedule) -> AnnealingSchedule:
         """Return this schedule for its `num_steps`, then `other`, counting from 0.
@@ -132,7 +138,7 @@ class AnnealingSchedule(ABC):
         """Return this schedule with its values limited to [low, high]."""
         if not low <= high:
             raise ValueError(f"low: got {low} above high={high}, expected low <= high")
-        return _Clamp(self, low, high)
+        return _Clamp(self, _plain(low), _plain(high))
 
 
 @dataclass(frozen=True)
@@ -269,12 +275,16 @@ class _Clamp(AnnealingSchedule):
 
 
 def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name}: got {value!r}, expected a finite number")
-    return value
+    return _plain(value)
 
 
 def _steps(value: int, name: str = "num_steps") -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected an integer >= 1")
-    return value
+    check_positive(**{name: value})
+    return int(value)
+
+
+def _plain(value: float) -> float:
+    """Return Python's own number for one of any library, such as NumPy."""
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale
-from seqdisent._heads import NormalHead, diagonal_normal, full_precision
+from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, is_integer
+from seqdisent._heads import NormalHead, check_precision, diagonal_normal, full_precision
 from seqdisent._masking import check_mask, overwrite_padding
 
 
@@ -63,7 +63,7 @@ class GatedTransition(nn.Module):
     Raises:
         ValueError: inputs of another size or on another device, or a context where none was declared (or none where
             one was).
-        TypeError: z_prev of another dtype than the parameters.
+        TypeError: z_prev of another dtype than the parameters, or parameters in half precision.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -80,7 +80,7 @@ class GatedTransition(nn.Module):
         super().__init__()
         check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim)
         check_scale(min_scale=min_scale)
-        if not isinstance(context_dim, int) or isinstance(context_dim, bool) or context_dim < 0:
+        if not is_integer(context_dim) or context_dim < 0:
             raise ValueError(f"context_dim: got {context_dim!r}, expected an integer >= 0")
         self.latent_dim, self.context_dim, self.min_scale = latent_dim, context_dim, min_scale
         in_features = latent_dim + context_dim
@@ -96,6 +96,7 @@ class GatedTransition(nn.Module):
 
     def forward(self, z_prev: Tensor, context: Tensor | None = None) -> dist.Independent:
         """Return p(z_t | z_prev, context)."""
+        check_precision(self.linear.weight)
         check_kind("z_prev", z_prev, self.linear.weight)
         u = _join(z_prev, context, self.latent_dim, self.context_dim)
         g, h = self.gate(u), self.proposal(u)
@@ -136,7 +137,8 @@ class Combiner(nn.Module):
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        TypeError: inputs of another dtype than the parameters, or a mask, given to `project`, that is not bool.
+        TypeError: inputs of another dtype than the parameters, parameters in half precision, or a mask, given to
+            `project`, that is not bool.
         ValueError: inputs of another size or on another device, or no context.
 
     Example:
@@ -179,7 +181,8 @@ class Combiner(nn.Module):
         check_last_dim("context", context, self.context_dim, "context_dim")
         check_kind("context", context, self.context.weight)
         if mask is not None:
-            context = overwrite_padding(context, check_mask(mask, context.shape[:-2], context.shape[-2]))
+            mask = check_mask(mask, context.shape[:-2], context.shape[-2], context.device)
+            context = overwrite_padding(context, mask)
         projected: Tensor = self.context(context)
         return projected
 

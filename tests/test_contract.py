@@ -195,6 +195,20 @@ def test_sizes_are_positional_and_options_are_keywords(name):
     assert sum(parameter.kind == parameter.POSITIONAL_OR_KEYWORD for parameter in parameters) >= 1
 
 
+HEADS = [name for name in CONTRACTS if name not in ("MixtureOfExperts", "MixtureOfExpertsConvDecoder", "ConvEncoder")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HEADS)
+def test_what_ends_in_a_distribution_refuses_parameters_in_half_precision(name, dtype):
+    tensors = Tensors(0, torch.float32)
+    module, inputs = tensors.build(CONTRACTS[name].build).to(dtype), draw_inputs(tensors, name)
+    with pytest.raises(
+        TypeError, match=f"parameters: have dtype {dtype}, expected torch.float32 or torch.float64; half"
+    ):
+        module(*(tensor.to(dtype) for tensor in inputs))
+
+
 @every_module
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device_is_kept(name):

@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import math
+import threading
 
 import pyro
 import pyro.distributions as dist
@@ -709,6 +710,115 @@ def test_dropout_elsewhere_in_the_model_is_fine():
     for transition in (model.step, lambda z: model.transition(z), functools.partial(Model.step, model)):
         model.chain(transition).rsample()
     assert not model.encoder[1]._forward_pre_hooks
+
+
+class Plain:
+    """What holds a step and is no module."""
+
+    def __init__(self, step):
+        self.steps = [step]
+
+    def step(self, z_prev):
+        return self.steps[0](z_prev)
+
+    __call__ = step
+
+
+def behind_a_helper(step):
+    def head(z):
+        return step(z)
+
+    return lambda z: head(z)
+
+
+def in_a_list(step):
+    steps = [step]
+    return lambda z: steps[0](z)
+
+
+HIDDEN = {
+    "helper": behind_a_helper,
+    "bound method of a plain object": lambda step: Plain(step).step,
+    "plain object": Plain,
+    "list": in_a_list,
+}
+
+
+@pytest.mark.parametrize("form", HIDDEN)
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), Recurrent()], ids=lambda x: type(x).__name__)
+def test_dropout_out_of_sight_is_refused_at_the_first_use(form, layer):
+    step, initial, path = Step(layer).train(), normal(torch.zeros(3, 2), 1.0), torch.zeros(3, 4, 2)
+    name = "GRU" if isinstance(layer, Recurrent) else "Dropout"
+    uses = {
+        "rsample": lambda chain: chain.rsample(),
+        "sample": lambda chain: chain.sample(),
+        "mean_path": lambda chain: chain.mean_path(),
+        "extend": lambda chain: chain.extend(path, 1),
+        "log_prob": lambda chain: chain.log_prob(path),
+    }
+    for use in uses.values():
+        chain = MarkovChain(initial, HIDDEN[form](step), 4)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"transition: {name} drops units at random.*\.eval\(\)"):
+                use(chain)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    step.eval()
+    for use in uses.values():
+        use(MarkovChain(initial, HIDDEN[form](step), 4))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own, of an input that is no leaf
+def test_compiled_transitions_are_watched_too():
+    initial, path = normal(torch.zeros(3, 2), 1.0), torch.zeros(3, 4, 2)
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+    network = torch.compile(layers, backend="eager")
+    step = behind_a_helper(lambda z: normal(network(z), 1.0))
+    plain = MarkovChain(initial, lambda z: normal(layers(z), 1.0), 4)
+    exact(MarkovChain(initial, step, 4).log_prob(path), plain.log_prob(path))
+    exact(same_noise(MarkovChain(initial, step, 4).rsample), same_noise(plain.rsample))
+    layers.train()
+    with pytest.raises(ValueError, match="transition: Dropout drops units"):
+        MarkovChain(initial, step, 4).log_prob(path)
+
+
+def test_a_chain_calls_its_transition_no_more_for_being_watched():
+    calls = []
+
+    def step(z_prev):
+        calls.append(tuple(z_prev.shape))
+        return normal(z_prev, 1.0)
+
+    state = torch.get_rng_state()
+    MarkovChain(normal(torch.zeros(3, 2), 1.0), step, 4).log_prob(torch.zeros(3, 4, 2))
+    assert calls == [(3, 3, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    MarkovChain(normal(torch.zeros(3, 2), 1.0), step, 4).rsample()
+    assert calls[1:] == [(3, 2)] * 3
+
+
+def test_dropout_in_another_thread_is_no_harm():
+    busy = nn.Dropout(0.5)
+
+    def step(z_prev):
+        thread = threading.Thread(target=lambda: busy(torch.ones(5)))
+        thread.start()
+        thread.join()
+        return normal(z_prev, 1.0)
+
+    behind = behind_a_helper(step)  # `busy` is out of sight
+    MarkovChain(normal(torch.zeros(3, 2), 1.0), behind, 4).rsample()
+
+
+def test_a_transition_may_name_what_is_defined_later():
+    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), lambda z: normal(later(z), 1.0), 4)
+    assert chain.has_rsample  # cannot be called yet
+    later = nn.Linear(2, 2)
+    assert chain.rsample().shape == (3, 4, 2)
+    dropout = nn.Dropout(0.5)
+    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), lambda z: normal(last(dropout(z)), 1.0), 4)
+    last = nn.Dropout(0.5)
+    with pytest.raises(ValueError, match="transition: Dropout drops units"):
+        chain.rsample()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -320,6 +320,7 @@ def test_masks_that_make_no_sense_are_refused(build, mask, error, message):
         (dynamics_encoder, (2, 5, 4), "embeddings: last dimension is 4, expected input_dim=3"),
         (dynamics_encoder, (3,), r"embeddings: has shape \(3,\), expected at least 2 dimensions"),
         (dynamics_encoder, (2, 0, 3), "embeddings: has length 0, expected at least one step"),
+        (dynamics_encoder, (0, 4, 3), r"embeddings: has batch shape \(0,\), expected at least one sequence"),
     ],
 )
 def test_sequences_of_another_shape_are_refused(build, shape, message):

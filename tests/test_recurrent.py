@@ -265,6 +265,7 @@ def test_the_state_starts_at_zero_unless_told():
         ({"context": torch.zeros(5, 4, 2)}, "context: has shape"),
         ({"inputs": torch.zeros(2, 3, 1)}, "inputs: has shape"),
         ({"mask": torch.tensor([True, False, True, True])}, "mask: a row has a hole"),
+        ({"mask": torch.ones(4, dtype=torch.bool, device="meta")}, "mask: is on meta, expected cpu"),
     ],
 )
 def test_mistakes_are_named(changed, said):
@@ -276,6 +277,12 @@ def test_a_function_that_makes_inputs_is_checked_as_a_transition_is():
     drops = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5)).double()
     with pytest.raises(ValueError, match="inputs: Dropout drops units"):
         System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev))
+
+    def head(z_prev):
+        return drops(z_prev)
+
+    with pytest.raises(ValueError, match="inputs: Dropout drops units"):  # out of sight until it is called
+        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: head(z_prev)).rsample()
     drops.eval()
     assert System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev)).rsample().isfinite().all()
     with pytest.raises(TypeError, match="inputs: the function returned 2 values"):
@@ -312,6 +319,9 @@ def test_reading_from_the_end_is_a_loop_over_reversed_sequences(seed, mask, kind
         ((nn.GRU(2, 2), torch.zeros(1, 2, 3)), "inputs: last dimension is 3"),
         ((nn.GRU(2, 2), torch.zeros(2)), "inputs: has shape"),
         ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 2, dtype=torch.bool)), "mask: has shape"),
+        ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool, device="meta")), "mask: is on meta"),
+        ((nn.GRU(2, 2), torch.zeros(0, 3, 2)), r"inputs: has shape \(0, 3, 2\), expected at least one sequence"),
+        ((nn.GRU(2, 2), torch.zeros(1, 0, 2)), r"inputs: has shape \(1, 0, 2\), expected .* and one step"),
     ],
 )
 def test_mistakes_in_reading_are_named(arguments, said):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -305,13 +307,40 @@ def test_schedules_have_no_state(kind):
     assert [schedule(float(step)) for step in range(30)] == forward
 
 
+def numpys(number: float) -> float:
+    return np.int64(number) if isinstance(number, int) else np.float64(number)
+
+
+def test_numpys_numbers_give_the_same_schedules():
+    n = numpys
+    pairs = [
+        (AnnealingSchedule.constant(n(2.0), n(5)), AnnealingSchedule.constant(2.0, 5)),
+        (AnnealingSchedule.linear(n(0), n(1.0), n(4)), AnnealingSchedule.linear(0, 1.0, 4)),
+        (AnnealingSchedule.cosine(n(0.0), np.float32(0.5), n(4)), AnnealingSchedule.cosine(0.0, 0.5, 4)),
+        (AnnealingSchedule.geometric(n(1.0), n(2.0), np.int32(4)), AnnealingSchedule.geometric(1.0, 2.0, 4)),
+        (AnnealingSchedule.quadratic([(n(0), n(1.0)), (n(3), n(2.0))]), AnnealingSchedule.quadratic([(0, 1), (3, 2)])),
+        (
+            AnnealingSchedule.cyclical(n(0), n(1), cycle_steps=n(4), num_cycles=n(2), ramp=n(0.5)).clamp(
+                n(0.1), n(0.9)
+            ),
+            AnnealingSchedule.cyclical(0, 1, cycle_steps=4, num_cycles=2, ramp=0.5).clamp(0.1, 0.9),
+        ),
+    ]
+    for theirs, ours in pairs:
+        assert theirs == ours
+        assert pickle.dumps(theirs) == pickle.dumps(ours)  # Python's own numbers are what is kept
+        for step in range(10):
+            assert theirs(np.int64(step)) == theirs(np.float32(step)) == ours(step)
+            assert type(theirs(np.int64(step))) in (int, float)
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
 @every_kind
-@pytest.mark.parametrize("step", [-1, -1e-9, math.nan, -math.inf, True, False, None, "3"])
+@pytest.mark.parametrize("step", [-1, -1e-9, math.nan, -math.inf, True, False, None, "3", np.int64(-1), np.bool_(True)])
 def test_steps_that_make_no_sense_are_refused(kind, step):
-    with pytest.raises(ValueError, match=f"step: got {step!r}, expected a number >= 0"):
+    with pytest.raises(ValueError, match=re.escape(f"step: got {step!r}, expected a number >= 0")):
         examples()[kind](step)
 
 
@@ -325,6 +354,8 @@ def test_steps_that_make_no_sense_are_refused(kind, step):
         (lambda: AnnealingSchedule.linear(0.0, "1", 3), "end: got '1', expected a finite number"),
         (lambda: AnnealingSchedule.linear(0.0, 1.0, -3), "num_steps: got -3, expected an integer >= 1"),
         (lambda: AnnealingSchedule.linear(0.0, 1.0, 2.5), "num_steps: got 2.5, expected an integer >= 1"),
+        (lambda: AnnealingSchedule.linear(0.0, 1.0, np.float64(2)), "num_steps: got .*2.0.*, expected an integer >= 1"),
+        (lambda: AnnealingSchedule.linear(0.0, np.float64("nan"), 2), "end: got .*nan.*, expected a finite number"),
         (lambda: AnnealingSchedule.cosine(math.inf, 1.0, 3), "^start: got inf, expected a finite number"),
         (lambda: AnnealingSchedule.cosine(0.0, math.nan, 3), "end: got nan, expected a finite number"),
         (lambda: AnnealingSchedule.cosine(0.0, 1.0, True), "num_steps: got True, expected an integer >= 1"),

@@ -214,6 +214,24 @@ def test_inputs_that_do_not_fit_are_refused(build, z_prev, context, message):
         build()(torch.zeros(z_prev), None if context is None else torch.zeros(context))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@both
+def test_parameters_in_half_precision_are_refused_by_name(build, dtype):
+    module, z_prev, context = build().to(dtype), torch.zeros(2, 2, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+    with pytest.raises(
+        TypeError, match=f"parameters: have dtype {dtype}, expected .*needs torch.autocast, which keeps"
+    ):
+        module(z_prev, context)
+    with pytest.raises(TypeError, match=f"z_prev: has dtype {dtype}, expected torch.float32"):
+        build()(z_prev, context.float())
+
+
+def test_a_mask_on_another_device_is_refused():
+    mask = torch.ones(2, 4, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError, match="mask: is on meta, expected cpu"):
+        combiner().project(torch.zeros(2, 4, 3), mask)
+
+
 def test_a_context_where_none_was_declared_is_refused():
     with pytest.raises(ValueError, match=r"context: got shape \(4, 1\), expected None since context_dim=0"):
         GatedTransition(2, 3)(torch.zeros(4, 2), torch.zeros(4, 1))

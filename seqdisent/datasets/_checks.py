@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from seqdisent._checks import is_integer
+
 if TYPE_CHECKING:
     from seqdisent.datasets.clips import Clips
 
@@ -21,17 +23,17 @@ def check_count(name: str, value: object, minimum: int = 1) -> int:
         minimum: The least number allowed.
 
     Returns:
-        The same number, typed.
+        The same number, as Python's own int.
 
     Raises:
-        TypeError: `value` is not an int (a bool is not one either).
+        TypeError: `value` is not an integer, of Python or NumPy (a bool is not one either).
         ValueError: `value` is below `minimum`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_integer(value):
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int")
     if value < minimum:
         raise ValueError(f"{name}: got {value}, expected at least {minimum}")
-    return value
+    return int(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -99,7 +101,7 @@ def draw_held_out(owner: Tensor, held_out: float, seed: int, by: str) -> Tensor:
     total = int(unit.max()) + 1
     if total < 2:
         raise ValueError(f"split by {by}: there is {total}, expected at least 2")
-    if isinstance(held_out, int):
+    if isinstance(held_out, Integral):
         count = check_count("held_out", held_out)
         if count >= total:
             raise ValueError(f"held_out: got {count} of {total} by {by}, expected at most {total - 1}")

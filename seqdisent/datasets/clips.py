@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -316,9 +317,9 @@ class Clips:
         """
         if self.renderer is None:
             raise ValueError("true_swap: these clips have no renderer, so their true swaps are not known")
-        single = isinstance(content, int) and isinstance(motion, int)
-        source = self._rows("content", [content] if isinstance(content, int) else content)
-        donor = self._rows("motion", [motion] if isinstance(motion, int) else motion)
+        single = isinstance(content, int | Integral) and isinstance(motion, int | Integral)
+        source = self._rows("content", [content] if isinstance(content, int | Integral) else content)
+        donor = self._rows("motion", [motion] if isinstance(motion, int | Integral) else motion)
         if len(source) != len(donor):
             raise ValueError(f"motion: got {len(donor)} clips, expected {len(source)}, one for each clip of content")
         if num_steps is not None:
