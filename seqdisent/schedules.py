@@ -39,7 +39,7 @@ class AnnealingSchedule(ABC):
         """
         if isinstance(step, bool) or not isinstance(step, numbers.Real) or not step >= 0:
             raise ValueError(f"step: got {step!r}, expected a number >= 0")
-        return self._value(_plain(step))
+        return self._value(float(step))
 
     @abstractmethod
     def _value(self, step: float) -> float:
@@ -121,7 +121,7 @@ class AnnealingSchedule(ABC):
             raise ValueError(f"ramp: got {ramp}, expected a part of the cycle in (0, 1]")
         cycles = math.inf if num_cycles is None else _steps(num_cycles, "num_cycles")
         start, end = _finite("start", start), _finite("end", end)
-        return _Cyclical(start, end, _steps(cycle_steps, "cycle_steps"), cycles, _plain(ramp))
+        return _Cyclical(start, end, _steps(cycle_steps, "cycle_steps"), cycles, float(ramp))
 
     def then(self, other: AnnealingSchedule) -> AnnealingSchedule:
         """Return this schedule for its `num_steps`, then `other`, counting from 0.
@@ -138,7 +138,7 @@ class AnnealingSchedule(ABC):
         """Return this schedule with its values limited to [low, high]."""
         if not low <= high:
             raise ValueError(f"low: got {low} above high={high}, expected low <= high")
-        return _Clamp(self, _plain(low), _plain(high))
+        return _Clamp(self, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -277,14 +277,9 @@ class _Clamp(AnnealingSchedule):
 def _finite(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name}: got {value!r}, expected a finite number")
-    return _plain(value)
+    return float(value)
 
 
 def _steps(value: int, name: str = "num_steps") -> int:
     check_positive(**{name: value})
     return int(value)
-
-
-def _plain(value: float) -> float:
-    """Return Python's own number for one of any library, such as NumPy."""
-    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -361,6 +361,7 @@ def test_steps_that_make_no_sense_are_refused(kind, step):
         (lambda: AnnealingSchedule.cosine(0.0, 1.0, True), "num_steps: got True, expected an integer >= 1"),
         (lambda: AnnealingSchedule.geometric(0.0, 1.0, 3), "start: got 0.0, expected a positive number"),
         (lambda: AnnealingSchedule.geometric(1.0, -1.0, 3), "end: got -1.0, expected a positive number"),
+        (lambda: AnnealingSchedule.geometric(math.nan, 1.0, 3), "^start: got nan, expected a finite number"),
         (lambda: AnnealingSchedule.geometric(1.0, math.nan, 3), "end: got nan, expected a finite number"),
         (lambda: AnnealingSchedule.quadratic([]), "points: got 0, expected at least two"),
         (lambda: AnnealingSchedule.quadratic([(0, 1.0)]), "points: got 1, expected at least two"),
