@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -42,20 +42,26 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Write it if it is time, and stop if asked to, on every process after the same step."""
         stop = trainer.strategy.reduce_boolean_decision(self.stop, all=False)
-        if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+        if (
+            stop
+            or trainer.global_step % self.every == 0
+            or trainer.global_step == trainer.max_steps
+            or trainer.should_stop
+        ):
             trainer.save_checkpoint(self.path)
         if stop:
             raise Stopped
 
     def on_train_end(self, *_: Any) -> None:
-        """Note that callbacks have done what they do at the end (averaged weights take their place then)."""
+        """Note that averaged weights have taken their place."""
         self.ended = True
 
     def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Have callbacks do so where a run is resumed after its last step: Lightning leaves that out."""
+        """Have them do so where a run is resumed after its last step: Lightning leaves that out."""
         if not self.ended:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                callback.on_train_end(trainer, module)
+                if isinstance(callback, WeightAveraging):  # a progress bar has not begun
+                    callback.on_train_end(trainer, module)
 
     def on_exception(self, trainer: lightning.Trainer, _: Any, exception: BaseException) -> None:
         """Write it if a SIGTERM ends the run: Lightning raises it between steps, but not on every process at once."""

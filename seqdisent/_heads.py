@@ -90,8 +90,8 @@ class NormalHead(nn.Module):
         """Return the Normal for features."""
         check_last_dim("features", features, self.loc.in_features, "in_features")
         check_precision(self.loc.weight)
-        check_kind("features", features, self.loc.weight)
         features = full_precision(features)
+        check_kind("features", features, self.loc.weight)
         with torch.autocast(features.device.type, enabled=False):
             scale = nn.functional.softplus(self.scale(features)) + self.min_scale
             return diagonal_normal(self.loc(features), scale)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from seqdisent._masking import overwrite_padding, repeat_first_step
-from seqdisent._sites import Site, check_agreement, inner_masks, same, unmasked
+from seqdisent._sites import Site, check_agreement, counted, same, unmasked
 from seqdisent.chains import Chain, Conditionals, as_chain
 
 
@@ -40,10 +41,13 @@ def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool) -> SiteKL:
         per_step = scale_and_mask(per_step, _to_step(q_site["scale"]), _to_step(q_mask))
         is_real = torch.ones_like(per_step, dtype=torch.bool)
         real_steps = is_real if q_chain.step_mask is None else is_real & q_chain.step_mask
+        real_steps = real_steps if q_mask is None else real_steps & _to_step(q_mask)
         return SiteKL(per_step.sum(-1), per_step, real_steps, pair, closed_form)
-    q_masks, p_masks = inner_masks(q), inner_masks(p)
-    if len(q_masks) != len(p_masks) or not all(map(same, q_masks, p_masks)):
-        raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
+    q_counted, p_counted = counted(q), counted(p)
+    if q_counted is not p_counted:  # both are None where nothing is masked
+        ones = torch.ones((), dtype=torch.bool, device=value.device)
+        if not same(ones if q_counted is None else q_counted, ones if p_counted is None else p_counted):
+            raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
     term, closed_form = _pair_kl(name, q, p, value, analytic)
     return SiteKL(scale_and_mask(term, q_site["scale"], q_mask), None, None, (q, p), closed_form)
 
@@ -73,7 +77,7 @@ def _chain_kl(
 
 
 def _pair_kl(name: str, q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
-    if _is_discrete(q) != _is_discrete(p):
+    if _is_discrete(q) != _is_discrete(p) and not _is_point(q):
         raise ValueError(
             f"site {name!r}: is a {type(q).__name__} in the guide and a {type(p).__name__} in the model, expected both "
             "discrete or both continuous: a density minus a mass is no KL (for a class, "
@@ -84,6 +88,11 @@ def _pair_kl(name: str, q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[
             return kl_divergence(q, p), True
         except NotImplementedError:
             pass  # no closed form: the caller names the site in `monte_carlo`
+    if _is_discrete(q) and torch.is_grad_enabled():
+        raise ValueError(
+            f"site {name!r}: is discrete and has no closed form here, so the gradient of its term would be silently "
+            'wrong; expected kl="analytic" and the model\'s order of sites in the guide, or torch.no_grad()'
+        )
     return q.log_prob(value) - p.log_prob(value), False
 
 
@@ -92,6 +101,12 @@ def _is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (AttributeError, NotImplementedError):  # it does not say
         return False
+
+
+def _is_point(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def _to_step(factor: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from seqdisent._sites import sample_sites
-from seqdisent.chains import as_chain
+from seqdisent.chains import as_chain, is_factorised
 
 
 class Fill(Messenger):
@@ -61,7 +61,7 @@ class Fill(Messenger):
     def _continued(self, msg: Any, path: Tensor) -> Tensor:
         chain, known = as_chain(msg["fn"]), self.prefixes.get(msg["name"])
         if msg["name"] in self.prefixes:
-            path = path[..., : self.num_steps, :]
+            path = path[..., : msg["fn"].event_shape[0], :]
         if known is not None:
             known = _by_row(known[:, : path.shape[-2]], msg["cond_indep_stack"], path.ndim - 2)
         missing = msg["fn"].event_shape[0] - path.shape[-2]
@@ -78,7 +78,10 @@ class Fill(Messenger):
 
 
 def is_trajectory(fn: TorchDistribution, num_steps: int | None) -> bool:
-    """Say whether a site has a vector for each step of a run; a matrix of another height is something else."""
+    """Say whether a site is a chain, or has a vector for each step of a run; a matrix of another height is neither."""
+    chain = as_chain(fn)
+    if chain is not None and not is_factorised(chain):
+        return True
     return fn.event_dim == 2 and fn.event_shape[0] == num_steps
 
 
@@ -95,11 +98,22 @@ def _by_row(mask: Tensor, stack: Sequence[Any], batch_dims: int) -> Tensor | Non
 def _mean(name: str, fn: TorchDistribution) -> Tensor:
     chain = as_chain(fn)
     try:
-        mean: Tensor = fn.mean if chain is None else chain.mean_path()
-        if not mean.isnan().all():  # what torch has for a class, or a Cauchy
-            return mean
+        return fn.mean if chain is None else chain.mean_path()
     except NotImplementedError:
-        pass
+        _refuse_mean(name, fn)
+
+
+def check_means(sites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise if the value of a latent is the NaN that torch has for the mean of a class, or of a Cauchy."""
+    for name, site in sites.items():
+        value = site["value"]
+        if not site["is_observed"] and value.is_floating_point() and value.numel() and value.isnan().all():
+            _refuse_mean(name, site["fn"])
+
+
+def _refuse_mean(name: str, fn: Any) -> NoReturn:
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
     raise ValueError(f"sample: site {name!r} ({type(fn).__name__}) has no mean, expected sample=True for it")
 
 
@@ -116,7 +130,10 @@ def run(
     """Run a program and return its sample sites."""
     with Fill(chosen, sample, num_steps, prefixes):
         trace = poutine.trace(program).get_trace(*args, **inputs)
-    return sample_sites(trace)
+    sites = sample_sites(trace)
+    if num_steps is None and not sample:  # a guide's; of a model's, nobody looks at the mean of an emission
+        check_means(sites)
+    return sites
 
 
 def emit(

@@ -113,6 +113,14 @@ def check_observed(name: str, site: Site) -> None:
 
 
 def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
+    q_plates, p_plates = (
+        {(frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized} for site in (q_site, p_site)
+    )
+    if q_plates != p_plates:
+        raise ValueError(
+            f"site {name!r}: is in plates (dim, size) {sorted(p_plates)} in the model and {sorted(q_plates)} in the "
+            "guide, expected the same"
+        )
     if not same(q_site["scale"], p_site["scale"]):
         raise ValueError(
             f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, "
@@ -131,14 +139,20 @@ def unmasked(site: Site) -> tuple[Any, Any]:
     return fn, mask
 
 
-def inner_masks(fn: Any) -> list[Any]:
-    """Return the masks of the coordinates of an event, which `unmasked` leaves where they are, from the outside in."""
-    masks = []
+def counted(fn: Any) -> Tensor | None:
+    """Return which coordinates of an event count, (*B, *E) bool, by the masks within a distribution; None for all."""
+    shape, masks = fn.shape(), []
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
-            masks.append(fn._mask)
+            mask = torch.as_tensor(fn._mask)
+            masks.append(mask.reshape(mask.shape + (1,) * fn.event_dim))
         fn = fn.base_dist
-    return masks
+    if getattr(fn, "step_mask", None) is not None:  # a chain
+        masks.append(fn.step_mask.unsqueeze(-1))
+    found = None
+    for mask in masks:
+        found = mask.expand(shape) if found is None else found & mask
+    return found
 
 
 def same(a: Any, b: Any) -> bool:
@@ -161,8 +175,8 @@ def sequences_plate(observed: dict[str, Site]) -> Any:
 
 
 def is_plate(frame: Any, plate: Any) -> bool:
-    """Say whether a plate is that of the sequences: its name may be another in another place."""
-    return plate is not None and frame.vectorized and (frame.dim, frame.size) == (plate.dim, plate.size)
+    """Say whether a plate is that of the sequences."""
+    return plate is not None and frame.vectorized and frame.name == plate.name
 
 
 def per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -> Tensor:
@@ -176,5 +190,15 @@ def per_sequence(term: Tensor, site: Site, plate: Any, *, event_dims: int = 0) -
         for frame in site["cond_indep_stack"]
         if frame.vectorized and (frame.name == PARTICLES or is_plate(frame, plate))
     }
-    summed = [dim - event_dims for dim in range(-(term.ndim - event_dims), 0) if dim not in kept]
+    plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    summed = []
+    for dim in range(-(term.ndim - event_dims), 0):
+        if dim not in kept:
+            summed.append(dim - event_dims)
+            if dim not in plates and term.shape[dim - event_dims] != 1:  # of a mask or a scale
+                shape = tuple(term.shape[: term.ndim - event_dims])
+                raise ValueError(
+                    f"site {site['name']!r}: its term has batch shape {shape}, by a mask or a scale with a dimension "
+                    f"{dim} that is no plate's"
+                )
     return term.sum(summed) if summed else term

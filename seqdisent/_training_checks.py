@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,21 +26,22 @@ def check_bound(bound: Any, terms: ELBOTerms) -> None:
         raise ValueError(f"objective: returned {found}, expected shape {tuple(terms.shape)}, a value for each sequence")
 
 
-def check_owner(network: nn.Module, loss: Tensor) -> None:
+def check_owner(network: nn.Module, loss: Tensor, arguments: Sequence[Any]) -> None:
     """Raise ValueError if the loss depends on parameters of others, which would be neither trained nor saved."""
-    own = {id(parameter) for parameter in network.parameters()}
-    foreign = [leaf for leaf in _leaves(loss) if isinstance(leaf, nn.Parameter) and id(leaf) not in own]
+    own = {id(tensor) for tensor in (*network.parameters(), *arguments)}
+    foreign = [leaf for leaf in _leaves(loss) if id(leaf) not in own]
     if foreign:
         raise ValueError(
             f"network: lacks {len(foreign)} parameters that model and guide use, one of them of shape "
-            f"{tuple(foreign[0].shape)}; expected the module that owns all of them"
+            f"{tuple(foreign[0].shape)}; expected the module that owns all of them (also what is a pyro.param), and "
+            "`.requires_grad_(False)` on those that are not to be trained"
         )
 
 
 def check_parameters(network: nn.Module, num_steps: int) -> None:
-    """Raise FloatingPointError unless all parameters are finite."""
+    """Raise FloatingPointError unless all parameters that are trained are finite."""
     for name, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
+        if parameter.requires_grad and not parameter.isfinite().all():
             raise FloatingPointError(
                 f"parameter {name} is not finite after {num_steps} training steps, though every term of the ledger "
                 "was: the gradient of the last step was not (that of a square root at 0, say), or the learning rate"

@@ -153,6 +153,11 @@ def _normal(loc: Tensor, scale: Tensor) -> Any:
     return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
 
+def is_factorised(chain: Chain) -> bool:
+    """Say whether a chain is a Normal that :func:`as_chain` sees as one."""
+    return isinstance(chain, _FactorisedChain)
+
+
 def as_chain(distribution: TorchDistribution) -> Chain | None:
     """Return `distribution` as a chain: itself if it has the protocol, a view of a factorised Normal, or None.
 

@@ -252,11 +252,15 @@ def _check_same_buffers(experts: list[nn.Module]) -> None:
     buffers_of = [dict(expert.named_buffers()) for expert in experts]
     for name in dict.fromkeys(name for buffers in buffers_of for name in buffers):
         first, *others = (buffers.get(name) for buffers in buffers_of)
-        if first is None or any(other is None or not torch.equal(other, first) for other in others):
+        if first is None or any(other is None or not _equal(other, first) for other in others):
             raise ValueError(
                 f"expert: buffer {name} differs between experts, expected the same in all, since only parameters are "
                 "blended; draw it once outside the function, or make it a parameter"
             )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _stack(experts: list[nn.Module]) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._masking import check_mask
-from seqdisent._replay import emit, is_trajectory, run, values, with_history, without_factors
+from seqdisent._replay import check_means, emit, is_trajectory, run, values, with_history, without_factors
 
 
 class Inferred(NamedTuple):
@@ -252,7 +252,10 @@ def generate(
     for argument, names in (("given", given), ("emissions", emissions or ())):
         if unknown := sorted(set(names) - set(trace)):
             raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
-    return {name: trace[name]["fn"] for name in (emissions or [without_factors(trace)[-1]])}
+    emitted = emissions or [without_factors(trace)[-1]]
+    if not sample:
+        check_means({name: site for name, site in trace.items() if name not in emitted})
+    return {name: trace[name]["fn"] for name in emitted}
 
 
 def forecast(

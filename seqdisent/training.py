@@ -101,7 +101,8 @@ class ELBOTraining(lightning.LightningModule):
         rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
         kl: as in :func:`~seqdisent.elbo_terms`.
         objective: a function of the ledger and of {site: weight} that returns what to maximise, (B,): the weighted
-            bound, or what you make of the ledger's terms and conditionals (free bits, a balanced KL).
+            bound, or what you make of the ledger's terms and conditionals (free bits, a balanced KL). The weights are
+            those of all latent sites, 1 where there is no schedule, and of the observed ones that have a schedule.
         seed: of batches and noise.
 
     Raises:
@@ -142,7 +143,7 @@ class ELBOTraining(lightning.LightningModule):
         check_schedules({f"inputs[{name!r}]": schedule for name, schedule in (inputs or {}).items()})
         self.network = network
         self.model, self.guide, self.draw, self.arguments = model, guide, draw, arguments
-        self.num_steps, self.learning_rate, self.seed = num_steps, learning_rate, seed
+        self.num_steps, self.learning_rate, self.seed = int(num_steps), learning_rate, int(seed)
         self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
         self.terms_per_step, self.kl, self.objective = terms_per_step, kl, objective
         self.betas, self.weight_decay = betas, weight_decay
@@ -163,7 +164,7 @@ class ELBOTraining(lightning.LightningModule):
         # Lightning does not clip the gradient of a fused optimiser under mixed precision
         fused = not str(self.trainer.precision).endswith("-mixed")
         options: dict[str, Any] = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": fused}
-        return torch.optim.Adam(parameters, lr=self.learning_rate(0), **options)
+        return torch.optim.Adam(parameters, lr=float(self.learning_rate(0)), **options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches from the current step on."""
@@ -174,7 +175,7 @@ class ELBOTraining(lightning.LightningModule):
         """Return the loss of one batch and log its ledger."""
         step = self.global_step
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = self.learning_rate(step) * group["factor"]
+            group["lr"] = float(self.learning_rate(step)) * group["factor"]
         weights = {site: schedule(step) for site, schedule in self.weights.items()}
         inputs: dict[str, Any] = {name: schedule(step) for name, schedule in self.inputs.items()}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -195,7 +196,7 @@ class ELBOTraining(lightning.LightningModule):
                 "the ledger is finite; expected a finite objective and terms_per_step"
             )
         if not self._owner_is_checked:
-            check_owner(self.network, loss)
+            check_owner(self.network, loss, arguments)
             self._owner_is_checked = True
         self._log_ledger(terms, loss, weights, inputs)
         return loss
@@ -203,7 +204,7 @@ class ELBOTraining(lightning.LightningModule):
     def _bound(self, terms: ELBOTerms, weights: Mapping[str, float]) -> Tensor:
         """Return the objective of each sequence."""
         terms.check_weights(weights)
-        bound = self.objective(terms, {**dict.fromkeys([*terms.log_likelihood, *terms.kl], 1.0), **weights})
+        bound = self.objective(terms, {**dict.fromkeys(terms.kl, 1.0), **weights})
         check_bound(bound, terms)
         return bound
 

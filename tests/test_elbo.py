@@ -739,34 +739,138 @@ def test_time_among_the_batch_dimensions_is_refused():
         elbo_terms(model, guide, torch.zeros(4, 4, 3))
 
 
-@pytest.mark.parametrize("mask", [torch.tensor([[[True]], [[False]]]), None], ids=["another", "none"])
-@pytest.mark.parametrize("kl", ["analytic", "monte-carlo"])
-def test_coordinates_with_different_masks_are_refused(kl, mask):
-    def program(mask, observed):
-        step = dist.Normal(torch.ones(2, 3, 1), 1.0)
-        with pyro.plate("sequences", 2):
-            pyro.sample("z", (step if mask is None else step.mask(mask)).to_event(2))
-            if observed:
-                pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
-
-    ones = torch.ones(2, 1, 1, dtype=torch.bool)
-    with pytest.raises(ValueError, match="site 'z': coordinates have different masks in model and guide"):
-        elbo_terms(lambda: program(mask, True), lambda: program(ones, False), kl=kl)
-    assert elbo_terms(lambda: program(ones, True), lambda: program(ones, False), kl=kl).kl["z"].tolist() == [0, 0]
+ROWS = torch.ones(2, 1, 1, dtype=torch.bool)
+ONE_ROW = torch.tensor([[[True]], [[False]]])
 
 
-def test_the_sequences_plate_may_have_another_name_in_another_place():
+def masked_coordinates(q_mask, p_mask, by_step=False):
+    """A guide and a model of three steps of one coordinate, whose KL is 0."""
+
+    def z(mask, by_step):
+        normal = dist.Laplace(torch.ones(2, 3, 1), 1.0)  # no chain
+        if mask is None:
+            return normal.to_event(2)
+        return normal.to_event(1).mask(mask.squeeze(-1)).to_event(1) if by_step else normal.mask(mask).to_event(2)
+
     def model():
-        with pyro.plate("a", 3):
-            s = pyro.sample("s", dist.Normal(0.0, 1.0))
-        with pyro.plate("b", 3):
-            pyro.sample("x", dist.Normal(s, 1.0), obs=torch.zeros(3))
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", z(p_mask, by_step))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
 
     def guide():
-        with pyro.plate("a", 3):
-            pyro.sample("s", dist.Normal(torch.arange(3.0), 1.0))
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", z(q_mask, False))
 
-    torch.testing.assert_close(elbo_terms(model, guide).kl["s"], torch.arange(3.0) ** 2 / 2)
+    return model, guide
+
+
+@pytest.mark.parametrize("masks", [(ROWS, ONE_ROW), (ONE_ROW, ROWS), (ONE_ROW, None), (None, ONE_ROW)])
+@pytest.mark.parametrize("kl", ["analytic", "monte-carlo"])
+def test_coordinates_with_different_masks_are_refused(kl, masks):
+    with pytest.raises(ValueError, match="site 'z': coordinates have different masks in model and guide"):
+        elbo_terms(*masked_coordinates(*masks), kl=kl)
+
+
+@pytest.mark.parametrize("masks", [(ROWS, ROWS), (ONE_ROW, ONE_ROW), (ROWS, None), (None, None)])
+@pytest.mark.parametrize("by_step", [False, True])
+def test_the_same_coordinates_may_be_masked_in_another_way(masks, by_step):
+    exact(elbo_terms(*masked_coordinates(*masks, by_step=by_step), kl="monte-carlo").kl["z"], torch.zeros(2))
+
+
+def test_a_masked_posterior_that_is_no_chain_fits_a_masked_chain():
+    mask = mask_of([3, 1])
+
+    def model():
+        with pyro.plate("sequences", 2):
+            start = normal(torch.zeros(2, 1), 1.0)
+            pyro.sample("z", MarkovChain(start, lambda z: normal(z, 1.0), 3, mask=mask))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
+
+    def guide(mask=mask):
+        with pyro.plate("sequences", 2):
+            step = dist.Laplace(torch.ones(2, 3, 1), 1.0).to_event(1)
+            pyro.sample("z", step.mask(mask).to_event(1))
+
+    assert elbo_terms(model, guide).kl["z"].isfinite().all()
+    with pytest.raises(ValueError, match="site 'z': coordinates have different masks"):
+        elbo_terms(model, functools.partial(guide, mask=mask_of([3, 2])))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes and plates
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def classes(q, order=("k", "z")):
+    """A class and a number, in plates of two, observed as their sum; `order` is the guide's."""
+
+    def model():
+        with pyro.plate("sequences", 2):
+            k = pyro.sample("k", dist.OneHotCategorical(THIRDS))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(k[..., 0] + z, 1.0), obs=torch.zeros(2))
+
+    def guide():
+        with pyro.plate("sequences", 2):
+            for name in order:
+                pyro.sample(name, q if name == "k" else dist.Normal(0.0, 1.0))
+
+    return model, guide
+
+
+def test_a_class_has_a_closed_form_and_no_gradient_without_it():
+    logits = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
+    q = dist.OneHotCategoricalStraightThrough(logits=logits)
+    kl = elbo_terms(*classes(q)).kl["k"]
+    share = torch.softmax(logits, -1)
+    torch.testing.assert_close(kl, (share * (3 * share).log()).sum().expand(2))
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (kl[0], (share * (3 * share).log()).sum())))
+    for options, order in (({"kl": "monte-carlo"}, ("k", "z")), ({}, ("z", "k"))):
+        # a closed form of k holds wherever nothing before it in the model comes after it in the guide
+        programs = classes(q, order)
+        if options:
+            with pytest.raises(ValueError, match="site 'k': is discrete and has no closed form here, so the gradient"):
+                elbo_terms(*programs, **options)
+            with torch.no_grad():
+                assert elbo_terms(*programs, **options).kl["k"].shape == (2,)
+        else:
+            torch.testing.assert_close(elbo_terms(*programs).kl["k"], kl)
+
+
+def test_a_point_may_stand_for_a_class():
+    """A hard assignment: a mass of 1 at one class, whose KL is minus the prior's log-probability there."""
+    point = dist.Delta(torch.eye(3)[1], event_dim=1)
+    torch.testing.assert_close(elbo_terms(*classes(point)).kl["k"], torch.full((2,), math.log(3)))
+
+
+@pytest.mark.parametrize("which", ["model", "guide"])
+def test_a_latent_in_a_plate_of_one_program_alone_is_refused(which):
+    def sample(in_plate):
+        if in_plate:
+            with pyro.plate("own", 3):
+                return pyro.sample("z", dist.Normal(0.0, 1.0))
+        return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def model():
+        z = sample(which == "model")
+        with pyro.plate("sequences", 3):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+
+    with pytest.raises(ValueError, match=r"site 'z': is in plates \(dim, size\) .* in the model and .* in the guide"):
+        elbo_terms(model, lambda: sample(which == "guide"))
+
+
+def test_a_mask_with_a_dimension_that_is_no_plate_s_is_refused():
+    def program(observed):
+        with pyro.plate("sequences", 3), poutine.mask(mask=torch.ones(4, 3, dtype=torch.bool)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+            if observed:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+
+    with pytest.raises(
+        ValueError, match=r"site 'x': its term has batch shape \(4, 3\), by a mask or a scale with a dim"
+    ):
+        elbo_terms(lambda: program(True), lambda: program(False))
 
 
 def test_enumeration_is_refused():

@@ -723,3 +723,47 @@ def test_a_mean_that_is_nan_is_no_mean(fn):
 def test_what_is_given_and_named_is_checked(options, error, message):
     with pytest.raises(error, match=message):
         generate(TwoChains.model, **SIZES, **options)
+
+
+@pytest.mark.parametrize(
+    "emission", [dist.Categorical(torch.ones(3, 4)).to_event(1), dist.Cauchy(torch.zeros(3), 1.0).to_event(1)]
+)
+def test_an_emission_without_a_mean_is_returned_all_the_same(emission):
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", num_sequences):
+            pyro.sample("z", normal(torch.zeros(num_steps, 1), 1.0, 2))
+            pyro.sample("x", emission, obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", normal(torch.zeros(3, 1), 1.0, 2))
+
+    frames = torch.zeros(2, 3)
+    for found in (
+        reconstruct(model, guide, frames),
+        swap(model, guide, frames, frames, sites=["z"]),
+        generate(model, **SIZES, sample=False),
+    ):
+        assert found["x"].sample().shape == (2, 3)
+
+
+def test_a_chain_of_another_length_than_the_frames_is_continued():
+    """A start before the first frame: T + 1 steps for T frames."""
+
+    def z(num_sequences, num_steps):
+        start = normal(torch.zeros(num_sequences, 1), 1.0)
+        return pyro.sample("z", MarkovChain(start, lambda z: normal(z + 1, 1.0), num_steps + 1))
+
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", num_sequences):
+            pyro.sample("x", normal(z(num_sequences, num_steps)[..., 1:, :], 1.0, 2), obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            z(*frames.shape[:2])
+
+    frames = torch.zeros(2, 4, 1)
+    foretold = forecast(model, guide, frames, num_steps=2, sample=False)["x"].mean
+    exact(foretold, torch.arange(1.0, 7).reshape(1, 6, 1).expand(2, 6, 1))
+    swapped = swap(model, guide, torch.zeros(2, 6, 1), frames, sites=["z"])["x"].mean
+    exact(swapped, torch.arange(1.0, 5).reshape(1, 4, 1).expand(2, 4, 1))

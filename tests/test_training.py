@@ -219,14 +219,14 @@ def changed(**options):
     return module
 
 
-def first_parameter_twice(terms, weights):
+def likelihood_of_every_step(terms, weights):
     return terms.log_likelihood["x"][:, None] - terms.kl["z"][:, None].expand(-1, 2)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"objective": first_parameter_twice}, ValueError,
+        ({"objective": likelihood_of_every_step}, ValueError,
          r"objective: returned shape \(5, 2\), expected shape \(5,\), a value for each sequence"),
         ({"objective": lambda terms, _: terms.elbo().mean()}, ValueError, r"objective: returned shape \(\), expected"),
         ({"objective": lambda terms, _: None}, ValueError, "objective: returned NoneType, expected shape"),
@@ -239,6 +239,8 @@ def first_parameter_twice(terms, weights):
          r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
         ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple"),
         ({"arguments": training.frames_and_mask}, TypeError, "draw: the batch is a Tensor, expected clips with"),
+        ({"objective": lambda terms, _: terms.elbo() + pyro.param("free", torch.zeros(()))}, ValueError,
+         r"network: lacks 1 parameters .* shape \(\); expected the module that owns all of them \(also"),
         ({"network": Linear()}, ValueError,
          "network: lacks 4 parameters that model and guide use, one of them of shape"),
     ],
@@ -246,6 +248,7 @@ def first_parameter_twice(terms, weights):
 def test_what_would_train_the_wrong_thing(options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         run(changed(**options), tmp_path)
+    pyro.clear_param_store()
     assert not (tmp_path / "last.ckpt").exists()
 
 
@@ -337,3 +340,53 @@ def test_sigterm_after_the_last_step_ends_the_process_too(tmp_path):
     with pytest.raises(SystemExit, match="143"):
         run(make(num_steps=3)[0], tmp_path, callbacks=(AtTheEnd(),))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_finished_run_resumes_with_its_progress_bar(tmp_path):
+    run(make(num_steps=4)[0], tmp_path)
+    training.fit(make(num_steps=4)[0], tmp_path, resume=True, accelerator="cpu")
+
+
+class StopsEarly(training.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 7
+
+
+def test_a_run_that_a_callback_ends_keeps_its_last_step(tmp_path):
+    run(make()[0], tmp_path, callbacks=(StopsEarly(),))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+def test_numbers_of_numpy_make_no_unreadable_checkpoint(tmp_path):
+    np = pytest.importorskip("numpy")
+    for num_steps in (5, 10):
+        module, _ = make(num_steps=num_steps)
+        again = training.ELBOTraining(
+            module.network, module.model, module.guide, module.draw, num_steps=np.int64(num_steps),
+            learning_rate=lambda step: np.float64(1e-3) * np.cos(step), seed=np.int64(3),
+            arguments=lambda batch: (batch,),
+        )  # fmt: skip
+        run(again, tmp_path, resume=num_steps == 10)
+    assert again.global_step == 10
+
+
+def test_what_is_not_trained_may_be_infinite_and_others(tmp_path):
+    module = changed()
+    module.network.bias = nn.Parameter(torch.full((2,), -torch.inf), requires_grad=False)  # a mask of attention, say
+    teacher = nn.Linear(3, 1).requires_grad_(False)
+    frames = torch.randn(5, 3, requires_grad=True)  # nor is a frame a parameter
+    module.draw = lambda generator: frames.detach().requires_grad_()
+    module.objective = lambda terms, weights: terms.elbo(weights) + teacher(frames.detach()).mean()
+    run(module, tmp_path)
+    assert (tmp_path / "last.ckpt").exists()
+
+
+def test_an_objective_knows_every_latent_s_weight(tmp_path):
+    seen = []
+
+    def objective(terms, weights):
+        seen.append(dict(weights))
+        return terms.log_likelihood["x"] - sum(weight * terms.kl[site] for site, weight in weights.items())
+
+    run(changed(objective=objective, weights={}), tmp_path / "none")
+    assert seen == [{"z": 1.0}] * 5

@@ -17,7 +17,7 @@ def as_tensor(argument: str, values: object) -> Tensor:
         TypeError: anything else.
     """
     try:
-        return torch.as_tensor(values)
+        return values if isinstance(values, Tensor) else torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{argument}: got {type(values).__name__}, expected a tensor, or an array or list of numbers ({error})"

@@ -74,7 +74,9 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
                 f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool "
                 f"{tuple(predicted.shape[:2])} with at least one real frame in each row"
             )
-    error = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask)).square().flatten(2).mean(-1)
+    error = (
+        (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).square().flatten(2).mean(-1)
+    )
     if mask is None:
         return error.mean(-1)
     return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
@@ -110,25 +112,27 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256
     flat = pixels("predicted", predicted).flatten(1)
     distances = []
     for chunk in candidates.split(batch_size):
-        chunk = pixels("candidates", chunk).to(flat).flatten(1)
+        chunk = pixels("candidates", chunk, true=True).to(flat).flatten(1)
         distances.append(chunk.square().sum(1) - 2 * flat @ chunk.T)
     return torch.cat(distances, 1).argmin(1)
 
 
-def pixels(argument: str, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return frames in floating point, bytes as shares of 255; what is real must be bytes or about [0, 1].
+def pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> Tensor:
+    """Return frames in floating point, bytes as shares of 255.
 
     Raises:
         TypeError: another dtype.
-        ValueError: values further than 0.5 from [0, 1], such as those of pixels in 0 to 255 or in -1 to 1.
+        ValueError: a mean further than 0.5 from [0, 1], or in `true` frames any value that is, such as pixels in 0 to
+            255. Of predicted ones a few pixels may be anywhere: a forecast that diverges is a result.
     """
     if frames.dtype == torch.uint8:
         return frames.float() / 255
     if not frames.is_floating_point():
         raise TypeError(f"{argument}: has dtype {frames.dtype}, expected uint8, or floating point in [0, 1]")
-    real = frames if mask is None else frames[mask]
+    real = (frames if mask is None else frames[mask]).detach()
     if real.numel():
-        low, high = (float(value) for value in real.detach().aminmax())
+        low, high = map(float, real.aminmax() if true else (real.mean(),) * 2)
         if low < -0.5 or high > 1.5:
-            raise ValueError(f"{argument}: has values from {low:g} to {high:g}, expected pixels in [0, 1], or uint8")
+            what = f"from {low:g} to {high:g}" if true else f"of mean {low:g}"
+            raise ValueError(f"{argument}: has values {what}, expected pixels in [0, 1], or uint8")
     return frames
