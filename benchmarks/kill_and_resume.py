@@ -227,7 +227,7 @@ def kill_and_resume(
     length = time.monotonic() - began
     wanted = outcome(folder / "whole")
     assert all(list(wanted[f"{stage} rows"]) == list(range(n)) for stage, n in zip(STAGES, (24, 18, 12), strict=True))  # type: ignore[call-overload]
-    by_moment, by_place, in_a_write, alike, different = Counter(), Counter(), 0, 0, []
+    by_moment, by_place, in_a_write, too_late, alike, different = Counter(), Counter(), 0, 0, 0, []
     while sum(by_moment.values()) < kills:
         run = folder / f"run{alike + len(different)}"
         for _ in range(KILLS_A_RUN):
@@ -236,8 +236,9 @@ def kill_and_resume(
             moment, due = moment_in(run, length, draw, kinds)
             told = log.stat().st_size
             code = kill_when(begin(run), due, SIGNALS.get(moment, signal.SIGKILL))
-            if code is None:
-                break  # it had ended
+            if code is None or code == 0:  # it had ended, or ended before it heard the signal
+                too_late += code == 0
+                break
             if moment in SIGNALS:
                 _check_was_told(moment, code, log.read_bytes()[told:].decode())
             by_moment[moment] += 1
@@ -252,7 +253,8 @@ def kill_and_resume(
             shutil.rmtree(run)
     return {
         "seed": seed, "kills": sum(by_moment.values()), "by moment": dict(by_moment), "by place": dict(by_place),
-        "left a file half written": in_a_write, "runs": alike + len(different), "alike": alike, "different": different,
+        "left a file half written": in_a_write, "signals that came too late": too_late,
+        "runs": alike + len(different), "alike": alike, "different": different,
         "seconds of a whole run": round(length, 2),
     }  # fmt: skip
 
