@@ -306,6 +306,19 @@ def test_a_row_of_the_ledger_does_not_see_its_neighbours(seed, row_lengths):
         assert together.real_steps["z"][i].tolist() == mask[i].tolist()
 
 
+@pytest.mark.parametrize("particles", [{}, {"num_particles": 2}, {"num_particles": 2, "vectorize_particles": True}])
+def test_the_ledger_says_which_steps_are_real(particles):
+    system, mask = StateSpace(0), mask_of([2, 4, 3])
+    terms = elbo_terms(system.model, system.guide, torch.zeros(3, 4, 2).double(), mask, **particles)
+    assert terms.real_steps["z"].dtype == torch.bool
+    assert torch.equal(terms.real_steps["z"], mask.expand(terms.kl_per_step["z"].shape))
+    without = (
+        poutine.mask(program, mask=torch.tensor([True, False, True])) for program in (system.model, system.guide)
+    )
+    terms = elbo_terms(*without, torch.zeros(3, 4, 2).double(), mask, **particles)
+    assert terms.real_steps["z"].sum(-1).tolist() == torch.tensor([2, 0, 3]).expand(terms.kl["z"].shape).tolist()
+
+
 def test_subsampling_scales_every_term():
     program = subsampled(0, 4, 2)
     terms = ledger(program)
