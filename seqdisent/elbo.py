@@ -144,6 +144,11 @@ class ELBOTerms:
             return log_weights
         return torch.logsumexp(log_weights, 0) - math.log(self._num_particles)
 
+    def is_finite(self) -> Tensor:
+        """Say whether every term is finite on this process: (), bool, without waiting for the device."""
+        terms = [*self.log_likelihood.values(), *self.kl.values()]
+        return torch.stack([term.detach().isfinite().all() for term in terms]).all()
+
     def check_finite(self, step: int | None = None) -> None:
         """Raise unless every term is finite; under torch.distributed all ranks raise together.
 
@@ -153,8 +158,7 @@ class ELBOTerms:
         Raises:
             FloatingPointError: names the first term that is not finite, its sequence and its time step.
         """
-        terms = {**self.log_likelihood, **self.kl}
-        finite = torch.stack([term.detach().isfinite().all() for term in terms.values()]).all()
+        terms, finite = {**self.log_likelihood, **self.kl}, self.is_finite()
         if all_processes(finite):
             return
         when = "" if step is None else f" at training step {step}"

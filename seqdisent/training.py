@@ -184,13 +184,10 @@ class ELBOTraining(lightning.LightningModule):
             if not isinstance(arguments, tuple | list):  # Lightning makes lists of tuples
                 raise TypeError(f"arguments: returned {type(arguments).__name__}, expected a tuple")
             terms = elbo_terms(self.model, self.guide, *arguments, kl=self.kl, **inputs)
-        try:
-            terms.check_finite(step)
-        except FloatingPointError:
-            check_parameters(self.network, step)  # if they are the reason, no term is to blame
-            raise
         loss = -self._bound(terms, weights).sum() / self.terms_per_step
-        if not all_processes(loss.detach().isfinite()):
+        if not all_processes(terms.is_finite() & loss.detach().isfinite()):
+            check_parameters(self.network, step)  # if they are the reason, no term is to blame
+            terms.check_finite(step)
             raise FloatingPointError(
                 f"the loss is {loss.item()} at training step {step}, here or on another process, though every term of "
                 "the ledger is finite; expected a finite objective and terms_per_step"
