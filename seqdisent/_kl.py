@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from seqdisent._masking import overwrite_padding, repeat_first_step
-from seqdisent._sites import Site, check_agreement, counted, same, unmasked
+from seqdisent._sites import Site, bare, check_agreement, counted, same, unmasked
 from seqdisent.chains import Chain, Conditionals, as_chain
 
 
@@ -77,7 +77,7 @@ def _chain_kl(
 
 
 def _pair_kl(name: str, q: Any, p: Any, value: Tensor, analytic: bool) -> tuple[Tensor, bool]:
-    if _is_discrete(q) != _is_discrete(p) and not _is_point(q):
+    if _is_discrete(q) != _is_discrete(p) and not isinstance(bare(q), dist.Delta):  # a point is a mass
         raise ValueError(
             f"site {name!r}: is a {type(q).__name__} in the guide and a {type(p).__name__} in the model, expected both "
             "discrete or both continuous: a density minus a mass is no KL (for a class, "
@@ -101,12 +101,6 @@ def _is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (AttributeError, NotImplementedError):  # it does not say
         return False
-
-
-def _is_point(fn: Any) -> bool:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
 
 
 def _to_step(factor: Any) -> Any:

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from seqdisent._sites import sample_sites
+from seqdisent._sites import bare, sample_sites
 from seqdisent.chains import as_chain, is_factorised
 
 
@@ -112,9 +112,7 @@ def check_means(sites: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _refuse_mean(name: str, fn: Any) -> NoReturn:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    raise ValueError(f"sample: site {name!r} ({type(fn).__name__}) has no mean, expected sample=True for it")
+    raise ValueError(f"sample: site {name!r} ({type(bare(fn)).__name__}) has no mean, expected sample=True for it")
 
 
 def run(

@@ -66,10 +66,15 @@ def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites:
             )
 
 
-def _instead(fn: Any) -> str:
-    while isinstance(fn, dist.MaskedDistribution | dist.Independent):
+def bare(fn: Any) -> Any:
+    """Return a distribution without what `.to_event(...)` and `.mask(...)` put around it."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         fn = fn.base_dist
-    is_class = isinstance(fn, dist.Categorical | dist.OneHotCategorical)
+    return fn
+
+
+def _instead(fn: Any) -> str:
+    is_class = isinstance(bare(fn), dist.Categorical | dist.OneHotCategorical)
     return ", for a class OneHotCategoricalStraightThrough" if is_class else ""
 
 
