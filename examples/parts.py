@@ -21,17 +21,46 @@ def normal_mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(mlp(*sizes[:-1]), nn.ReLU(), NormalHead(sizes[-2], sizes[-1]))
 
 
+def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Return frames in [0, 1] without what padding holds, which so stays out of values and gradients."""
+    if frames is None:
+        return None
+    if mask is not None:
+        frames = fill_padding(frames, mask, event_dims=frames.ndim - 2)
+    if frames.amin() < 0 or frames.amax() > 1:
+        raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected all in [0, 1]")
+    return frames
+
+
+def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> TorchDistribution:
+    """Return independent pixels or keys; between 0 and 1, it is a cross-entropy and not a normalised density."""
+    return IndependentSteps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
+
+
+def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
+    """Return N(0, 1) with a vector as event, in the device and dtype of `like`."""
+    return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
+
+
 class ConvDecoder(MixtureOfExpertsConvDecoder):
     """One decoder for all sequences: a bank of one."""
 
-    def __init__(self, latent_dim: int, frame_shape: tuple[int, int, int], channels: tuple[int, ...] | None) -> None:
-        super().__init__(latent_dim, 1, out_channels=frame_shape[0], image_size=frame_shape[1], channels=channels)
+    def __init__(self, latent_dim: int, *, out_channels: int, image_size: int, channels=None) -> None:
+        super().__init__(latent_dim, 1, out_channels=out_channels, image_size=image_size, channels=channels)
 
     def forward(self, z: Tensor) -> Tensor:
         return super().forward(z, z.new_ones(*z.shape[:-2], 1))
 
 
-def lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
+def IndependentSteps(step: TorchDistribution, mask: Tensor | None = None) -> TorchDistribution:  # noqa: N802
+    """Return independent steps as one distribution of a sequence, in which padding counts nothing."""
+    return (step if mask is None else step.mask(mask)).to_event(1)
+
+
+fill_padding = overwrite_padding
+
+
+def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
     """Return how many sequences of how many steps a model has: as the frames, or as asked where there are none."""
     if frames is not None:
         return frames.shape[0], frames.shape[1]
@@ -40,52 +69,26 @@ def lengths(frames: Tensor | None, num_sequences: int | None, num_steps: int | N
     return num_sequences, num_steps
 
 
-def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Return frames in [0, 1] without what padding holds, which so stays out of values and gradients."""
-    if frames is None:
-        return None
-    if mask is not None:
-        frames = overwrite_padding(frames, mask, event_dims=frames.ndim - 2)
-    if frames.amin() < 0 or frames.amax() > 1:
-        raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected all in [0, 1]")
-    return frames
-
-
-def of_real_steps(step: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
-    """Return independent steps as one distribution of a sequence, in which padding counts nothing."""
-    return (step if mask is None else step.mask(mask)).to_event(1)
-
-
-def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> TorchDistribution:
-    """Return independent pixels or keys; between 0 and 1, it is a cross-entropy and not a normalised density."""
-    return of_real_steps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
-
-
-def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
-    """Return N(0, 1) with a vector as event, in the device and dtype of `like`."""
-    return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
-
-
-def fed_back(own, history, prepare=lambda frames: frames):
-    """Return what a chain reads where nothing is observed: frames of the history, and after them the model's `own`.
+def feedback(frame, history, prepare=lambda frames: frames):
+    """Return what a chain reads where nothing is observed: frames of the history, and after them the model's own.
 
     Args:
-        own: the model's frame of z and h.
+        frame: the model's frame of z and h.
         history: (frames, mask) so far, or None.
         prepare: what is made of a frame before it is read.
     """
 
     def inputs(z_prev: Tensor, state: Tensor, t: int) -> Tensor:
-        frame = own(z_prev, state)
+        read = frame(z_prev, state)
         if history is not None and t <= history[0].shape[1]:
             frames, mask = history
-            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], frame)
-            frame = known.expand_as(frame)
-        return prepare(frame)
+            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], read)
+            read = known.expand_as(read)
+        return prepare(read)
 
     return inputs
 
 
-def previous(values: Tensor) -> Tensor:
+def shift_steps(values: Tensor) -> Tensor:
     """Return (B, T, X) one step late; what comes first is never read."""
     return torch.cat([values[:, :1], values[:, :-1]], 1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,13 @@ from seqdisent.plotting import plot_error_over_time, save_gif, save_png
 
 __all__ = ["Evaluation", "evaluate"]
 
-JUDGE_STEPS = 500
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        numbers: all of them, in plain dicts, lists and numbers, as in ``metrics.json``; None where nothing can be shown.
+        numbers: all of them, in plain dicts, lists and numbers, as in ``metrics.json``; None where nothing is shown.
         pictures: {name of the file: pixels in [0, 1], (C, H, W), or (T, C, H, W) of an animation}; empty where steps
             are no pictures.
         judge: the classifier of the true factors; None where there was none.
@@ -111,7 +109,7 @@ def evaluate(
     static: Sequence[str] = (),
     motion: Sequence[str] = (),
     emission: str | None = None,
-    judge: Judge | Literal["train"] | None = "train",
+    judge: Judge | int | None = 500,
     factors: Sequence[str] | None = None,
     candidates: Clips | None = None,
     forecast_steps: int | None = None,
@@ -144,8 +142,8 @@ def evaluate(
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
         emission: the site that is the clip; None for the model's last one.
-        judge: a classifier of the true factors, "train" to train one on `train` where it has labels and its steps are
-            pictures, or None to leave out what needs a judge and the probes.
+        judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where that has labels
+            and its steps are pictures; None leaves out what needs a judge, and the probes.
         factors: the labels that a judge is trained on; None for all that differ between clips.
         candidates: every true clip there is to mistake a swapped one for.
         forecast_steps: how many steps a forecast adds; None for as many as a clip has, 0 for no forecasts.
@@ -200,10 +198,9 @@ def evaluate(
         of_one_length = int(held_out.lengths.min()) == num_steps
         if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
             numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more)
-        if judge == "train":
-            judge = None
-            if labels and are_pictures and shape[1] == shape[2]:
-                judge = _train_judge(train, held_out, labels if factors is None else factors, seed)
+        if isinstance(judge, int):
+            can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
+            judge = _train_judge(train, held_out, factors or labels, seed, judge) if can_judge else None
         if judge is not None:
             numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)
         if labels and (static or motion):
@@ -229,9 +226,9 @@ def _has_chain(programs: Programs, held_out: Clips) -> bool:
     return any(is_trajectory(site) for site in sites.values())
 
 
-def _train_judge(train: Clips, held_out: Clips, factors: Sequence[str], seed: int) -> Judge:
-    steps = iter(progress(range(JUDGE_STEPS), "judge"))
+def _train_judge(train: Clips, held_out: Clips, factors: Sequence[str], seed: int, num_steps: int) -> Judge:
+    check_positive(judge=num_steps)
+    steps = iter(progress(range(num_steps), "judge"))
+    how: dict[str, Any] = {"factors": factors, "seed": seed, "num_steps": num_steps}
     with torch.enable_grad():
-        return train_judge(
-            train, held_out, factors=factors, seed=seed, num_steps=JUDGE_STEPS, on_step=lambda *_: next(steps, None)
-        )
+        return train_judge(train, held_out, **how, on_step=lambda *_: next(steps, None))
