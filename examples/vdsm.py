@@ -1,9 +1,8 @@
 """VDSM: who is in a video, and what they do, without a label (Vowels, Camgoz and Bowden, CVPR 2021).
 
     python examples/vdsm.py                                   train on pendula that it generates itself
-    python examples/vdsm.py --data sprites                    train on Sprites; or moving_mnist, bouncing digits
+    python examples/vdsm.py --data sprites                    or moving_mnist, or FOLDER_OR_NPZ: your own clips
     python examples/vdsm.py --data sprites --preset ablation  with a single decoder (paper, appendix G)
-    python examples/vdsm.py --data FOLDER_OR_NPZ              train on your own clips
     python examples/vdsm.py --plan.sizes.num_experts 12       change any setting; --config FILE.yaml, many
     python examples/vdsm.py evaluate RUN                      judge, swaps, probes: tables beside the paper's numbers
     python examples/vdsm.py generate RUN                      draw new clips from the prior
@@ -101,8 +100,7 @@ class Plan:
 class VDSM(nn.Module):
     """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make each frame x_t.
 
-    `model` and `guide` are equations 1 and 2; `pretraining_model` and `pretraining_guide` treat frames as an unordered
-    group of one identity (equation 7), and are of use by themselves on still images (paper, Figure 8).
+    `pretraining_model` and `pretraining_guide` are of use by themselves on still images (paper, Figure 8).
     """
 
     def __init__(self, frame_shape: tuple[int, int, int], sizes: Sizes) -> None:
@@ -158,7 +156,7 @@ class VDSM(nn.Module):
     # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
 
     def guide(self, frames, mask=None, features=None, partner=None, *, temperature=None):
-        features = self.features(frames, mask) if features is None else features
+        features = self.encoder(real_frames(frames, mask)) if features is None else features
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
             self.infer_motion(features, mask)
@@ -177,9 +175,6 @@ class VDSM(nn.Module):
         one, other = self.static(features, mask), self.static(others, other_mask)
         return kl_divergence(one, other) + kl_divergence(other, one)
 
-    def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.encoder(real_frames(frames, mask))
-
     # Stage 1: the same static factors and decoder, every frame with a pose of its own, equation 7
 
     def pretraining_model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, temperature=None):
@@ -191,7 +186,7 @@ class VDSM(nn.Module):
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
 
     def pretraining_guide(self, frames, mask=None, *, temperature=None):
-        features = self.features(frames, mask)
+        features = self.encoder(real_frames(frames, mask))
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
             frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
@@ -214,9 +209,8 @@ class VDSM(nn.Module):
             loc, scale = self.pose(features.to(self.pose.weight.dtype)).chunk(2, -1)
             return loc, nn.functional.softplus(scale) + 1e-4
 
-    def normal(self, *event_shape: int, scale: float = 1.0) -> TorchDistribution:
-        loc = self.initial_pose.new_zeros(event_shape)
-        return dist.Normal(loc, scale, validate_args=False).to_event(len(event_shape))
+    def normal(self, size: int, *, scale: float = 1.0) -> TorchDistribution:
+        return dist.Normal(self.initial_pose.new_zeros(size), scale, validate_args=False).to_event(1)
 
 
 class HalfRolledOut(MarkovChain):
