@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from command_line import Command, Example, Task, load_data, load_run, read_json
+from command_line import load_data, load_run, read_json
 from jsonargparse import Namespace
 from matplotlib.figure import Figure
+from settings import Command, Example, Task
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -15,9 +15,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from chorales import CHORALES
-from command_line import Example, main, single_stage
+from command_line import main, single_stage
 from parts import batch_sizes, bernoulli, mlp, real_frames
 from pyro.distributions.transforms import affine_autoregressive
+from settings import Example
 from torch import nn
 
 from seqdisent import Combiner, GatedTransition, MarkovChain, read_backward

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import pyro
 import torch
-from command_line import Example, main
+from command_line import main
 from parts import ConvDecoder, batch_sizes, bernoulli, normal_mlp, real_frames, standard_normal
+from settings import Example
 from torch import nn
 from videos import VIDEOS, calibrated_stage
 

@@ -16,8 +16,9 @@ from functools import partial, wraps
 import pyro
 import pyro.distributions as dist
 import torch
-from command_line import Example, main
+from command_line import main
 from parts import ConvDecoder, IndependentSteps, batch_sizes, bernoulli, real_frames
+from settings import Example
 from torch import nn
 from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage

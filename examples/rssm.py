@@ -16,8 +16,9 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from command_line import Example, main
+from command_line import main
 from parts import ConvDecoder, batch_sizes, bernoulli, normal_mlp, real_frames, shift_steps
+from settings import Example
 from torch import nn
 from torch.distributions import kl_divergence
 from videos import VIDEOS, calibrated_stage

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import Example
 from jsonargparse import Namespace
 from matplotlib.figure import Figure
+from settings import Example
 from torch import Tensor, nn
 from videos import VIDEOS, Data, every_identity_in_every_motion, measure_videos
 

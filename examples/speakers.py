@@ -15,8 +15,9 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from command_line import Example, main, single_stage
+from command_line import main, single_stage
 from parts import IndependentSteps, batch_sizes, mlp, real_frames, standard_normal
+from settings import Example
 from signals import SIGNALS, STEPS
 from torch import nn
 

@@ -15,8 +15,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from chorales import CHORALES
-from command_line import Example, main, single_stage
+from command_line import main, single_stage
 from parts import batch_sizes, bernoulli, feedback, mlp, normal_mlp, real_frames, shift_steps
+from settings import Example
 from torch import nn
 
 from seqdisent import MarkovChain, RecurrentChain, read_backward

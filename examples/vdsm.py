@@ -22,9 +22,10 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from command_line import Example, main
+from command_line import main
 from parts import IndependentSteps, batch_sizes, bernoulli, real_frames
 from pyro.distributions import TorchDistribution
+from settings import Example
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from videos import VIDEOS, EncodedBatch, calibrate, encoded_draws

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from command_line import Command, Example, Plan, Task, load_data, load_run, single_stage
+from command_line import load_data, load_run, single_stage
 from jsonargparse import Namespace
+from settings import Command, Example, Plan, Task
 from torch import Tensor, nn
 
 from seqdisent import forecast, generate, swap

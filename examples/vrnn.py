@@ -14,8 +14,9 @@ from __future__ import annotations
 import pyro
 import torch
 from chorales import CHORALES
-from command_line import Example, main, single_stage
+from command_line import main, single_stage
 from parts import batch_sizes, bernoulli, feedback, mlp, normal_mlp, real_frames, shift_steps
+from settings import Example
 from torch import nn
 
 from seqdisent import RecurrentChain
