@@ -16,12 +16,12 @@ import pyro.distributions as dist
 import torch
 from chorales import CHORALES
 from command_line import main, single_stage
-from parts import batch_sizes, bernoulli, mlp, real_frames
+from parts import bernoulli, mlp, real_frames
 from pyro.distributions.transforms import affine_autoregressive
 from settings import Example
 from torch import nn
 
-from seqdisent import Combiner, GatedTransition, MarkovChain, read_backward
+from seqdisent import Combiner, GatedTransition, MarkovChain, batch_sizes, read_backward
 
 
 def flow(latent_dim):

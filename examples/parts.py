@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from seqdisent import MixtureOfExpertsConvDecoder, NormalHead, overwrite_padding
+from seqdisent import IndependentSteps, MixtureOfExpertsConvDecoder, NormalHead, fill_padding
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -50,45 +49,3 @@ class ConvDecoder(MixtureOfExpertsConvDecoder):
 
     def forward(self, z: Tensor) -> Tensor:
         return super().forward(z, z.new_ones(*z.shape[:-2], 1))
-
-
-def IndependentSteps(step: TorchDistribution, mask: Tensor | None = None) -> TorchDistribution:  # noqa: N802
-    """Return independent steps as one distribution of a sequence, in which padding counts nothing."""
-    return (step if mask is None else step.mask(mask)).to_event(1)
-
-
-fill_padding = overwrite_padding
-
-
-def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
-    """Return how many sequences of how many steps a model has: as the frames, or as asked where there are none."""
-    if frames is not None:
-        return frames.shape[0], frames.shape[1]
-    if num_sequences is None or num_steps is None:
-        raise ValueError("num_sequences, num_steps: got None without frames, expected both")
-    return num_sequences, num_steps
-
-
-def feedback(frame, history, prepare=lambda frames: frames):
-    """Return what a chain reads where nothing is observed: frames of the history, and after them the model's own.
-
-    Args:
-        frame: the model's frame of z and h.
-        history: (frames, mask) so far, or None.
-        prepare: what is made of a frame before it is read.
-    """
-
-    def inputs(z_prev: Tensor, state: Tensor, t: int) -> Tensor:
-        read = frame(z_prev, state)
-        if history is not None and t <= history[0].shape[1]:
-            frames, mask = history
-            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], read)
-            read = known.expand_as(read)
-        return prepare(read)
-
-    return inputs
-
-
-def shift_steps(values: Tensor) -> Tensor:
-    """Return (B, T, X) one step late; what comes first is never read."""
-    return torch.cat([values[:, :1], values[:, :-1]], 1)

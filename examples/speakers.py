@@ -16,12 +16,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main, single_stage
-from parts import IndependentSteps, batch_sizes, mlp, real_frames, standard_normal
+from parts import mlp, real_frames, standard_normal
 from settings import Example
 from signals import SIGNALS, STEPS
 from torch import nn
 
-from seqdisent import GatedTransition, MarkovChain, MixtureOfExperts, NormalHead, StaticEncoder
+from seqdisent import (
+    GatedTransition,
+    IndependentSteps,
+    MarkovChain,
+    MixtureOfExperts,
+    NormalHead,
+    StaticEncoder,
+    batch_sizes,
+)
 
 
 class Speakers(nn.Module):

@@ -16,11 +16,11 @@ import pyro.distributions as dist
 import torch
 from chorales import CHORALES
 from command_line import main, single_stage
-from parts import batch_sizes, bernoulli, feedback, mlp, normal_mlp, real_frames, shift_steps
+from parts import bernoulli, mlp, normal_mlp, real_frames
 from settings import Example
 from torch import nn
 
-from seqdisent import MarkovChain, RecurrentChain, read_backward
+from seqdisent import MarkovChain, RecurrentChain, batch_sizes, feedback, read_backward, shift_steps
 
 
 class SRNN(nn.Module):

@@ -23,7 +23,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import IndependentSteps, batch_sizes, bernoulli, real_frames
+from parts import bernoulli, real_frames
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
@@ -35,10 +35,12 @@ from seqdisent import (
     Combiner,
     ConvEncoder,
     GatedTransition,
+    IndependentSteps,
     MarkovChain,
     MixtureOfExpertsConvDecoder,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
+    batch_sizes,
 )
 from seqdisent.datasets import Clips
 from seqdisent.training import ELBOTraining
@@ -99,10 +101,7 @@ class Plan:
 
 
 class VDSM(nn.Module):
-    """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make each frame x_t.
-
-    `pretraining_model` and `pretraining_guide` are of use by themselves on still images (paper, Figure 8).
-    """
+    """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make each frame x_t."""
 
     def __init__(self, frame_shape: tuple[int, int, int], sizes: Sizes) -> None:
         super().__init__()
@@ -176,7 +175,7 @@ class VDSM(nn.Module):
         one, other = self.static(features, mask), self.static(others, other_mask)
         return kl_divergence(one, other) + kl_divergence(other, one)
 
-    # Stage 1: the same static factors and decoder, every frame with a pose of its own, equation 7
+    # Stage 1: every frame has a pose of its own, equation 7; by itself, a model of still images (paper, Figure 8)
 
     def pretraining_model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, temperature=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)

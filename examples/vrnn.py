@@ -15,11 +15,11 @@ import pyro
 import torch
 from chorales import CHORALES
 from command_line import main, single_stage
-from parts import batch_sizes, bernoulli, feedback, mlp, normal_mlp, real_frames, shift_steps
+from parts import bernoulli, mlp, normal_mlp, real_frames
 from settings import Example
 from torch import nn
 
-from seqdisent import RecurrentChain
+from seqdisent import RecurrentChain, batch_sizes, feedback, shift_steps
 
 
 class VRNN(nn.Module):

@@ -149,8 +149,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     except Exception as error:  # what is damaged fails in any of many ways
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: damaged, or the weights of another network ({reason}); put a whole copy in its place, or remove it "
-            "and resume the run"
+            f"{path}: damaged, or the weights of another network ({reason}); put a whole copy in its place, or remove "
+            "it and resume the run"
         ) from error
 
 

@@ -13,7 +13,7 @@ from seqdisent.datasets import Clips, pendulum
 for needed in ("torchmetrics", "sklearn", "matplotlib"):
     pytest.importorskip(needed)
 
-from seqdisent import ConvEncoder, GatedTransition, MarkovChain, NormalHead, StaticEncoder  # noqa: E402
+from seqdisent import ConvEncoder, GatedTransition, IndependentSteps, MarkovChain, NormalHead, StaticEncoder  # noqa: E402
 from seqdisent.evaluation import evaluate  # noqa: E402
 from seqdisent.evaluation._judged import latents  # noqa: E402
 from seqdisent.evaluation._programs import Programs  # noqa: E402
@@ -44,6 +44,10 @@ def who_and_what(repeats):
     )  # fmt: skip
 
 
+def near(value, scale=1e-3):
+    return dist.Normal(value, scale).to_event(1)
+
+
 class Pixels(nn.Module):
     """A model whose s is the pixel that says who, and whose d and z the one that says what; or all of it is d."""
 
@@ -56,21 +60,18 @@ class Pixels(nn.Module):
         with pyro.plate("sequences", count):
             s = pyro.sample("s", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             d = pyro.sample("d", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            z = pyro.sample("z", dist.Normal(torch.zeros(steps, 1), 1.0).to_event(2))
+            z = pyro.sample("z", IndependentSteps(near(torch.zeros(count, steps, 1), 1.0)))
             painted = torch.zeros(*z.shape[:-1], 1, 2, 2)
             painted[..., 0, 0, 0] = (d[..., :1] if self.all_in_d else s).clamp(0, 1).expand(z.shape[:-1])
             painted[..., 0, 1, 1] = z[..., 0].clamp(0, 1)
             pyro.sample("x", dist.Normal(painted, 0.1).to_event(4), obs=frames)
 
     def guide(self, frames, mask=None):
-        def near(value, event):
-            return dist.Normal(value, 1e-3).to_event(event)
-
         with pyro.plate("sequences", frames.shape[0]):
             who, what = frames[:, 0, :, 0, 0], frames[:, :, :, 1, 1]
-            pyro.sample("s", near(torch.zeros_like(who) if self.all_in_d else who, 1))
-            pyro.sample("d", near(torch.cat([who if self.all_in_d else 0 * who, what[:, 0]], -1), 1))
-            pyro.sample("z", near(what, 2))
+            pyro.sample("s", near(torch.zeros_like(who) if self.all_in_d else who))
+            pyro.sample("d", near(torch.cat([who if self.all_in_d else 0 * who, what[:, 0]], -1)))
+            pyro.sample("z", IndependentSteps(near(what)))
 
 
 class Reader(Judge):
@@ -211,7 +212,7 @@ def test_a_trajectory_is_probed_with_all_its_steps():
     lengths[64:] = 2
     ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
     model = Unlucky()
-    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, {}), ragged, ["z"], 64)
+    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64)
     pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
     torch.testing.assert_close(found["z"], torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0))
 
@@ -347,7 +348,7 @@ def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
     assert "roll_out" in (tmp_path / "report.md").read_text()
 
 
-def test_a_model_without_a_trajectory_has_no_forecast(swinging):
+def test_a_model_without_a_trajectory_is_measured_too(swinging):
     _, train, held_out = swinging
 
     def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
@@ -362,8 +363,6 @@ def test_a_model_without_a_trajectory_has_no_forecast(swinging):
             pyro.sample("grey", dist.Normal(frames.mean((1, 2, 3, 4))[:, None], 0.1).to_event(1))
 
     found = evaluate(model, guide, train, held_out, static=["grey"], judge=None)
-    assert "forecast_error" not in found.numbers
-    assert "forecast.png" not in found.pictures
     assert "motion_swapped" not in found.numbers["mean_squared_error"]  # no latent is said to be motion
     assert found.numbers["mean_squared_error"]["swapped"] > 0
 

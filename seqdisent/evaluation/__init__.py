@@ -18,8 +18,9 @@ from seqdisent.datasets._progress import progress
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._judged import measure_judged, measure_probes, varied
 from seqdisent.evaluation._pictures import SCALES, draw_pictures, true_continuation
-from seqdisent.evaluation._programs import Programs, frames_and_mask, is_trajectory, motion_numbers
+from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers
 from seqdisent.evaluation._report import Published, draw_confusion, page, plain, tables_of
+from seqdisent.inference.programs import carries_on
 from seqdisent.metrics import Judge, pick_donors, train_judge
 from seqdisent.plotting import plot_error_over_time, save_gif, save_png
 
@@ -115,6 +116,7 @@ def evaluate(
     forecast_steps: int | None = None,
     pictures: bool = True,
     sample: bool = False,
+    history: bool = False,
     folder: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -149,6 +151,7 @@ def evaluate(
         forecast_steps: how many steps a forecast adds; None for as many as a clip has, 0 for no forecasts.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
+        history: whether the model reads the frames before each step, as in :func:`~seqdisent.reconstruct`.
         folder: where :meth:`Evaluation.save` writes all of it; None to write nothing.
         seed: of the donors, of one sample of the posterior, of clips from the prior, of judge and probes.
         batch_size: clips at a time.
@@ -165,8 +168,9 @@ def evaluate(
     Example:
         >>> import pyro
         >>> import pyro.distributions as dist
+        >>> from seqdisent import batch_sizes
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
-        ...     num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        ...     num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         ...     with pyro.plate("sequences", num_sequences):
         ...         level = pyro.sample("level", dist.Normal(torch.zeros(1), 1.0).to_event(1))
         ...         grey = level[:, :, None, None, None].expand(-1, num_steps, 1, 8, 8)
@@ -178,18 +182,18 @@ def evaluate(
         >>> clips = Clips(grey[:, None, None, None, None].expand(4, 3, 1, 8, 8))
         >>> found = evaluate(model, guide, clips, clips, static=["level"])
         >>> round(found.numbers["mean_squared_error"]["reconstruction"], 6), sorted(found.pictures)
-        (0.0, ['prior_samples.png', 'reconstructions.png', 'swaps.gif', 'swaps.png'])
+        (0.0, ['forecast.png', 'prior_samples.png', 'reconstructions.png', 'swaps.gif', 'swaps.png'])
     """
     for argument, sites in (("static", static), ("motion", motion)):
         if isinstance(sites, str):
             raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
     check_positive(batch_size=batch_size)
-    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, inputs)
+    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
     shape, num_steps = held_out.frames.shape[2:], int(held_out.lengths.max())
     are_pictures = len(shape) == 3 and shape[0] in (1, 3)
     labels = [name for name in varied(train) if name in held_out.labels] if judge is not None else []
     with kept_random_state():
-        more = (num_steps if forecast_steps is None else forecast_steps) if _has_chain(programs, held_out) else 0
+        more = (num_steps if forecast_steps is None else forecast_steps) if _carries_on(programs, held_out) else 0
         donors = None
         if held_out.num_identities > 1:
             donors = pick_donors(held_out.identity, motion_numbers(held_out), seed=seed)
@@ -217,13 +221,13 @@ def evaluate(
     return found
 
 
-def _has_chain(programs: Programs, held_out: Clips) -> bool:
-    """Return whether a latent is a trajectory; refuse names that the guide does not have."""
+def _carries_on(programs: Programs, held_out: Clips) -> bool:
+    """Return whether a latent bears on the future; refuse names that the guide does not have."""
     sites = programs.infer(*frames_and_mask(held_out.batch([0])))
     for argument, names in (("static", programs.static), ("motion", programs.motion)):
         if unknown := sorted(set(names) - set(sites)):
             raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {sorted(sites)}")
-    return any(is_trajectory(site) for site in sites.values())
+    return programs.history or any(carries_on(site.distribution) for site in sites.values())
 
 
 def _train_judge(train: Clips, held_out: Clips, factors: Sequence[str], seed: int, num_steps: int) -> Judge:

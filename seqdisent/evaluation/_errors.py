@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.elbo import elbo_terms
 from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, is_trajectory, mean_frame
+from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
 
 ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame")

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from seqdisent.chains import as_chain
+from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Batch, Clips
-from seqdisent.interventions import Inferred, forecast, generate, infer, reconstruct, swap
+from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
 
 
 class Programs(NamedTuple):
@@ -23,13 +23,15 @@ class Programs(NamedTuple):
     motion: tuple[str, ...]
     emission: str | None
     sample: bool
+    history: bool
     inputs: Mapping[str, Any]
 
     def infer(self, *args: Tensor) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)
 
     def reconstruct(self, *args: Tensor) -> Tensor:
-        return self._mean(reconstruct(self.model, self.guide, *args, sample=self.sample, **self.inputs))
+        how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
+        return self._mean(reconstruct(self.model, self.guide, *args, **how))
 
     def swap(self, source: Any, donor: Any, sites: Sequence[str], keep: Sequence[str] = ()) -> Tensor:
         how: dict[str, Any] = {"sites": sites, "keep": keep, "sample": self.sample, **self.inputs}
@@ -46,7 +48,8 @@ class Programs(NamedTuple):
         return self._mean(generate(self.model, given=given, sample=given is None or self.sample, **how))
 
     def forecast(self, *args: Tensor, num_steps: int) -> Tensor:
-        how: dict[str, Any] = {"num_steps": num_steps, "sample": self.sample, **self.inputs}
+        how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
+        how["num_steps"] = num_steps
         return self._mean(forecast(self.model, self.guide, *args, **how))
 
     def _mean(self, emitted: Mapping[str, TorchDistribution]) -> Tensor:
