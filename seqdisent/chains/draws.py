@@ -12,7 +12,23 @@ from torch import Tensor
 
 from seqdisent.chains.protocol import Conditionals
 
-Drawn = Sequence[tuple[Any, Tensor]]  # the conditional of each step, and what was drawn from it
+
+class Drawn(NamedTuple):
+    """A step of a draw.
+
+    Attributes:
+        conditional: its distribution.
+        log_prob: of what was drawn from a flow, taken at once: a flow knows the inverse of its last draw alone, and
+            that of any other value may need a call for each coordinate. None of anything else.
+    """
+
+    conditional: Any
+    log_prob: Tensor | None
+
+    @classmethod
+    def of(cls, conditional: Any, value: Tensor) -> Drawn:
+        """Return the step that drew `value`."""
+        return cls(conditional, conditional.log_prob(value) if _is_flow(conditional) else None)
 
 
 class Draw(NamedTuple):
@@ -33,9 +49,9 @@ class Draw(NamedTuple):
     log_prob_per_step: Tensor | None = None
 
 
-def conditionals_at_draw(drawn: Drawn) -> Conditionals | None:
+def conditionals_at_draw(drawn: Sequence[Drawn]) -> Conditionals | None:
     """Return the conditionals of a path from the steps that drew it: diagonal Normals, or flows; None of others."""
-    initial, *steps = [conditional for conditional, _ in drawn]
+    initial, *steps = [step.conditional for step in drawn]
     if not steps:
         return Conditionals(initial, None)
     if all(_is_flow(step) for step in steps):
@@ -47,11 +63,14 @@ def conditionals_at_draw(drawn: Drawn) -> Conditionals | None:
     return Conditionals(initial, dist.Normal(loc, scale, validate_args=False).to_event(1))
 
 
-def log_prob_at_draw(drawn: Drawn) -> Tensor | None:
+def log_prob_at_draw(drawn: Sequence[Drawn], path: Tensor) -> Tensor | None:
     """Return the log-density of each step at what it drew if there are flows among them, else None."""
-    if not any(_is_flow(conditional) for conditional, _ in drawn):
+    if all(step.log_prob is None for step in drawn):
         return None
-    return torch.stack([conditional.log_prob(z) for conditional, z in drawn], -1)
+    steps = zip(drawn, path.unbind(-2), strict=True)
+    return torch.stack(
+        [step.conditional.log_prob(z) if step.log_prob is None else step.log_prob for step, z in steps], -1
+    )
 
 
 class _Flows:
