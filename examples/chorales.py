@@ -146,17 +146,18 @@ def _likelihood(example: Example, options: Namespace) -> None:
 
 
 @torch.no_grad()
-def draw_rolls(network: nn.Module, data: Data, run: Path, seed: int) -> list[Path]:
+def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, seed: int) -> list[Path]:
     """Draw a held-out piece, its reconstruction, how the model goes on after its first half, and a piece of its own."""
     torch.manual_seed(seed)
     piece = data.held_out.batch([0]).frames
     num_steps = piece.shape[1]
     half = num_steps // 2
+    read = {"history": example.history}
     rolls = {
         "held-out piece": piece,
-        "reconstruction": reconstruct(network.model, network.guide, piece, sample=True)["x"].mean,
+        "reconstruction": reconstruct(network.model, network.guide, piece, sample=True, **read)["x"].mean,
         f"its first {half} chords, then the model's": forecast(
-            network.model, network.guide, piece[:, :half], num_steps=num_steps - half
+            network.model, network.guide, piece[:, :half], num_steps=num_steps - half, **read
         )["x"].mean,
         "from the prior": generate(network.model, num_sequences=1, num_steps=num_steps)["x"].mean,
     }
@@ -172,7 +173,7 @@ def draw_rolls(network: nn.Module, data: Data, run: Path, seed: int) -> list[Pat
 def measure(
     example: Example, network: nn.Module, data: Data, run: Path, settings: Namespace
 ) -> tuple[dict[str, Any], list[Path]]:
-    return estimate(network, data, settings.seed), draw_rolls(network, data, run, settings.seed)
+    return estimate(network, data, settings.seed), draw_rolls(example, network, data, run, settings.seed)
 
 
 CHORALES = Task(

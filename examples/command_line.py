@@ -20,7 +20,16 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from settings import Example, Plan, parser_of, read_settings, settings_of, settings_of_run, write_settings
+from settings import (
+    Example,
+    Plan,
+    command_parser,
+    parser_of,
+    read_settings,
+    settings_of,
+    settings_of_run,
+    write_settings,
+)
 from torch import nn
 
 from seqdisent import AnnealingSchedule
@@ -48,29 +57,30 @@ def single_stage(
 
 def main(example: Example, argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    options = parser_of(example).parse_args(argv)
-    run = Path(options.run_dir)
+    if argv and argv[0] in example.task.commands:
+        name, *argv = argv
+        do = partial(example.task.commands[name].run, example, command_parser(example, name).parse_args(argv))
+        how_on = ""
+    else:
+        options = parser_of(example).parse_args(argv)
+        do = partial(train, example, Path(options.run_dir), argv, resume=options.resume)
+        how_on = f"; go on with --run-dir {options.run_dir} --resume"
     try:
-        if options.get("command"):
-            example.task.commands[options.command].run(example, options[options.command])
-        else:
-            train(example, run, argv, resume=options.resume)
+        do()
     except KeyboardInterrupt:
-        _leave(run, options, "stopped", 130)
+        _leave(f"stopped{how_on}", 130)
     except SystemExit as error:
         if error.code != TERMINATED:
             raise
-        _leave(run, options, "stopped", TERMINATED)
+        _leave(f"stopped{how_on}", TERMINATED)
     except CheckpointError as error:
         sys.exit(str(error))
     except OSError as error:  # a full disk, say
-        _leave(run, options, str(error), 1)
+        _leave(f"{error}{how_on}", 1)
 
 
-def _leave(run: Path, options: Namespace, why: str, code: int) -> NoReturn:
-    """Exit with one line that says why, and how the run goes on if there is one."""
-    if not options.get("command") and (run / "config.yaml").exists():
-        why = f"{run}: {why}; go on with --run-dir {run} --resume"
+def _leave(why: str, code: int) -> NoReturn:
+    """Exit with one line that says why."""
     if is_main_process():
         print(why, file=sys.stderr)
     sys.exit(code)

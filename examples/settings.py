@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from torch import nn
 
 from seqdisent.training import ELBOTraining
@@ -77,6 +77,7 @@ class Example(NamedTuple):
     plan: type = Plan
     static: tuple[str, ...] = ()  # the sites that say who
     motion: tuple[str, ...] = ()  # the sites that say what
+    history: bool = False  # whether the model reads the frames before each step
     flags: Mapping[str, tuple[str, dict[str, Any]]] = {}  # {option: its help and the sizes it changes}
 
     def recorded(self) -> list[str]:
@@ -89,22 +90,25 @@ class Example(NamedTuple):
         return self.plan(sizes=self.sizes(**sizes) if is_dataclass(self.sizes) else sizes, **values)
 
 
-class _Help(RawDescriptionHelpFormatter):
-    """Keeps the lines of an example's description."""
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of an example's description, and shows types and defaults."""
 
 
 def parser_of(example: Example, **options: Any) -> ArgumentParser:
-    how = {"description": example.description, "formatter_class": _Help, "allow_abbrev": False, **options}
-    parser = ArgumentParser(**how)
+    lines = [f"  {name + ' RUN':14} {command.help}" for name, command in example.task.commands.items()]
+    commands = "\n".join(["commands on a finished run (COMMAND --help: their options):", *lines]) if lines else None
+    usage = "%(prog)s [options]" + ("" if commands is None else "\n       %(prog)s COMMAND RUN [options]")
+    how = {"usage": usage, "description": example.description, "epilog": commands, "formatter_class": _Help}
+    parser = ArgumentParser(allow_abbrev=False, **how, **options)
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of settings; options after it change them")
     for name, how in example.task.options.items():
         add("--" + name, **how)
     presets = sorted({file.stem.split("_")[0] for file in (PRESETS / example.name).glob("*.yaml")})
-    add("--preset", default="cpu", choices=presets, help="hyperparameters (default: cpu)")
+    add("--preset", default="cpu", choices=presets, help="hyperparameters")
     for flag, (text, _) in example.flags.items():
         add("--" + flag, action="store_true", help=text)
-    add("--run-dir", default="runs/latest", help="folder of the run (default: runs/latest)")
+    add("--run-dir", default="runs/latest", help="folder of the run")
     add("--resume", action="store_true", help="continue the run in --run-dir where it stopped")
     add("--seed", type=int, default=0)
     add("--download", action="store_true", help="fetch the data if it is not there")
@@ -117,14 +121,16 @@ def parser_of(example: Example, **options: Any) -> ArgumentParser:
     parser.add_class_arguments(example.plan, "plan", skip={"sizes"})
     # of a network, all but the shape of what it reads
     parser.add_class_arguments(example.sizes, "plan.sizes", skip=set() if is_dataclass(example.sizes) else {1})
-    if example.task.commands:
-        commands = parser.add_subcommands(required=False, dest="command")
-        for name, command in example.task.commands.items():
-            subparser = ArgumentParser(description=command.help, allow_abbrev=False)
-            subparser.add_argument("run", help="folder of a finished run")
-            for option, how in command.options.items():
-                subparser.add_argument("--" + option, **how)
-            commands.add_subcommand(name, subparser, help=command.help)
+    return parser
+
+
+def command_parser(example: Example, name: str) -> ArgumentParser:
+    """Return the parser of what stands after a command's name."""
+    command = example.task.commands[name]
+    parser = ArgumentParser(prog=f"{Path(sys.argv[0]).name} {name}", description=command.help, allow_abbrev=False)
+    parser.add_argument("run", help="folder of a finished run")
+    for option, how in command.options.items():
+        parser.add_argument("--" + option, **how)
     return parser
 
 

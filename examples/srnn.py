@@ -83,6 +83,7 @@ EXAMPLE = Example(
     SRNN,
     {"training": single_stage},
     motion=("z",),
+    history=True,
 )
 
 if __name__ == "__main__":

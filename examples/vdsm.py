@@ -101,7 +101,7 @@ class Plan:
 
 
 class VDSM(nn.Module):
-    """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make each frame x_t."""
+    """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make a frame x_t."""
 
     def __init__(self, frame_shape: tuple[int, int, int], sizes: Sizes) -> None:
         super().__init__()

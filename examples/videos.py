@@ -148,8 +148,8 @@ def evaluation(example: Example, network: Any, data: Data, seed: int, **options:
     num_steps = int(data.held_out.lengths.max())
     return evaluate(
         network.model, network.guide, data.train, data.held_out, static=example.static, motion=example.motion,
-        emission="x", candidates=data.candidates, forecast_steps=max(FORECAST_STEPS - num_steps, num_steps), seed=seed,
-        **options,
+        history=example.history, emission="x", candidates=data.candidates, seed=seed,
+        forecast_steps=max(FORECAST_STEPS - num_steps, num_steps), **options,
     )  # fmt: skip
 
 
@@ -188,7 +188,10 @@ def _swap(example: Example, options: Namespace) -> None:
 def _forecast(example: Example, options: Namespace) -> None:
     network, settings = load_run(example, Path(options.run))
     torch.manual_seed(options.seed)
-    frames, how = _read_clip(options["from"], settings.frame_shape), {"sample": options.sample}
+    frames, how = (
+        _read_clip(options["from"], settings.frame_shape),
+        {"sample": options.sample, "history": example.history},
+    )
     predicted = forecast(network.model, network.guide, frames, num_steps=options.num_steps, **how)["x"].mean
     _write_clips(predicted, options.out or Path(options.run) / "forecast_from_file")
 
@@ -255,7 +258,7 @@ VIDEOS = Task(
         "held-out": {
             "type": int | float,
             "default": 0.1,
-            "help": "identities that training never sees: a fraction, or how many (default: 0.1); where clips are "
+            "help": "identities that training never sees: a fraction, or how many; where clips are "
             "generated, those held out are too",
         },
         "image-size": {"type": int, "default": 64},

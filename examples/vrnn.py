@@ -72,6 +72,7 @@ EXAMPLE = Example(
     VRNN,
     {"training": single_stage},
     motion=("z",),
+    history=True,
 )
 
 if __name__ == "__main__":

@@ -188,14 +188,15 @@ def test_history_is_read_where_there_is_one(name):
     example = example_of(name)
     network = example.network((88,), tiny_sizes(example)).double()
     frames = torch.rand(3, 5, 88, dtype=torch.float64).round()
-    found = reconstruct(network.model, network.guide, frames)["x"].mean
+    found = reconstruct(network.model, network.guide, frames, history=True)["x"].mean
     z = infer(network.guide, frames)["z"].value
     trained = poutine.trace(poutine.condition(network.model, {"z": z})).get_trace(frames)
     torch.testing.assert_close(found, trained.nodes["x"]["fn"].mean)  # as in training, from the frames before
-    rest = forecast(network.model, network.guide, frames, num_steps=3, sample=False)["x"].mean
+    how = {"sample": False, "history": example.history}
+    rest = forecast(network.model, network.guide, frames, num_steps=3, **how)["x"].mean
     torch.testing.assert_close(rest[:, :5], found)
-    alone = forecast(network.model, network.guide, frames[:, :2], num_steps=6, sample=False)["x"].mean
-    ragged = forecast(network.model, network.guide, frames, mask_of([5, 2, 4]), num_steps=3, sample=False)["x"].mean
+    alone = forecast(network.model, network.guide, frames[:, :2], num_steps=6, **how)["x"].mean
+    ragged = forecast(network.model, network.guide, frames, mask_of([5, 2, 4]), num_steps=3, **how)["x"].mean
     torch.testing.assert_close(ragged[0], rest[0])
     torch.testing.assert_close(ragged[1], alone[1])
 
@@ -266,10 +267,10 @@ def test_particle_filter_estimates_the_kalman_evidence(threshold):
 def test_interventions_need_no_code_of_the_models_own(built):
     example, network, frames = built
     shape, given = frames.shape[2:], (frames, MASK)
-    sample = bool(getattr(network, "flows", None))  # a flow has no mean
-    assert reconstruct(network.model, network.guide, *given, sample=sample)["x"].mean.shape == (3, 5, *shape)
+    how = {"sample": bool(getattr(network, "flows", None)), "history": example.history}  # a flow has no mean
+    assert reconstruct(network.model, network.guide, *given, **how)["x"].mean.shape == (3, 5, *shape)
     assert generate(network.model, num_sequences=2, num_steps=7)["x"].mean.shape == (2, 7, *shape)
-    future = forecast(network.model, network.guide, *given, num_steps=4, sample=sample)["x"].mean
+    future = forecast(network.model, network.guide, *given, num_steps=4, **how)["x"].mean
     assert future.shape == (3, 9, *shape)
     assert future.isfinite().all()
     if not example.static:
