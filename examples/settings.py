@@ -99,7 +99,7 @@ def parser_of(example: Example, **options: Any) -> ArgumentParser:
     commands = "\n".join(["commands on a finished run (COMMAND --help: their options):", *lines]) if lines else None
     usage = "%(prog)s [options]" + ("" if commands is None else "\n       %(prog)s COMMAND RUN [options]")
     how = {"usage": usage, "description": example.description, "epilog": commands, "formatter_class": _Help}
-    parser = ArgumentParser(allow_abbrev=False, **how, **options)
+    parser = ArgumentParser(allow_abbrev=False, print_config=None, **how, **options)
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of settings; options after it change them")
     for name, how in example.task.options.items():
@@ -121,6 +121,8 @@ def parser_of(example: Example, **options: Any) -> ArgumentParser:
     parser.add_class_arguments(example.plan, "plan", skip={"sizes"})
     # of a network, all but the shape of what it reads
     parser.add_class_arguments(example.sizes, "plan.sizes", skip=set() if is_dataclass(example.sizes) else {1})
+    for key, title in (("plan", "training"), ("plan.sizes", "network")):
+        parser.groups[key].title = f"{title} (defaults are those without a preset)"
     return parser
 
 
