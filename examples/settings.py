@@ -84,6 +84,10 @@ class Example(NamedTuple):
         """Return the settings that belong to a run; the others may change when it goes on."""
         return [*(name.replace("-", "_") for name in self.task.options), "preset", "seed", "frame_shape", "plan"]
 
+    def preset(self, name: str, data: str | None = None) -> Any:
+        """Return the plan of a preset."""
+        return self.plan_of(settings_of(self, ["--preset", name] + ([] if data is None else ["--data", data])))
+
     def plan_of(self, settings: Namespace) -> Any:
         values = settings.plan.as_dict()
         sizes = values.pop("sizes")

@@ -209,8 +209,8 @@ class VDSM(nn.Module):
             loc, scale = self.pose(features.to(self.pose.weight.dtype)).chunk(2, -1)
             return loc, nn.functional.softplus(scale) + 1e-4
 
-    def normal(self, size: int, *, scale: float = 1.0) -> TorchDistribution:
-        return dist.Normal(self.initial_pose.new_zeros(size), scale, validate_args=False).to_event(1)
+    def normal(self, *shape: int, scale: float = 1.0) -> TorchDistribution:
+        return dist.Normal(self.initial_pose.new_zeros(shape), scale, validate_args=False).to_event(len(shape))
 
 
 class HalfRolledOut(MarkovChain):

@@ -72,6 +72,19 @@ def test_the_extension_points_run(capsys):
     torch.testing.assert_close(*continued)
 
 
+def test_one_call_evaluates(tmp_path, monkeypatch, capsys):
+    for needed in ("torchmetrics", "sklearn", "matplotlib"):
+        pytest.importorskip(needed)
+    monkeypatch.chdir(tmp_path)
+    names = run_page("docs/evaluation.md")
+    written = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
+    assert written == set(
+        re.findall(r"`(\w+\.(?:json|md|html|png|gif|pt))`", read("docs/evaluation.md").split("## What is")[0])
+    )
+    assert names["found"].numbers["swaps"].keys() == {"identity", "motion"}
+    assert "99.00" in capsys.readouterr().out
+
+
 def test_every_page_is_in_the_table_of_contents():
     pages = {path.stem for path in DOCS.glob("*.md")}
     listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", read("docs/index.md"), re.DOTALL)[1].split())

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import seqdisent
-from seqdisent import chains, datasets, inference, metrics, plotting, training
+from seqdisent import chains, datasets, evaluation, inference, metrics, plotting, training
 
 WITHOUT_EXAMPLE = {
     "seqdisent._checkpoints.CheckpointError": "fit raises it",
@@ -21,6 +21,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.datasets.polyphonic.jsb_chorales": "needs the chorales' file",
     "seqdisent.datasets.sprites.SpriteRenderer": "needs the sheets",
     "seqdisent.datasets.sprites.sprites": "needs the sheets",
+    "seqdisent.evaluation.Evaluation": "evaluate shows it",
     "seqdisent.inference.elbo.ELBOTerms": "elbo_terms shows it",
     "seqdisent.inference.elbo.Term": "elbo_terms shows it",
     "seqdisent.chains.draws.Draw": "rsample_with_conditionals shows it",
@@ -67,6 +68,7 @@ PUBLIC = [
     *defined_in(plotting),
     *(getattr(datasets, name) for name in datasets.__all__),
     *(getattr(metrics, name) for name in metrics.__all__),
+    *(getattr(evaluation, name) for name in evaluation.__all__),
 ]
 CLASSES = [thing for thing in PUBLIC if inspect.isclass(thing)]
 FUNCTIONS = [thing for thing in PUBLIC if inspect.isfunction(thing)]

@@ -102,13 +102,13 @@ def test_flags_are_short_for_sizes(settings):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--see=3"], "unrecognized arguments: --see=3"),
-        (["--plan.sizes.num_expert", "3"], "unrecognized arguments: --plan.sizes.num_expert"),
+        (["--see=3"], "(?i)unrecognized arguments: --see=3"),
+        (["--plan.sizes.num_expert", "3"], "(?i)unrecognized arguments: --plan.sizes.num_expert"),
         (["--plan.sizes.num_experts", "many"], "plan.sizes.num_experts"),
         (["--config", "no/such.yaml"], "no/such.yaml"),
         (["--preset", "cpu", "--config", "MY"], "my.yaml|stage2_steps"),
         (["--preset", "huge"], "huge"),
-        (["generat", "RUN"], "unrecognized arguments: generat RUN"),
+        (["generat", "RUN"], "(?i)unrecognized arguments: generat RUN"),
     ],
 )
 def test_settings_that_are_wrong_are_named(asked, said, vdsm, settings, tmp_path, capsys):
@@ -181,7 +181,7 @@ RESUME = ["--run-dir", "RUN", "--resume"]
              "--plan.sizes.num_experts: got 4, but this run was started with 3"),
             ("another image size on resuming", dict, None, [*RESUME, "--image-size", "9"],
              "--image-size: got 9, but this run was started with 8"),
-            ("an option cut short", None, None, ["--run-dir", "RUN", "--see=3"], "unrecognized arguments: --see=3"),
+            ("an option cut short", None, None, ["--run-dir", "RUN", "--see=3"], "(?i)unrecognized arguments: --see=3"),
             ("other data on resuming", dict, None, [*RESUME, "--data", "sprites"], "--data: got sprites, but this run"),
             ("data that are gone", lambda config: {**config, "data": "gone"}, None, RESUME, "--data gone: .*no such"),
             ("a checkpoint of garbage", dict, with_file("stage1/last.ckpt"), RESUME,

@@ -221,14 +221,9 @@ def test_parameters_stay_out_of_pyros_store(network):
     assert not list(pyro.get_param_store().keys())
 
 
-def plan_of(vdsm, preset, data):
-    settings = importlib.import_module("settings").settings_of(vdsm.EXAMPLE, ["--preset", preset, "--data", data])
-    return vdsm.EXAMPLE.plan_of(settings)
-
-
 def test_presets_hold_the_papers_tables(vdsm):
     names = ("clips", "sprites", "moving_mnist", "pendulum")
-    paper = {name: plan_of(vdsm, "paper", name) for name in names}
+    paper = {name: vdsm.EXAMPLE.preset("paper", name) for name in names}
     assert [plan.sizes.num_experts for plan in paper.values()] == [15, 40, 12, 8]
     plan = paper["sprites"]
     assert (plan.pretraining_steps, plan.sequence_steps) == (300 * 50, 200 * 50)
@@ -236,7 +231,7 @@ def test_presets_hold_the_papers_tables(vdsm):
     assert (plan.sizes.pose_dim, plan.sizes.dynamics_dim, plan.sizes.rnn_layers, plan.sizes.rnn_dim) == (30, 50, 3, 512)
     assert paper["clips"] == vdsm.Plan(vdsm.Sizes())  # the defaults
     for name in names:  # one change, to whatever is trained on the CPU
-        own, ablation = plan_of(vdsm, "cpu", name), plan_of(vdsm, "ablation", name)
+        own, ablation = (vdsm.EXAMPLE.preset(preset, name) for preset in ("cpu", "ablation"))
         assert ablation == dataclasses.replace(own, sizes=dataclasses.replace(own.sizes, single_decoder=True))
 
 

@@ -42,11 +42,6 @@ def example_of(name):
     return importlib.import_module(name).EXAMPLE
 
 
-def tiny_sizes(example):
-    settings = importlib.import_module("settings").settings_of(example, ["--preset", "tiny"])
-    return example.plan_of(settings).sizes
-
-
 @pytest.fixture(params=MODELS, ids=NAMES)
 def built(request):
     """An example, its network in float64 and three ragged sequences that fit it."""
@@ -54,7 +49,7 @@ def built(request):
     torch.manual_seed(0)
     example = example_of(name)
     shape = {"dmm": (88,), "vrnn": (88,), "srnn": (88,), "speakers": (96,)}.get(name, (3, 8, 8))
-    sizes = {**tiny_sizes(example), **sizes}
+    sizes = {**example.preset("tiny").sizes, **sizes}
     if len(shape) == 3:
         sizes |= {"encoder": (4,), "decoder": (4,)}
     network = example.network(shape, sizes).double()
@@ -186,7 +181,7 @@ def test_half_precision_is_near_full(built):
 def test_history_is_read_where_there_is_one(name):
     """What follows some chords depends on the chords themselves, not on the keys that the model would have pressed."""
     example = example_of(name)
-    network = example.network((88,), tiny_sizes(example)).double()
+    network = example.network((88,), example.preset("tiny").sizes).double()
     frames = torch.rand(3, 5, 88, dtype=torch.float64).round()
     found = reconstruct(network.model, network.guide, frames, history=True)["x"].mean
     z = infer(network.guide, frames)["z"].value

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import seqdisent
-from seqdisent import chains, datasets, inference, metrics, plotting, training
+from seqdisent import chains, datasets, evaluation, inference, metrics, plotting, training
 
 USER = Path(__file__).parent / "support" / "typing_user.py"
 
@@ -29,6 +29,7 @@ def names_defined_in(module):
 
 def test_the_user_imports_and_uses_every_public_name():
     public = {*seqdisent.__all__, *chains.__all__, *inference.__all__, *datasets.__all__, *metrics.__all__}
+    public |= set(evaluation.__all__)
     public |= names_defined_in(training) | names_defined_in(plotting)
     tree = ast.parse(USER.read_text(encoding="utf-8"))
     imported = {

@@ -350,7 +350,7 @@ def test_a_bar_shows_on_a_terminal_alone(folder, monkeypatch):
 
 def test_without_tqdm_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"composing frames needs tqdm: pip install seqdisent\[data\]"):
+    with pytest.raises(ImportError, match=r"progress bars need tqdm: pip install seqdisent\[data\]"):
         sprites(folder, characters=[0])
 
 

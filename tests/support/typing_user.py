@@ -59,6 +59,7 @@ from seqdisent.datasets import (
     render_pendulum,
     sprites,
 )
+from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.inference import Inferred, Term
 from seqdisent.metrics import (
     AccuracyConsistency,
@@ -265,6 +266,14 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
+
+
+def evaluation(model: nn.Module, guide: Callable[..., None], train: Clips, folder: Path) -> dict[str, object]:
+    found = evaluate(model, guide, train, train, static=["s"], motion=("d", "z"), judge=None, folder=folder, seed=1)
+    assert_type(found, Evaluation)
+    assert_type(found.tables(beside={"A paper": {"consistency": {"hair": 99.0}}}), str)
+    assert_type(found.save(folder, title="mine"), list[Path])
+    return found.numbers
 
 
 def pictures(clips: Tensor, folder: Path) -> list[Path]:
