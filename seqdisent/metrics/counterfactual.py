@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from seqdisent._checks import check_positive
+from seqdisent._heads import full_precision
 from seqdisent.metrics._predictions import as_tensor
+
+_PIXELS_AT_ONCE = 2048  # of each clip that nearest_clip holds in float64
 
 
 def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) -> Tensor:
@@ -24,18 +30,24 @@ def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) ->
 
     Raises:
         TypeError: labels that are no numbers.
-        ValueError: a clip has no donor since all show the same identity.
+        ValueError: a clip has no donor since all show the same identity, or labels of another shape or that are NaN.
 
     Example:
         >>> pick_donors(torch.tensor([0, 0, 1]), seed=0)
         tensor([2, 2, 1])
     """
     identity = as_tensor("identity", identity)
+    if identity.ndim != 1 or bool(identity.isnan().any()):
+        raise ValueError(f"identity: has shape {tuple(identity.shape)} or NaN, expected one label for each clip, (N,)")
     allowed = identity[:, None] != identity[None, :]
     if not allowed.any(1).all():
         raise ValueError("identity: all clips show the same one, expected at least two")
     if motion is not None:
-        motion = as_tensor("motion", motion)
+        motion = as_tensor("motion", motion).to(identity.device)
+        if motion.shape != identity.shape or bool(motion.isnan().any()):
+            raise ValueError(
+                f"motion: has shape {tuple(motion.shape)} or NaN, expected {tuple(identity.shape)}, that of identity"
+            )
         differs = allowed & (motion[:, None] != motion[None, :])
         allowed = torch.where(differs.any(1, keepdim=True), differs, allowed)
     generator = torch.Generator().manual_seed(seed)
@@ -82,57 +94,87 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
 
 
-def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256) -> Tensor:
+def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 1024) -> Tensor:
     """Return, for each predicted clip, the position of the candidate with the smallest squared error.
 
     Args:
         predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
         candidates: every true clip there is, the same.
-        batch_size: candidates compared at once.
+        batch_size: clips of each side that are compared at once, in float64.
 
     Shape:
         - predicted: (N, T, C, H, W)
         - candidates: (M, T, C, H, W)
         - output: (N,)
 
+    Returns:
+        Positions in `candidates`, of clips equally near the first. Computed in float64 whatever the clips' dtype:
+        exactly where both are uint8, to about 1e-10 of the squared error where they are floating point.
+
     Raises:
         TypeError: clips that are neither uint8 nor floating point.
-        ValueError: clips of another shape, or pixels of another range.
+        ValueError: clips of another shape, no candidate, pixels of another range, or pixels that are not finite.
 
     Example:
         >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
         >>> nearest_clip(candidates * 0.8, candidates)
         tensor([0, 1, 2])
     """
-    predicted, candidates = as_tensor("predicted", predicted), as_tensor("candidates", candidates)
+    predicted, candidates = as_tensor("predicted", predicted).detach(), as_tensor("candidates", candidates).detach()
     if predicted.shape[1:] != candidates.shape[1:]:
         raise ValueError(
             f"candidates: have shape {tuple(candidates.shape[1:])} each, expected {tuple(predicted.shape[1:])}"
         )
-    flat = pixels("predicted", predicted).flatten(1)
-    distances = []
-    for chunk in candidates.split(batch_size):
-        chunk = pixels("candidates", chunk, true=True).to(flat).flatten(1)
-        distances.append(chunk.square().sum(1) - 2 * flat @ chunk.T)
-    return torch.cat(distances, 1).argmin(1)
+    if len(candidates) == 0:
+        raise ValueError("candidates: is empty, expected at least one clip")
+    check_positive(batch_size=batch_size)
+    check_pixels("predicted", predicted)
+    check_pixels("candidates", candidates, true=True)
+    all_bytes = predicted.dtype == candidates.dtype == torch.uint8
+
+    def shares(bytes_or_shares: Tensor) -> Tensor:
+        values = bytes_or_shares.to(predicted.device, torch.float64)
+        return values if all_bytes or bytes_or_shares.dtype != torch.uint8 else values / 255
+
+    every = candidates.flatten(1)
+    nearest = []
+    for some in predicted.flatten(1).split(batch_size):
+        error = torch.zeros(len(some), len(every), dtype=torch.float64, device=predicted.device)
+        for first in range(0, every.shape[1], _PIXELS_AT_ONCE):
+            part = slice(first, first + _PIXELS_AT_ONCE)
+            origin = shares(every[:1, part])  # what all clips share, such as a background, must not cost digits
+            rows = shares(some[:, part]) - origin
+            for start in range(0, len(every), batch_size):
+                columns = shares(every[start : start + batch_size, part]) - origin
+                # |p - c|^2 without |p|^2, which is the same for all candidates
+                error[:, start : start + batch_size] += torch.linalg.vecdot(columns, columns) - 2 * rows @ columns.T
+        if not bool(error.isfinite().all()):
+            raise ValueError("predicted: has clips with NaN or infinite pixels, to which no candidate is nearest")
+        nearest.append(error.argmin(1))
+    return torch.cat(nearest)
 
 
 def pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> Tensor:
-    """Return frames in floating point, bytes as shares of 255.
+    """Return frames in float32 or float64, bytes as shares of 255, after :func:`check_pixels`."""
+    check_pixels(argument, frames, mask, true=true)
+    return frames.float() / 255 if frames.dtype == torch.uint8 else full_precision(frames)
+
+
+def check_pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> None:
+    """Check that frames are bytes, or floating point about in [0, 1].
 
     Raises:
         TypeError: another dtype.
-        ValueError: a mean further than 0.5 from [0, 1], or in `true` frames any value that is, such as pixels in 0 to
-            255. Of predicted ones a few pixels may be anywhere: a forecast that diverges is a result.
+        ValueError: a mean further than 0.5 from [0, 1], or in `true` frames any value that is NaN or further away, such
+            as pixels in 0 to 255. Of predicted frames a few pixels may have any value: a forecast may diverge.
     """
     if frames.dtype == torch.uint8:
-        return frames.float() / 255
+        return
     if not frames.is_floating_point():
         raise TypeError(f"{argument}: has dtype {frames.dtype}, expected uint8, or floating point in [0, 1]")
     real = (frames if mask is None else frames[mask]).detach()
     if real.numel():
-        low, high = map(float, real.aminmax() if true else (real.mean(),) * 2)
-        if low < -0.5 or high > 1.5:
+        low, high = map(float, real.aminmax() if true else (full_precision(real).mean(),) * 2)
+        if low < -0.5 or high > 1.5 or (true and math.isnan(low)):
             what = f"from {low:g} to {high:g}" if true else f"of mean {low:g}"
             raise ValueError(f"{argument}: has values {what}, expected pixels in [0, 1], or uint8")
-    return frames
