@@ -33,7 +33,12 @@ def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
 
 
 def class_numbers(
-    argument: str, values: Mapping[str, Tensor], num_classes: Mapping[str, int], *, count: int | None = None
+    argument: str,
+    values: Mapping[str, Tensor],
+    num_classes: Mapping[str, int],
+    *,
+    device: torch.device,
+    count: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the class numbers (N,) of each factor, from such numbers or from logits (N, K).
 
@@ -41,6 +46,7 @@ def class_numbers(
         argument: what the values are called, for the message.
         values: the factors, and others that are left out.
         num_classes: {factor: K}.
+        device: where the result goes.
         count: how many there have to be; None for any number, the same for all factors.
 
     Raises:
@@ -67,7 +73,7 @@ def class_numbers(
             raise ValueError(
                 f"{what}: has values from {int(value.min())} to {int(value.max())}, expected 0 to {size - 1}"
             )
-        numbers[name] = value.long()
+        numbers[name] = value.to(device, torch.long)
     return numbers
 
 

@@ -78,9 +78,9 @@ class AccuracyConsistency(Metric):
 
     def update(self, real: Mapping[str, Tensor], reconstructed: Mapping[str, Tensor]) -> None:
         """Count clips."""
-        before = class_numbers("real", real, self.num_classes)
+        before = class_numbers("real", real, self.num_classes, device=self.device)
         count = len(next(iter(before.values())))
-        after = class_numbers("reconstructed", reconstructed, self.num_classes, count=count)
+        after = class_numbers("reconstructed", reconstructed, self.num_classes, device=self.device, count=count)
         for i, (name, size) in enumerate(self.num_classes.items()):
             getattr(self, f"table_{i}").add_(tabulate(before[name], after[name], size))
 

@@ -103,7 +103,7 @@ class GenerationEntropies(Metric):
             checked.append(logits)
         self.count += len(checked[0])
         for i, logits in enumerate(checked):
-            probability = logits.double().softmax(-1)
+            probability = logits.to(self.device, torch.float64).softmax(-1)
             getattr(self, f"probability_{i}").add_(probability.sum(0))
             getattr(self, f"entropy_{i}").add_(torch.special.entr(probability).sum())
 
@@ -118,5 +118,6 @@ class GenerationEntropies(Metric):
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    shares = ((logits >= 0) & (logits <= 1)).all(-1) & ((logits.double().sum(-1) - 1).abs() < 1e-4)
+    rounding = max(1e-4, torch.finfo(logits.dtype).eps)  # of a sum of probabilities, also in half precision
+    shares = ((logits >= 0) & (logits <= 1)).all(-1) & ((logits.double().sum(-1) - 1).abs() < rounding)
     return len(logits) > 0 and bool(shares.all())  # one row of logits may look like it by chance

@@ -69,7 +69,7 @@ class FrechetDistance(FrechetInceptionDistance):
 
     Raises:
         TypeError: features that are no numbers.
-        ValueError: an empty name, or features of another shape.
+        ValueError: an empty name, or features of another shape or that are not finite.
         RuntimeError: in ``compute``, fewer than two real or two generated clips.
 
     Example:
@@ -99,6 +99,10 @@ class FrechetDistance(FrechetInceptionDistance):
             raise ValueError(
                 f"extractor: returned features of shape {tuple(features.shape)}, expected (N, {self.num_features})"
             )
+        # torchmetrics returns the distance in the features' dtype: whole numbers would round it, float16 overflows
+        features = features.to(self.device, torch.float64 if features.dtype == torch.float64 else torch.float32)
+        if not bool(features.isfinite().all()):
+            raise ValueError("extractor: returned features that are not finite")
         super().update(features, real)
 
     def compute(self) -> FrechetScore:  # type: ignore[override]

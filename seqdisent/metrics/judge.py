@@ -16,6 +16,7 @@ from seqdisent._checks import check_kind, check_positive, check_scale
 from seqdisent._masking import check_mask
 from seqdisent._random import kept_random_state
 from seqdisent.metrics._predictions import check_classes
+from seqdisent.metrics.counterfactual import check_pixels
 
 if TYPE_CHECKING:
     from seqdisent.datasets.clips import Clips
@@ -43,12 +44,13 @@ class Judge(nn.Module):
         num_features: size of :meth:`features`.
 
     Shape:
-        - frames: (N, T, C, H, W), floating point in [0, 1]
+        - frames: (N, T, C, H, W), floating point in [0, 1]; computed in the parameters' dtype, under autocast too
         - mask: (N, T) bool, padding on the right; None for none
         - output: {factor: logits (N, K)}
 
     Raises:
-        ValueError: no factor, one without classes, frames or a mask of another shape, or frames on another device.
+        ValueError: no factor, one without classes, frames or a mask of another shape, frames on another device, or of a
+            mean further than 0.5 from [0, 1].
         TypeError: frames that are not floating point, or outside autocast not of the parameters' dtype.
 
     Example:
@@ -95,7 +97,9 @@ class Judge(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return the logits of each factor."""
-        logits = self.heads(self.features(frames, mask)).split(list(self.num_classes.values()), -1)
+        features = self.features(frames, mask)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.heads(features).split(list(self.num_classes.values()), -1)
         return dict(zip(self.num_classes, logits, strict=True))
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -109,14 +113,18 @@ class Judge(nn.Module):
         check_kind("frames", frames, self.heads.weight)
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
-        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
-        real = self.frame_encoder(frames[mask] - 0.5)  # padding never enters
-        values = real.new_zeros(*mask.shape, self.frame_dim)
-        values[mask] = real
-        lengths = mask.sum(1)
-        packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        outputs, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])
-        return torch.cat([values, outputs], -1).sum(1) / lengths.unsqueeze(-1)
+        mask = check_mask(mask, frames.shape[:1], frames.shape[1], frames.device)
+        frames = frames[mask].to(self.heads.weight.dtype)  # padding never enters
+        check_pixels("frames", frames)
+        # in full precision, so that what the judge says does not depend on where it is asked
+        with torch.autocast(frames.device.type, enabled=False):
+            real = self.frame_encoder(frames - 0.5)
+            values = real.new_zeros(*mask.shape, self.frame_dim)
+            values[mask] = real
+            lengths = mask.sum(1)
+            packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])
+            return torch.cat([values, outputs], -1).sum(1) / lengths.unsqueeze(-1)
 
     def save(self, path: str | Path) -> None:
         """Write the judge and its accuracy, beside `path` first, so that a killed process never leaves half a file."""
@@ -247,6 +255,7 @@ def _accuracy(judge: Judge, clips: Clips, batch_size: int) -> dict[str, float]:
     right = dict.fromkeys(judge.num_classes, 0)
     for positions in torch.arange(len(clips)).split(batch_size):
         batch = clips.batch(positions)
-        for name, logits in judge(batch.frames.to(judge.heads.weight.device), batch.mask).items():
-            right[name] += int((logits.argmax(-1) == batch.labels[name].to(logits.device)).sum())
+        device = judge.heads.weight.device
+        for name, logits in judge(batch.frames.to(device), batch.mask.to(device)).items():
+            right[name] += int((logits.argmax(-1) == batch.labels[name].to(device)).sum())
     return {name: count / len(clips) for name, count in right.items()}

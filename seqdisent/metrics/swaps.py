@@ -97,10 +97,10 @@ class SwapAccuracy(Metric):
         self, predictions: Mapping[str, Tensor], source: Mapping[str, Tensor], donor: Mapping[str, Tensor]
     ) -> None:
         """Count pairs of clips."""
-        predicted = class_numbers("predictions", predictions, self.num_classes)
+        predicted = class_numbers("predictions", predictions, self.num_classes, device=self.device)
         count = len(next(iter(predicted.values())))
-        sources = class_numbers("source", source, self.num_classes, count=count)
-        donors = class_numbers("donor", donor, self.num_classes, count=count)
+        sources = class_numbers("source", source, self.num_classes, device=self.device, count=count)
+        donors = class_numbers("donor", donor, self.num_classes, device=self.device, count=count)
         for i, (name, size) in enumerate(self.num_classes.items()):
             wanted, unwanted = donors[name], sources[name]
             if name not in self.follows:
