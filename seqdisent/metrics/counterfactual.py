@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -80,31 +81,40 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     if predicted.shape != truth.shape:
         raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
     if mask is not None:
-        mask = as_tensor("mask", mask)
-        if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
-            raise ValueError(
-                f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool "
-                f"{tuple(predicted.shape[:2])} with at least one real frame in each row"
-            )
-    error = (
-        (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).square().flatten(2).mean(-1)
-    )
+        mask = _frame_mask(mask, predicted)
+    difference = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).flatten(2)
     if mask is None:
-        return error.mean(-1)
-    return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
+        return difference.square().mean((1, 2))
+    # before the square, so that what padding holds does not reach the gradient
+    difference = torch.where(mask.unsqueeze(-1), difference, 0.0)
+    return difference.square().mean(-1).sum(-1) / mask.sum(-1)
 
 
-def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 1024) -> Tensor:
+def _frame_mask(mask: Tensor, predicted: Tensor) -> Tensor:
+    mask = as_tensor("mask", mask)
+    if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool {tuple(predicted.shape[:2])} "
+            "with at least one real frame in each row"
+        )
+    return mask
+
+
+def nearest_clip(
+    predicted: Tensor, candidates: Tensor, mask: Tensor | None = None, *, batch_size: int = 1024
+) -> Tensor:
     """Return, for each predicted clip, the position of the candidate with the smallest squared error.
 
     Args:
         predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
         candidates: every true clip there is, the same.
+        mask: which frames of the predicted clips are real, and are compared; None for all.
         batch_size: clips of each side that are compared at once, in float64.
 
     Shape:
         - predicted: (N, T, C, H, W)
         - candidates: (M, T, C, H, W)
+        - mask: (N, T) bool
         - output: (N,)
 
     Returns:
@@ -113,7 +123,7 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 102
 
     Raises:
         TypeError: clips that are neither uint8 nor floating point.
-        ValueError: clips of another shape, no candidate, pixels of another range, or pixels that are not finite.
+        ValueError: clips or a mask of another shape, no candidate, or pixels that are of another range or not finite.
 
     Example:
         >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
@@ -128,7 +138,8 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 102
     if len(candidates) == 0:
         raise ValueError("candidates: is empty, expected at least one clip")
     check_positive(batch_size=batch_size)
-    check_pixels("predicted", predicted)
+    mask = predicted.new_ones(predicted.shape[:2], dtype=torch.bool) if mask is None else _frame_mask(mask, predicted)
+    check_pixels("predicted", predicted, mask)
     check_pixels("candidates", candidates, true=True)
     all_bytes = predicted.dtype == candidates.dtype == torch.uint8
 
@@ -136,18 +147,19 @@ def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 102
         values = bytes_or_shares.to(predicted.device, torch.float64)
         return values if all_bytes or bytes_or_shares.dtype != torch.uint8 else values / 255
 
-    every = candidates.flatten(1)
+    predicted, candidates = predicted.flatten(2), candidates.flatten(2)
     nearest = []
-    for some in predicted.flatten(1).split(batch_size):
-        error = torch.zeros(len(some), len(every), dtype=torch.float64, device=predicted.device)
-        for first in range(0, every.shape[1], _PIXELS_AT_ONCE):
+    for some, real in zip(predicted.split(batch_size), mask.split(batch_size), strict=True):
+        error = torch.zeros(len(some), len(candidates), dtype=torch.float64, device=predicted.device)
+        for step, first in product(range(some.shape[1]), range(0, some.shape[2], _PIXELS_AT_ONCE)):
             part = slice(first, first + _PIXELS_AT_ONCE)
-            origin = shares(every[:1, part])  # what all clips share, such as a background, must not cost digits
-            rows = shares(some[:, part]) - origin
-            for start in range(0, len(every), batch_size):
-                columns = shares(every[start : start + batch_size, part]) - origin
+            origin = shares(candidates[:1, step, part])  # what all clips share, such as a background, costs no digits
+            rows = torch.where(real[:, step, None], shares(some[:, step, part]) - origin, 0.0)
+            for start in range(0, len(candidates), batch_size):
+                columns = shares(candidates[start : start + batch_size, step, part]) - origin
                 # |p - c|^2 without |p|^2, which is the same for all candidates
-                error[:, start : start + batch_size] += torch.linalg.vecdot(columns, columns) - 2 * rows @ columns.T
+                squares = real[:, step, None] * torch.linalg.vecdot(columns, columns)
+                error[:, start : start + batch_size] += squares.addmm_(rows, columns.T, alpha=-2)
         if not bool(error.isfinite().all()):
             raise ValueError("predicted: has clips with NaN or infinite pixels, to which no candidate is nearest")
         nearest.append(error.argmin(1))

@@ -111,6 +111,34 @@ def test_nearest_clip_of_half_precision_frames_is_that_of_exact_differences(dtyp
     assert torch.equal(nearest_clip(predicted.float(), candidates), wanted)
 
 
+@given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9))
+def test_nearest_clip_compares_real_frames_alone(seed, batch_size):
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.rand(4, 3, 1, 3, 3, generator=generator)
+    candidates = torch.rand(7, 3, 1, 3, 3, generator=generator)
+    lengths = torch.randint(1, 4, (4,), generator=generator)
+    mask = torch.arange(3) < lengths[:, None]
+    wanted = [
+        min(range(7), key=lambda j: (clip[:n] - candidates[j, :n]).square().sum().item())  # noqa: B023
+        for clip, n in zip(predicted, lengths, strict=True)
+    ]
+    predicted[~mask] = float("nan")
+    assert nearest_clip(predicted, candidates, mask, batch_size=batch_size).tolist() == wanted
+    for wrong in (mask[:1], mask.float(), torch.zeros_like(mask)):
+        with pytest.raises(ValueError, match="mask: has shape"):
+            nearest_clip(predicted, candidates, wrong)
+
+
+def test_what_padding_holds_does_not_reach_the_gradient_of_the_squared_error():
+    predicted, truth = torch.rand(2, 2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    predicted[~mask] = float("nan")
+    (gradient,) = torch.autograd.grad(squared_error(predicted.requires_grad_(), truth, mask).sum(), predicted)
+    assert (gradient[~mask] == 0).all()
+    torch.testing.assert_close(gradient[0], 2 * (predicted - truth)[0] / 12)
+    torch.testing.assert_close(gradient[1, 0], 2 * (predicted - truth)[1, 0] / 4)
+
+
 def test_of_equally_near_clips_the_first_is_taken():
     candidates = clips_of_a_common_picture(6)[[0, 1, 2, 1, 0, 2]]
     for batch_size in (1, 2, 6):
