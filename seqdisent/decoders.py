@@ -24,17 +24,18 @@ class ConvDecoder(nn.Module):
 
     Args:
         latent_dim: size of the latent vector.
-        out_channels: colours of the image.
+        out_channels: colour channels of the image.
         image_size: height and width in pixels, 4 * 2**n.
-        channels: the width at 4, 8, ... pixels, n values; None for 512 halving (512, 256, 128, 64 at 64 pixels).
+        channels: channels at 4, 8, ... pixels, n values; None for 512, 256, 128, 64 at 64 pixels (512, halved each
+            time).
 
     Shape:
         - latents: (\*B, latent_dim), or (\*B, T, latent_dim) for all steps of a sequence
         - output: (\*B, out_channels, image_size, image_size), or (\*B, T, ...), logits (float32 under autocast)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), or latents of the wrong size, on another device, or
-            none at all.
+        ValueError: an invalid size (the message says what is valid), or latents of another size, on another device, or
+            without a single vector.
         TypeError: latents that are not of the parameters' dtype (outside autocast).
 
     Example:
@@ -81,24 +82,24 @@ class ConvDecoder(nn.Module):
 
 
 class MixtureOfExpertsConvDecoder(nn.Module):
-    r"""A bank of transposed-convolution decoders, blended once per sequence and applied to all its frames.
+    r"""A bank of convolutional decoders whose parameters are blended once per sequence, for all its frames.
 
-    Every expert is: a transposed convolution from 1x1 to 4x4 pixels, then one of stride 2 and padding 1 for each
-    doubling up to `image_size`; kernels 4x4, LeakyReLU (slope 0.01) between, logits out. For a sequence with weights
-    :math:`w`, kernels **and** biases of layer l are :math:`\sum_k w_k \theta_{kl}` (paper, section 3.1).
-    The whole bank is blended by one matrix product a layer, never by a loop over experts.
+    Every expert has the architecture of :class:`~seqdisent.ConvDecoder`. For a sequence with weights :math:`w`, the
+    kernels **and** biases of layer l are :math:`\sum_k w_k \theta_{kl}` (paper, section 3.1). One matrix product per
+    layer blends the whole bank; there is no loop over experts.
 
-    The bank starts as :math:`\theta_k = \theta + 0.3 \sqrt K \epsilon_k`, with :math:`\theta` and the centred
-    :math:`\epsilon_k` of the size that He et al. give one decoder. At uniform weights the blend is
-    :math:`\theta`, a decoder of the right size; K independent decoders would average to one that is smaller by
-    :math:`\sqrt K` in every layer, and paint nearly the same whatever the latents are.
+    The bank starts as :math:`\theta_k = \theta + 0.3 \sqrt K \epsilon_k`. Here :math:`\theta` and the centred
+    :math:`\epsilon_k` have the standard deviation that He et al. give the weights of one decoder. At uniform weights
+    the blend is :math:`\theta`, a decoder of the right scale. The average of K independent decoders would be smaller
+    by :math:`\sqrt K` in every layer, and its images would hardly depend on the latents.
 
     Args:
         latent_dim: size of each step's latent vector.
         num_experts: K, the size of the bank.
-        out_channels: colours of the image.
+        out_channels: colour channels of the image.
         image_size: height and width in pixels, 4 * 2**n.
-        channels: the width at 4, 8, ... pixels, n values; None for 512 halving (512, 256, 128, 64 at 64 pixels).
+        channels: channels at 4, 8, ... pixels, n values; None for 512, 256, 128, 64 at 64 pixels (512, halved each
+            time).
 
     Shape:
         - latents: (\*B, T, latent_dim)
@@ -106,7 +107,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         - output: (\*B, T, out_channels, image_size, image_size), logits (float32 under autocast)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape, without a sequence or
+        ValueError: an invalid size (the message says what is valid), or inputs of another shape, without a sequence or
             a step, or on another device.
         TypeError: inputs that are not of the bank's dtype (outside autocast).
 
@@ -118,7 +119,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
 
     References:
         Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1 and appendix D. The released code blends by
-        broadcast-and-sum, one sequence after another: the same numbers, slower.
+        broadcast-and-sum, one sequence after another, which gives the same values more slowly.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the bank again; its biases are 0."""
+        """Draw new initial kernels, and set the biases to 0."""
         for i, kernel in enumerate(self.kernels):
             nn.init.normal_(kernel, std=_initial_deviation(kernel.shape[1], first=i == 0))
             with torch.no_grad():
@@ -153,7 +154,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
             nn.init.zeros_(bias)
 
     def forward(self, latents: Tensor, weights: Tensor) -> Tensor:
-        """Decode each sequence of latents with the decoder that its weights blend."""
+        """Decode each sequence of latents with its blend of the experts."""
         check_last_dim("latents", latents, self.latent_dim, "latent_dim", ndim=2)
         check_last_dim("weights", weights, self.num_experts, "num_experts")
         if latents.shape[-2] == 0:
@@ -167,7 +168,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         flat_weights = weights.reshape(-1, self.num_experts)
         kernels = [blend(bank, flat_weights) for bank in self.kernels]
         biases = [blend(bank, flat_weights) for bank in self.biases]
-        # from 1x1 to 4x4 pixels every output sees the latent alone: one batched matrix product
+        # the first layer, from 1x1 to 4x4 pixels, is one batched matrix product
         hidden = latents.reshape(-1, *latents.shape[-2:]) @ kernels[0].flatten(2)
         hidden = F.leaky_relu(hidden.unflatten(-1, (-1, 4, 4)) + biases[0][:, None, :, None, None])
         logits = self._upsample(hidden, kernels[1:], biases[1:])
@@ -175,9 +176,9 @@ class MixtureOfExpertsConvDecoder(nn.Module):
 
     @staticmethod
     def _upsample(hidden: Tensor, kernels: list[Tensor], biases: list[Tensor]) -> Tensor:
-        """Apply each sequence's own transposed convolutions: hidden (N, T, C, 4, 4), kernels (N, C, C', 4, 4)."""
-        # One fused call a sequence on unbound weights is faster on a CPU than one grouped convolution; unbinding
-        # (not indexing) gathers the gradients of all sequences in one stack.
+        """Apply the transposed convolutions of each sequence: hidden (N, T, C, 4, 4), kernels (N, C, C', 4, 4)."""
+        # On a CPU, one fused call per sequence is faster than one grouped convolution. Unbinding instead of indexing
+        # stacks the gradients of all sequences once.
         frames = hidden.unbind()
         for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
             frames = tuple(
@@ -187,7 +188,7 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         return torch.stack(frames)
 
     def extra_repr(self) -> str:
-        """Say the sizes that the bank was built with."""
+        """Return the sizes of the bank."""
         return (
             f"latent_dim={self.latent_dim}, num_experts={self.num_experts}, out_channels={self.biases[-1].shape[1]}, "
             f"image_size={self.image_size}, channels={self.channels}"

@@ -1,4 +1,4 @@
-"""Mixtures of experts whose *parameters* are blended, once per sequence."""
+"""Mixtures of experts that blend the experts' parameters, once per sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def blend(bank: Tensor, weights: Tensor) -> Tensor:
 
 
 class MixtureOfExperts(nn.Module):
-    r"""Any module as an expert: its parameters are averaged by the mixture weights before it is applied.
+    r"""A bank of experts of any architecture; the mixture weights average their parameters before the call.
 
     For row b with weights :math:`w_b` on K experts of parameters :math:`\theta_k`, the output is
     :math:`f(x_b; \sum_k w_{bk} \theta_k)`: one forward pass of one expert, whatever K (paper, section 3.1,
@@ -133,15 +133,15 @@ class MixtureOfExperts(nn.Module):
         return output
 
     def extra_repr(self) -> str:
-        """Name the number of experts beside the expert itself."""
+        """Return the number of experts."""
         return f"num_experts={self.num_experts}"
 
 
 def spread(bank: Tensor) -> Tensor:
-    """Return K independent draws (K, ...) as a common start of the same size, and deviations from it.
+    """Shrink the deviations of K independent draws (K, ...) from their average, and restore the scale of one draw.
 
-    The average of K draws is smaller than one by sqrt(K), hence the factor. The share of the deviations, 0.3, comes
-    from exploratory runs; `benchmarks/stage1_choices.py` measures it against independent experts.
+    The average of K draws is smaller than one draw by sqrt(K), hence the factor. The size of the deviations, 0.3, comes
+    from exploratory runs; `benchmarks/stage1_choices.py` compares it with independent experts.
     """
     start = bank.mean(0)
     return math.sqrt(len(bank)) * (start + 0.3 * (bank - start))
@@ -199,9 +199,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _stack(experts: list[nn.Module]) -> nn.Module:
-    """Return one module whose parameters are (K, ...): the experts' own, random ones spread."""
+    """Return one module with the experts' parameters as (K, ...), after `spread` where they differ."""
     bank = copy.deepcopy(experts[0])
-    stacked: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays tied; as keys the old ones stay alive
+    stacked: dict[nn.Parameter, nn.Parameter] = {}  # keeps tied parameters tied, and the old ones alive as keys
     for name, module in bank.named_modules():
         for parameter_name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             each = torch.stack(
