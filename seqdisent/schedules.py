@@ -67,7 +67,7 @@ class AnnealingSchedule(ABC):
 
     @staticmethod
     def geometric(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end`, both positive, by a constant factor per step, then stay at `end`."""
+        """Go from `start` to `end`, both positive, by a constant factor over `num_steps` steps, then stay at `end`."""
         start, end = _finite("start", start), _finite("end", end)
         for name, value in (("start", start), ("end", end)):
             if not value > 0:

@@ -15,7 +15,7 @@ from seqdisent._masking import check_mask, overwrite_padding
 def _expand(
     context: Tensor | None, z_prev: Tensor, size: int, name: str = "context", size_name: str = "context_dim"
 ) -> Tensor:
-    """Return `context` with the batch shape of `z_prev`, in which time is the first dimension where a chain is scored."""
+    """Expand `context` to the batch shape of `z_prev`, which starts with time where a chain is scored."""
     if context is None:
         raise ValueError(f"{name}: got None, expected a tensor whose last dimension is {size_name}={size}")
     check_last_dim(name, context, size, size_name)
@@ -56,8 +56,8 @@ class GatedTransition(nn.Module):
 
     Shape:
         - z_prev: (\*B, latent_dim)
-        - context: (\*B, context_dim) or a shape that expands to it (time is a leading dimension where a chain is scored,
-          and a static context expands over it); None when context_dim is 0
+        - context: (\*B, context_dim) or a shape that expands to it (where a chain is scored, time is a leading
+          dimension, and a static context expands over it); None when context_dim is 0
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
