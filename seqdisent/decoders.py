@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive, upsampling_channels
-from seqdisent._heads import full_precision
 from seqdisent.experts import blend, spread
+from seqdisent.heads import full_precision
 
 
 class ConvDecoder(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqdisent._checks import check_positive
-from seqdisent._heads import full_precision
+from seqdisent.heads import full_precision
 from seqdisent.metrics._predictions import as_tensor
 
 _PIXELS_AT_ONCE = 2048  # of each clip that nearest_clip holds in float64
