@@ -1,4 +1,4 @@
-"""Swapped clips against the truth, where the data has a renderer: no judge, and nothing to game."""
+"""Metrics of swapped clips against the true clips, where the data set has a renderer; no judge is involved."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from seqdisent._checks import check_positive
 from seqdisent.heads import full_precision
 from seqdisent.metrics._predictions import as_tensor
 
-_PIXELS_AT_ONCE = 2048  # of each clip that nearest_clip holds in float64
+_PIXELS_AT_ONCE = 2048  # pixels per clip that nearest_clip converts to float64 at once
 
 
 def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) -> Tensor:
-    """Pair every clip with a fixed donor of another identity, and of another motion where there is one.
-
-    Arrays and lists of numbers are taken as tensors are.
+    """Choose a donor for every clip: of another identity and, if there is one, of another motion.
 
     Args:
-        identity: who each clip shows.
-        motion: what it shows, as one number each; None if unknown.
-        seed: decides which donor.
+        identity: label of the identity of each clip; a tensor, array or list.
+        motion: label of the motion of each clip; None if unknown.
+        seed: seed of the random choice.
 
     Shape:
         - identity, motion: (N,)
         - output: (N,) positions
 
     Raises:
-        TypeError: labels that are no numbers.
-        ValueError: a clip has no donor since all show the same identity, or labels of another shape or that are NaN.
+        TypeError: labels that are not numbers.
+        ValueError: all clips have the same identity, or labels of another shape or with NaN.
 
     Example:
         >>> pick_donors(torch.tensor([0, 0, 1]), seed=0)
@@ -57,12 +55,12 @@ def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) ->
 
 
 def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return each clip's mean squared error of pixels in [0, 1], over its real frames.
+    """Return the mean squared error of each clip, over its real frames and in pixels in [0, 1].
 
     Args:
-        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
-        truth: the same.
-        mask: which frames are real; None for all.
+        predicted: uint8, or floating point in [0, 1]; a mean up to 0.5 outside is accepted, as a Gaussian may have.
+        truth: the true clips, uint8 or floating point in [0, 1].
+        mask: True where a frame is real; None if all are.
 
     Shape:
         - predicted, truth: (N, T, C, H, W)
@@ -71,7 +69,7 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
 
     Raises:
         TypeError: frames that are neither uint8 nor floating point.
-        ValueError: shapes that differ, pixels of another range, or a clip without a real frame.
+        ValueError: shapes that differ, pixels outside [0, 1], or a clip without a real frame.
 
     Example:
         >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
@@ -85,7 +83,7 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     difference = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).flatten(2)
     if mask is None:
         return difference.square().mean((1, 2))
-    # before the square, so that what padding holds does not reach the gradient
+    # before the square, so that padding does not affect the gradient
     difference = torch.where(mask.unsqueeze(-1), difference, 0.0)
     return difference.square().mean(-1).sum(-1) / mask.sum(-1)
 
@@ -103,13 +101,13 @@ def _frame_mask(mask: Tensor, predicted: Tensor) -> Tensor:
 def nearest_clip(
     predicted: Tensor, candidates: Tensor, mask: Tensor | None = None, *, batch_size: int = 1024
 ) -> Tensor:
-    """Return, for each predicted clip, the position of the candidate with the smallest squared error.
+    """Return the position of the candidate with the smallest squared error, for each predicted clip.
 
     Args:
-        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
-        candidates: every true clip there is, the same.
-        mask: which frames of the predicted clips are real, and are compared; None for all.
-        batch_size: clips of each side that are compared at once, in float64.
+        predicted: uint8, or floating point in [0, 1]; a mean up to 0.5 outside is accepted, as a Gaussian may have.
+        candidates: all true clips, uint8 or floating point in [0, 1].
+        mask: True where a frame of a predicted clip is real; only these are compared. None if all are real.
+        batch_size: number of predicted clips, and of candidates, that are compared at once.
 
     Shape:
         - predicted: (N, T, C, H, W)
@@ -118,12 +116,12 @@ def nearest_clip(
         - output: (N,)
 
     Returns:
-        Positions in `candidates`, of clips equally near the first. Computed in float64 whatever the clips' dtype:
-        exactly where both are uint8, to about 1e-10 of the squared error where they are floating point.
+        Positions in `candidates`; of equally near candidates, the first. Squared errors are computed in float64 for
+        every dtype. They are exact if both sides are uint8.
 
     Raises:
         TypeError: clips that are neither uint8 nor floating point.
-        ValueError: clips or a mask of another shape, no candidate, or pixels that are of another range or not finite.
+        ValueError: clips or a mask of another shape, no candidate, or pixels outside [0, 1] or not finite.
 
     Example:
         >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
@@ -153,7 +151,7 @@ def nearest_clip(
         error = torch.zeros(len(some), len(candidates), dtype=torch.float64, device=predicted.device)
         for step, first in product(range(some.shape[1]), range(0, some.shape[2], _PIXELS_AT_ONCE)):
             part = slice(first, first + _PIXELS_AT_ONCE)
-            origin = shares(candidates[:1, step, part])  # what all clips share, such as a background, costs no digits
+            origin = shares(candidates[:1, step, part])  # the common background then costs no digits
             rows = torch.where(real[:, step, None], shares(some[:, step, part]) - origin, 0.0)
             for start in range(0, len(candidates), batch_size):
                 columns = shares(candidates[start : start + batch_size, step, part]) - origin
@@ -167,18 +165,18 @@ def nearest_clip(
 
 
 def pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> Tensor:
-    """Return frames in float32 or float64, bytes as shares of 255, after :func:`check_pixels`."""
+    """Check frames and return them in float32 or float64, with bytes divided by 255."""
     check_pixels(argument, frames, mask, true=true)
     return frames.float() / 255 if frames.dtype == torch.uint8 else full_precision(frames)
 
 
 def check_pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> None:
-    """Check that frames are bytes, or floating point about in [0, 1].
+    """Check that frames are uint8, or floating point in [0, 1] approximately.
 
     Raises:
         TypeError: another dtype.
-        ValueError: a mean further than 0.5 from [0, 1], or in `true` frames any value that is NaN or further away, such
-            as pixels in 0 to 255. Of predicted frames a few pixels may have any value: a forecast may diverge.
+        ValueError: a mean more than 0.5 outside [0, 1]; with `true`, any value that is, or NaN. Single pixels of
+            predicted frames may have any value, since a forecast may diverge.
     """
     if frames.dtype == torch.uint8:
         return
