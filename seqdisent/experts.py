@@ -98,7 +98,7 @@ class MixtureOfExperts(nn.Module):
         flat_weights = weights.reshape(-1, self.num_experts)
         arguments = tree_map(lambda tensor: tensor.reshape(len(flat_weights), *tensor.shape[len(batch_shape) :]), x)
         outputs = torch.vmap(self._apply_blended, randomness="different")(
-            self._blended_parameters(flat_weights), arguments if isinstance(x, tuple) else (arguments,)
+            self._blended_parameters(flat_weights), arguments
         )
         return tree_map(lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[1:])), outputs)
 
@@ -121,7 +121,7 @@ class MixtureOfExperts(nn.Module):
             for name, bank in module.named_parameters(recurse=False, remove_duplicate=False)
         }
 
-    def _apply_blended(self, parameters: dict[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+    def _apply_blended(self, parameters: dict[str, Tensor], arguments: Any) -> Any:
         # tie_weights=False: each place is named above. Of a submodule with two names, torch would replace the
         # parameters twice, and after the call put the first replacement back in place of the bank.
         output = torch.func.functional_call(self.expert, parameters, arguments, tie_weights=False)

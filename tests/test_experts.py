@@ -329,6 +329,7 @@ def test_an_expert_may_read_and_return_several_tensors():
     for row, (wanted, wanted_others) in enumerate(flat):
         got = hidden[row // 2, row % 2], *(part[row // 2, row % 2] for part in others["parts"])
         torch.testing.assert_close(got, (wanted, *wanted_others["parts"]), **CLOSE)
+    assert MixtureOfExperts(Listed, 2)([torch.zeros(2, 3), torch.zeros(2, 3)], torch.zeros(2, 2)).shape == (2, 2)
     one = mixture(tree_map(lambda tensor: tensor[0, 1], x), weights[0, 1])
     torch.testing.assert_close(one, tree_map(lambda tensor: tensor[0, 1], (hidden, others)), **CLOSE)
 
@@ -409,6 +410,16 @@ def test_an_expert_that_returns_no_tensor_is_named():
         MixtureOfExperts(Answers, 2)(torch.zeros(2, 3), torch.zeros(2, 2))
     attended, weights = mixture((steps, steps, steps), torch.zeros(3, 2))
     assert (attended.shape, weights.shape) == ((3, 5, 4), (3, 5, 5))
+
+
+class Listed(nn.Linear):
+    """A module whose one argument is a list."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        return super().forward(inputs[0]) + super().forward(inputs[1])
 
 
 class Answers(nn.Linear):
@@ -597,6 +608,22 @@ def test_a_buffer_that_differs_between_experts_is_refused_by_name(second):
     with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts, expected the same in all"):
         MixtureOfExperts(lambda: Drawn(next(buffers)), 3)
     MixtureOfExperts(lambda: Drawn(torch.tensor([1.0, 2.0])), 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1.0, 2.0], [1.0, 2.0000002]), ([0.0, 2.0], [1e-9, 2.0]), ([1.0, 2.0], [1.0, math.nan])],
+    ids=["by a rounding", "from 0", "by NaN"],
+)
+def test_a_buffer_that_differs_by_little_is_refused(first, second):
+    buffers = iter([torch.tensor(first), torch.tensor(second)])
+    with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts"):
+        MixtureOfExperts(lambda: Drawn(next(buffers)), 2)
+
+
+@pytest.mark.parametrize("buffer", [[1.0, math.nan], [math.inf, 0.0], [True, False], [1, 2]])
+def test_equal_buffers_are_taken(buffer):
+    MixtureOfExperts(lambda: Drawn(torch.tensor(buffer)), 2)
 
 
 def test_norms_without_running_statistics_are_taken():
