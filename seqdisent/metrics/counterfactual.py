@@ -89,7 +89,7 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
 
 
 def _frame_mask(mask: Tensor, predicted: Tensor) -> Tensor:
-    mask = as_tensor("mask", mask)
+    mask = as_tensor("mask", mask).to(predicted.device)
     if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
         raise ValueError(
             f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool {tuple(predicted.shape[:2])} "
