@@ -157,7 +157,7 @@ def closed_form(q: Any, p: Any) -> Tensor | None:
     if type(q) is dist.Independent and families[1] is torch.distributions.MultivariateNormal:
         is_known = q.reinterpreted_batch_ndims == 1 and _family(q.base_dist) is torch.distributions.Normal
     else:
-        is_known = families in _KL_REGISTRY and not any(issubclass(family, _GENERIC) for family in families)
+        is_known = families in _KL_REGISTRY and not any(family in _GENERIC for family in families)
     if not is_known:
         return None
     try:
