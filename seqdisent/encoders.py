@@ -310,19 +310,19 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
 
 def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Return what each step may know of itself and of all later ones: the network reads every sequence from its end.
+    r"""Run a recurrent network backward in time: the output of a step depends on it and on all later steps.
 
     Args:
-        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` in one direction.
+        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` with one direction.
         inputs: (\*B, T, I).
-        mask: (\*B, T) bool, which steps are real: a shorter sequence is read from its own last step.
+        mask: (\*B, T) bool, True where a step is real. Each sequence is read from its last real step.
 
     Returns:
         (\*B, T, H), 0 at padding.
 
     Raises:
-        TypeError: `recurrence` is no such network.
-        ValueError: one in two directions; inputs or mask of another shape, no sequence, a mask with a hole or on
+        TypeError: `recurrence` is not such a network.
+        ValueError: a bidirectional network; inputs or a mask of another shape, no sequence, or a mask with a hole or on
             another device.
 
     Example:
@@ -344,7 +344,7 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
         mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
         inputs = fill_padding(inputs, mask)
     lengths = steps.new_full((*inputs.shape[:-2], 1), num_steps) if mask is None else mask.sum(-1, keepdim=True)
-    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays behind what is real
+    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays after the real steps
 
     def reverse(values: Tensor) -> Tensor:
         return values.gather(-2, order.unsqueeze(-1).expand(*values.shape))
