@@ -15,6 +15,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from seqdisent._checks import check_positive, check_weights
+from seqdisent._distributed import all_processes
 from seqdisent._kl import site_kl
 from seqdisent._random import kept_random_state
 from seqdisent._sites import (
@@ -261,14 +262,6 @@ def elbo_terms(
         runs[0].monte_carlo, runs[0].num_sequences,
         runs[0]._in_plate, num_particles, runs[0]._wholly_monte_carlo, runs[0]._scaled,
     )  # fmt: skip
-
-
-def all_processes(condition: Tensor) -> bool:
-    """Say whether a condition () holds on every process; under torch.distributed all have to ask."""
-    everywhere = condition.to(torch.int32)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MIN)
-    return bool(everywhere)
 
 
 class DecomposedELBO(ELBO):

@@ -11,7 +11,12 @@ from torch import nn
 
 from seqdisent import AnnealingSchedule
 
-training = pytest.importorskip("seqdisent.training")
+lightning = pytest.importorskip("lightning")
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+
+from seqdisent import training  # noqa: E402
+from seqdisent.training.fit import _quiet  # noqa: E402
 
 
 class Linear(nn.Module):
@@ -181,7 +186,7 @@ def test_a_checkpoint_loads_outside_training(tmp_path):
     assert not drawn
 
 
-class Exits(training.Callback):
+class Exits(Callback):
     def __init__(self, error):
         self.error = error
 
@@ -200,9 +205,9 @@ def test_only_ctrl_c_is_ctrl_c(tmp_path):
 def test_a_trainer_of_ones_own_may_log_nothing(tmp_path):
     module, _ = make(num_steps=3)
     options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    logger = training.CSVLogger(tmp_path, "logs")
-    with training._quiet():
-        training.lightning.Trainer(
+    logger = CSVLogger(tmp_path, "logs")
+    with _quiet():
+        lightning.Trainer(
             max_steps=3, logger=logger, log_every_n_steps=0, accelerator="cpu", default_root_dir=tmp_path, **options
         ).fit(module)
     assert module.global_step == 3
@@ -237,7 +242,7 @@ def likelihood_of_every_step(terms, weights):
          r"weights: no site \['zz'\] in the ledger, expected some of \['z'\] \(latent\)"),
         ({"rate_factors": {"encodr": 0.1}}, ValueError,
          r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
-        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple"),
+        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple or a dict"),
         ({"arguments": training.frames_and_mask}, TypeError, "draw: the batch is a Tensor, expected clips with"),
         ({"objective": lambda terms, _: terms.elbo() + pyro.param("free", torch.zeros(()))}, ValueError,
          r"network: lacks 1 parameters .* shape \(\); expected the module that owns all of them \(also"),
@@ -311,7 +316,7 @@ def test_a_weight_may_be_a_tensor(tmp_path):
 
 
 def averaged():
-    return training.lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.9)
+    return EMAWeightAveraging(decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +336,7 @@ def test_averaged_weights_are_those_of_one_run(steps_before, averaged_whole, tmp
     torch.testing.assert_close(after.network.state_dict(), averaged_whole, rtol=0, atol=0)
 
 
-class AtTheEnd(training.Callback):
+class AtTheEnd(Callback):
     def on_train_end(self, *_):
         signal.raise_signal(signal.SIGTERM)
 
@@ -347,7 +352,7 @@ def test_a_finished_run_resumes_with_its_progress_bar(tmp_path):
     training.fit(make(num_steps=4)[0], tmp_path, resume=True, accelerator="cpu")
 
 
-class StopsEarly(training.Callback):
+class StopsEarly(Callback):
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = trainer.global_step == 7
 
