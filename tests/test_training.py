@@ -73,11 +73,12 @@ def run(module, folder, **options):
     training.fit(module, folder, checkpoint_every=10, log_every=1, progress_bar=False, accelerator="cpu", **options)
 
 
-def losses(folder):
+def losses(folder, key="loss"):
+    """Return the rows of a run's logs that have a value for `key`, {step: row}."""
     found = {}
     for log in sorted((folder / "logs").glob("*/metrics.csv")):
         with log.open(newline="") as file:
-            found |= {int(row["step"]): row for row in csv.DictReader(file)}
+            found |= {int(row["step"]): row for row in csv.DictReader(file) if row.get(key)}
     return found
 
 
