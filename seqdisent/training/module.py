@@ -291,8 +291,8 @@ class ELBOTraining(lightning.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
             with torch.no_grad():
-                extra = {name: torch.as_tensor(value(self.network)).float() for name, value in self.logged.items()}
-            row = {**ledger, **written, **means(per_step(terms)), **{name: v.mean() for name, v in extra.items()}}
+                extra = {name: torch.as_tensor(of(self.network)).float().mean() for name, of in self.logged.items()}
+            row = {**ledger, **written, **means(per_step(terms)), **extra}
             # Lightning would write after the checkpoint: a run killed in between would lack this step
             for logger in self.loggers:
                 logger.log_metrics({name: float(value) for name, value in row.items()}, self.global_step)

@@ -16,19 +16,17 @@ SECONDS_BETWEEN_LINES = 30.0
 class RunProgressBar(TQDMProgressBar):
     """Lightning's bar over the whole run: a resumed run goes on at its step."""
 
-    @property
     @override
-    def total_train_batches(self) -> int:
-        """Return the steps of the whole run."""
-        return self.trainer.max_steps
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Start at the steps that are done."""
+        super().on_train_start()
+        bar = self.train_progress_bar
+        bar.total, bar.initial, bar.n = trainer.max_steps, trainer.global_step, trainer.global_step
+        bar.refresh()
 
     @override
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Start at the steps that are done."""
-        super().on_train_epoch_start(trainer)
-        bar = self.train_progress_bar
-        bar.initial = bar.n = trainer.global_step
-        bar.set_description("Training")
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Leave the bar as it is: a run is one epoch, and a resumed one does not start it again."""
 
     @override
     def on_train_batch_end(
