@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import bernoulli, lengths, of_real_steps, real_frames
+from parts import bernoulli, factor, lengths, of_real_steps, real_frames
 from pyro.distributions import TorchDistribution
 from run_folder import Example, main, tuples
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class VDSM(nn.Module):
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
-                pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
+                factor("same_identity", -self.disagreement(features, mask, *partner))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
@@ -162,7 +162,7 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", frames.shape[0]):
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             pyro.sample("z", self.pose_prior(d, frames.shape[1], mask, HalfRolledOut))
-            pyro.factor("no_frames", d.new_zeros(d.shape[:-1]))
+            factor("no_frames", d.new_zeros(d.shape[:-1]))
 
     def motion_guide(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
