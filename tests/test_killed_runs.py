@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
-from test_training import losses, make, run  # noqa: E402
+from small_runs import losses, make, run  # noqa: E402
 
 from seqdisent import _files  # noqa: E402
 from seqdisent.training import checkpoints  # noqa: E402

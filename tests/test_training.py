@@ -1,12 +1,10 @@
 """Training: resumed runs are exact, failures name their term, checkpoints are plain tensors."""
 
 import contextlib
-import csv
 import signal
 from functools import partial
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -16,72 +14,10 @@ from seqdisent import AnnealingSchedule
 lightning = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
+from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
 from seqdisent import _checks, training  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
-
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encode, self.decode = nn.Linear(3, 4), nn.Linear(2, 3)
-
-    def model(self, x, gain=1.0):
-        with pyro.plate("sequences", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(gain * self.decode(z), 1.0, validate_args=False).to_event(1), obs=x)
-
-    def guide(self, x, gain=1.0):
-        with pyro.plate("sequences", len(x)):
-            loc, scale = self.encode(x).chunk(2, -1)
-            scale = nn.functional.softplus(scale)
-            pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(1))
-
-
-class Interrupted(Exception):
-    pass
-
-
-def make(*, stop_at=None, bad_at=None, num_steps=30):
-    torch.manual_seed(0)
-    network = Linear()
-    drawn = []
-
-    def draw(generator):
-        if len(drawn) == stop_at:
-            raise Interrupted
-        batch = torch.randn(5, 3, generator=generator)
-        if len(drawn) == bad_at:
-            batch[2, 1] = float("nan")
-        drawn.append(batch)
-        return batch
-
-    module = training.ELBOTraining(
-        network,
-        network.model,
-        network.guide,
-        draw,
-        num_steps=num_steps,
-        learning_rate=AnnealingSchedule.cosine(1e-2, 1e-3, num_steps),
-        weights={"z": AnnealingSchedule.linear(0.0, 1.0, 20)},
-        inputs={"gain": AnnealingSchedule.linear(0.5, 1.0, 20)},
-        arguments=lambda batch: (batch,),
-        seed=3,
-    )
-    return module, drawn
-
-
-def run(module, folder, **options):
-    training.fit(module, folder, checkpoint_every=10, log_every=1, progress_bar=False, accelerator="cpu", **options)
-
-
-def losses(folder, key="loss"):
-    """Return the rows of a run's logs that have a value for `key`, {step: row}."""
-    found = {}
-    for log in sorted((folder / "logs").glob("*/metrics.csv")):
-        with log.open(newline="") as file:
-            found |= {int(row["step"]): row for row in csv.DictReader(file) if row.get(key)}
-    return found
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 pytest.importorskip("lightning")
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
-from test_training import Interrupted, Linear, losses, make, run  # noqa: E402
+from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
 from seqdisent import elbo_terms, training  # noqa: E402
 from seqdisent.training.validation import evaluate  # noqa: E402
@@ -148,8 +148,8 @@ def test_validation_and_the_end_of_a_run_have_the_averaged_weights(tmp_path):
 
     module = validated(num_steps=6)
     seen = []
-    terms = module.validation_terms
-    module.validation_terms = lambda *given: (seen.append(module.network.encode.weight.clone()), terms(*given))[1]
+    terms = module._validation_terms
+    module._validation_terms = lambda *given: (seen.append(module.network.encode.weight.clone()), terms(*given))[1]
     run(module, tmp_path, validate_every=3, averaging=0.8, callbacks=(Watch(),))
     average, expected = weights[0], {}
     for step, now in enumerate(weights, 1):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqdisent._masking import check_mask_values
-from seqdisent.elbo import ELBOTerms
+from seqdisent.inference import ELBOTerms
+from seqdisent.masks import check_mask_values
 
 
 def check_schedules(schedules: Mapping[str, Any]) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from torch import Tensor
 from typing_extensions import override
 
 from seqdisent import _files
-from seqdisent.elbo import ELBOTerms
+from seqdisent.inference import ELBOTerms
 
 Sums = dict[str, tuple[Any, Any]]  # {name: a sum, and of how many}
 
@@ -33,10 +32,9 @@ def per_sequence(terms: ELBOTerms) -> Sums:
 
 def per_step(terms: ELBOTerms) -> Sums:
     """Return the terms that have steps, in nats, summed over real steps."""
-    found: dict[str, tuple[Tensor, Tensor]] = {
-        f"per_step/KL({site})": (term, terms.real_steps[site]) for site, term in terms.kl_per_step.items()
-    }
-    return {name: (term.detach().sum(), real.sum()) for name, (term, real) in found.items()}
+    found = {f"per_step/log_p({site})": (site, term) for site, term in terms.log_likelihood_per_step.items()}
+    found |= {f"per_step/KL({site})": (site, term) for site, term in terms.kl_per_step.items()}
+    return {name: (term.detach().sum(), terms.real_steps[site].sum()) for name, (site, term) in found.items()}
 
 
 def means(sums: Sums) -> dict[str, Any]:

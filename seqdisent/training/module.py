@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from seqdisent._checks import check_positive
 from seqdisent._distributed import all_processes
-from seqdisent.elbo import ELBOTerms, elbo_terms
+from seqdisent.inference import ELBOTerms, elbo_terms
 from seqdisent.training import checkpoints, checks
 from seqdisent.training.logs import means, per_sequence, per_step
 
@@ -217,13 +217,8 @@ class ELBOTraining(lightning.LightningModule):
         self._log_ledger(terms, loss, weights, inputs)
         return loss
 
-    def validation_terms(self, batch: Any, index: int) -> ELBOTerms:
-        """Return the ledger of validation batch number `index`, with the same noise whenever it is asked.
-
-        Args:
-            batch: a batch of `validation`, on the device of `network`.
-            index: its position.
-        """
+    def _validation_terms(self, batch: Any, index: int) -> ELBOTerms:
+        """Return the ledger of validation batch number `index`, with the same noise whenever it is asked."""
         inputs = {name: schedule(max(0, self.global_step - 1)) for name, schedule in self.inputs.items()}
         return self._run(batch, inputs, step_seed(self.seed, "validation", index, 0))[0]
 

@@ -85,7 +85,7 @@ def evaluate(trainer: lightning.Trainer, training: ELBOTraining) -> dict[str, fl
                 continue
             check_batch_mask(batch)
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-            terms = training.validation_terms(batch, index)
+            terms = training._validation_terms(batch, index)
             _add(totals, {**per_sequence(terms), **per_step(terms)})
     shares, totals = of_all_processes(totals), {}
     for share in shares:
