@@ -3,10 +3,10 @@
     python benchmarks/kill_and_resume.py --kills 200 --seed 0
 
 A run has three stages. It is killed by SIGKILL up to four times, then resumed until it ends, and its weights after each
-stage, its best checkpoints, every row of its logs and its metrics must be those of the run that was never killed, bit for bit. Ctrl-C
-(SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without a traceback; so
-does SIGTERM, with the code 143, except outside training, where it ends a process at once. A kill waits for one of
-these, drawn from the seed:
+stage, its best checkpoints, every row of its logs and its metrics must be those of the run that was never killed, bit
+for bit. Ctrl-C (SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without
+a traceback; so does SIGTERM, with the code 143, except outside training, where it ends a process at once. A kill waits
+for one of these, drawn from the seed:
 
     any moment       a time, uniform over the length of the whole run
     in a write       a file that is being written beside its place
@@ -15,9 +15,8 @@ these, drawn from the seed:
     Ctrl-C, SIGTERM  up to a second after a stage's log was opened
 
 The example is the real one; only its plan is smaller, every step is logged, every fourth is followed by a validation
-with averaged weights, and no picture is drawn. Children are
-forked from a parent that has imported everything, since most of the time would go into imports; with --fresh each is an
-interpreter of its own.
+with averaged weights, and no picture is drawn. Children are forked from a parent that has imported everything, since
+most of the time would go into imports; with --fresh each is an interpreter of its own.
 """
 
 from __future__ import annotations

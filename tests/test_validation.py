@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning")
 
@@ -92,11 +93,27 @@ def test_it_is_the_mean_bound_of_all_held_out_sequences_at_fixed_noise(tmp_path)
     assert found[30] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("validation", [lambda: iter(HELD_OUT), tuple(HELD_OUT)])
-def test_batches_may_come_from_a_function(validation, tmp_path):
+def shuffled():
+    return iter(DataLoader(HELD_OUT, batch_size=None, shuffle=True))
+
+
+@pytest.mark.parametrize("validation", [lambda: iter(HELD_OUT), DataLoader(HELD_OUT, batch_size=None)])
+def test_batches_may_come_from_a_function_or_a_loader(validation, tmp_path):
     run(validated(), tmp_path / "list", validate_every=15)
     run(validated(validation=validation), tmp_path / "other", validate_every=15)
     assert validations(tmp_path / "list") == validations(tmp_path / "other")
+
+
+def test_a_loader_that_shuffles_gives_the_same_bound_and_leaves_the_random_state_alone(tmp_path):
+    module = validated(validation=shuffled, num_steps=2)
+    module.learning_rate = lambda _: 0.0
+    torch.manual_seed(3)
+    wanted = torch.rand(3)
+    torch.manual_seed(3)
+    run(module, tmp_path, validate_every=1)
+    same(torch.rand(3), wanted)
+    first, second = validations(tmp_path).values()
+    assert first["validation/KL(z)"] == second["validation/KL(z)"]  # no term of the gain, which is annealed
 
 
 def test_the_best_checkpoint_has_the_weights_of_the_best_bound(tmp_path):

@@ -15,6 +15,7 @@ from torch import nn
 from typing_extensions import override
 
 from seqdisent._distributed import of_all_processes
+from seqdisent._random import kept_random_state
 from seqdisent.training.checks import check_batch_mask
 from seqdisent.training.logs import means, per_sequence, per_step
 
@@ -77,9 +78,11 @@ class Validation(Callback):
 @torch.no_grad()
 def evaluate(trainer: lightning.Trainer, training: ELBOTraining) -> dict[str, float]:
     """Return the bound and its terms on all validation batches, per sequence and per real step."""
-    batches = training.validation() if callable(training.validation) else training.validation
     totals: dict[str, tuple[float, float]] = {}
-    with _averaged_weights(trainer, training), _evaluating(training.network), _precision(trainer):
+    precision = trainer.precision_plugin.val_step_context()
+    with kept_random_state(), _averaged_weights(trainer, training), _evaluating(training.network), precision:
+        torch.manual_seed(training.seed)  # a function or a loader may shuffle: the same way whenever it is asked
+        batches = training.validation() if callable(training.validation) else training.validation
         for index, batch in enumerate(batches or ()):
             if index % trainer.world_size != trainer.global_rank:  # the processes share the batches
                 continue
@@ -122,7 +125,3 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _precision(trainer: lightning.Trainer) -> contextlib.AbstractContextManager[None]:
-    return trainer.precision_plugin.val_step_context()
