@@ -22,6 +22,7 @@ from small_runs import losses, make, run  # noqa: E402
 
 from seqdisent import _files  # noqa: E402
 from seqdisent.training import checkpoints  # noqa: E402
+from seqdisent.training.logs import WholeCSVLogger  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -178,6 +179,27 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(moment, whol
     run(resumed, tmp_path, clip_norm=1.0, resume=True)
     assert_same_end(resumed, tmp_path, whole)
     assert not (tmp_path / "last.ckpt.unfinished").exists()
+
+
+def test_a_kill_while_the_log_gets_a_column_leaves_its_rows(tmp_path, monkeypatch):
+    """The first validation brings columns, for which the whole file is written anew."""
+    logger = WholeCSVLogger(tmp_path, "logs")
+    for step in range(3):
+        logger.log_metrics({"loss": 1.5}, step)
+        logger.save()
+    logger.log_metrics({"validation/elbo": 2.5}, 3)
+
+    class DictWriter(csv.DictWriter):
+        def writerows(self, rows):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "DictWriter", DictWriter)
+        with pytest.raises(Killed):
+            logger.save()
+    assert list(losses(tmp_path)) == [0, 1, 2]
+    logger.save()
+    assert list(losses(tmp_path)) == [0, 1, 2]
 
 
 # Disk full -----------------------------------------------------------------------------------------------------------
