@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from seqdisent import _files
 from seqdisent._checks import check_kind, check_positive, check_scale
 from seqdisent._random import kept_random_state
 from seqdisent.masks import check_mask
@@ -128,8 +128,6 @@ class Judge(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the judge and its accuracy, beside `path` first, so that a killed process never leaves half a file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         options = {"in_channels": self.frame_shape[0], "image_size": self.frame_shape[1], "channels": self.channels}
         options |= {"frame_dim": self.frame_dim, "hidden_dim": self.hidden_dim}
         contents = {
@@ -138,14 +136,12 @@ class Judge(nn.Module):
             "accuracy": self.accuracy,
             "state": self.state_dict(),
         }
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        torch.save(contents, unfinished)
-        os.replace(unfinished, path)
+        _files.write_tensors(contents, Path(path), several_writers=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
-        """Load a judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU."""
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        """Read the judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU."""
+        contents = _files.read_tensors(Path(path))
         with kept_random_state():
             judge = cls(contents["num_classes"], **contents["options"])
         judge.load_state_dict(contents["state"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -90,7 +91,18 @@ from seqdisent.plotting import (
     save_png,
     swap_table,
 )
-from seqdisent.training import AtomicCheckpointIO, ELBOTraining, fit, frames_and_mask, step_seed
+from seqdisent.training import (
+    TERMINATED,
+    AtomicCheckpointIO,
+    CheckpointError,
+    ELBOTraining,
+    TrainerOptions,
+    fit,
+    frames_and_mask,
+    load_weights,
+    save_weights,
+    step_seed,
+)
 
 
 def model(
@@ -230,9 +242,18 @@ def training(network: nn.Module, clips: Clips, folder: Path) -> None:
         learning_rate=schedules(),
         weights={"z": schedules(), "s": lambda step: 0.5},
         arguments=frames_and_mask,
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
         objective=objective,
+        validation=[clips.batch([0, 1, 2]), clips.batch([3])],
+        logged={"scale": lambda network: network.scale},
     )
-    fit(module, folder, resume=True, clip_norm=1.0, precision="bf16-mixed")
+    options: TrainerOptions = {"precision": "bf16-mixed", "devices": 1}
+    fit(module, folder, resume=True, clip_norm=1.0, validate_every=5, patience=3, averaging=0.999, **options)
+    try:
+        load_weights(network, folder / "best.ckpt")
+    except CheckpointError as error:
+        print(error, TERMINATED)
+    save_weights(network, folder / "model.pt")
     assert_type(step_seed(0, "noise", 3, 0), int)
     print(AtomicCheckpointIO())
 
