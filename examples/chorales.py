@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from command_line import load_data, load_run, read_json
+from command_line import load_data, load_run, read_json, write_json
 from jsonargparse import Namespace
 from matplotlib.figure import Figure
 from settings import Command, Example, Task
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from seqdisent import elbo_terms, forecast, generate, reconstruct
-from seqdisent._runs import write_json
 from seqdisent.datasets import Clips, jsb_chorales
 
 SAMPLES = 20  # of the guide, over which a bound is averaged

@@ -33,9 +33,16 @@ from settings import (
 from torch import nn
 
 from seqdisent import AnnealingSchedule
-from seqdisent._runs import is_main_process, load_weights, save_weights, train_stages, write_json
 from seqdisent.plotting import plot_ledger, plot_schedules
-from seqdisent.training import TERMINATED, CheckpointError, ELBOTraining
+from seqdisent.training import (
+    TERMINATED,
+    CheckpointError,
+    ELBOTraining,
+    is_main_process,
+    load_weights,
+    save_weights,
+    train_stages,
+)
 
 
 def single_stage(
@@ -51,7 +58,7 @@ def single_stage(
         learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
         weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
         terms_per_step=plan.batch_size * length,
-        betas=plan.betas, weight_decay=plan.weight_decay, seed=seed, **options,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas, weight_decay=plan.weight_decay), seed=seed, **options,
     )  # fmt: skip
 
 
@@ -156,6 +163,12 @@ def load_data(example: Example, settings: Namespace, *, download: bool = False) 
         return example.task.load(settings, download=download)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"--data {settings.data}: {error}")
+
+
+def write_json(content: Any, path: Path) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Any:

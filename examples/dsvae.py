@@ -15,12 +15,21 @@ from __future__ import annotations
 import pyro
 import torch
 from command_line import main
-from parts import ConvDecoder, bernoulli, normal_mlp, real_frames, standard_normal
+from parts import bernoulli, normal_mlp, real_frames, standard_normal
 from settings import Example
 from torch import nn
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, MarkovChain, NormalHead, RecurrentChain, StaticEncoder, batch_sizes, read_backward
+from seqdisent import (
+    ConvDecoder,
+    ConvEncoder,
+    MarkovChain,
+    NormalHead,
+    RecurrentChain,
+    StaticEncoder,
+    batch_sizes,
+    read_backward,
+)
 
 
 class DSVAE(nn.Module):

@@ -17,13 +17,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import ConvDecoder, bernoulli, real_frames
+from parts import bernoulli, real_frames
 from settings import Example
 from torch import nn
 from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, IndependentSteps, MarkovChain, NormalHead, batch_sizes
+from seqdisent import ConvDecoder, ConvEncoder, IndependentSteps, MarkovChain, NormalHead, batch_sizes
 
 
 def in_full_precision(function):

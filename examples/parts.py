@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from seqdisent import IndependentSteps, MixtureOfExpertsConvDecoder, NormalHead, fill_padding
+from seqdisent import IndependentSteps, NormalHead, fill_padding
+from seqdisent._checks import reads_at_once
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -26,7 +28,7 @@ def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
         return None
     if mask is not None:
         frames = fill_padding(frames, mask, event_dims=frames.ndim - 2)
-    if frames.amin() < 0 or frames.amax() > 1:
+    if reads_at_once(frames) and (frames.amin() < 0 or frames.amax() > 1):
         raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected all in [0, 1]")
     return frames
 
@@ -36,16 +38,12 @@ def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> Torch
     return IndependentSteps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
 
 
+def factor(name: str, log_factor: Tensor) -> None:
+    """Be `pyro.factor` without its check of the values, which waits for the device."""
+    unit = dist.Unit(log_factor, validate_args=False)
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True})
+
+
 def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
     """Return N(0, 1) with a vector as event, in the device and dtype of `like`."""
     return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
-
-
-class ConvDecoder(MixtureOfExpertsConvDecoder):
-    """One decoder for all sequences: a bank of one."""
-
-    def __init__(self, latent_dim: int, *, out_channels: int, image_size: int, channels=None) -> None:
-        super().__init__(latent_dim, 1, out_channels=out_channels, image_size=image_size, channels=channels)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return super().forward(z, z.new_ones(*z.shape[:-2], 1))

@@ -17,13 +17,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import ConvDecoder, bernoulli, normal_mlp, real_frames
+from parts import bernoulli, normal_mlp, real_frames
 from settings import Example
 from torch import nn
 from torch.distributions import kl_divergence
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, RecurrentChain, batch_sizes, shift_steps
+from seqdisent import ConvDecoder, ConvEncoder, RecurrentChain, batch_sizes, shift_steps
 
 
 class RSSM(nn.Module):

@@ -23,12 +23,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import bernoulli, real_frames
+from parts import bernoulli, factor, real_frames
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
-from videos import VIDEOS, EncodedBatch, calibrate, encoded_draws
+from videos import VIDEOS, calibrate, encoded_draws
 
 from seqdisent import (
     AnnealingSchedule,
@@ -134,7 +134,7 @@ class VDSM(nn.Module):
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
-                pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
+                factor("same_identity", -self.disagreement(features, mask, *partner))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
@@ -198,7 +198,7 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", frames.shape[0]):
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             pyro.sample("z", self.pose_prior(d, frames.shape[1], mask, HalfRolledOut))
-            pyro.factor("no_frames", d.new_zeros(d.shape[:-1]))
+            factor("no_frames", d.new_zeros(d.shape[:-1]))
 
     def motion_guide(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
@@ -241,8 +241,8 @@ def training(
     learning_rate = AnnealingSchedule.linear(rate / plan.warm_up, rate, plan.warm_up)
     if plan.decays:
         learning_rate = learning_rate.then(AnnealingSchedule.cosine(rate, 0.0, num_steps - plan.warm_up))
-    options = {"num_steps": num_steps, "learning_rate": learning_rate, "betas": plan.betas, **options}
-    return ELBOTraining(vdsm, *programs, **options)
+    options = {"num_steps": num_steps, "learning_rate": learning_rate, **options}
+    return ELBOTraining(vdsm, *programs, optimizer=partial(torch.optim.Adam, betas=plan.betas), **options)
 
 
 def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
@@ -277,7 +277,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
     return training(
         vdsm, trained, plan, n, plan.sequence_rate, vdsm.model, vdsm.guide, draw,
         weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
-        arguments=EncodedBatch.arguments, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
+        arguments=tuple, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
     )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def transition_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBO
     return training(
         vdsm, [vdsm.transition], plan, plan.transition_steps, plan.transition_rate, vdsm.motion_model,
         vdsm.motion_guide, encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length),
-        arguments=EncodedBatch.arguments, terms_per_step=num_clips, seed=seed + 2,
+        arguments=tuple, terms_per_step=num_clips, seed=seed + 2,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from settings import Command, Example, Plan, Task
 from torch import Tensor, nn
 
-from seqdisent import forecast, generate, swap
+from seqdisent import ConvDecoder, forecast, generate, swap
 from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
 from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.metrics import Judge
@@ -91,7 +91,8 @@ def calibrate(network: Any, clips: Clips, seed: int) -> None:
     network.encoder.calibrate(frames)
     if hasattr(network, "static"):
         network.static.calibrate(network.encoder(frames))
-    bias = network.decoder.biases[-1]
+    decoder = network.decoder
+    bias = decoder.layers[-1].bias if isinstance(decoder, ConvDecoder) else decoder.biases[-1]
     bias.copy_(frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(bias))
 
 
@@ -105,17 +106,9 @@ class EncodedBatch(NamedTuple):
     """Clips with what a frozen encoder makes of them."""
 
     frames: Tensor
-    mask: Tensor
+    mask: Tensor | None
     features: Tensor
     partner: tuple[Tensor, Tensor | None] | None  # features and mask of any clip of the same identity
-
-    @classmethod
-    def arguments(cls, batch: EncodedBatch) -> EncodedBatch:
-        return batch._replace(mask=_needed(batch.mask))
-
-
-def _needed(mask: Tensor) -> Tensor | None:
-    return None if mask.all() else mask
 
 
 def encoded_draws(
@@ -135,8 +128,9 @@ def encoded_draws(
         partner = None
         if partners:
             rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)
-            partner = features().unflatten(0, clips.frames.shape[:2])[rows], _needed(clips.mask[rows])
-        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions], partner)
+            mask = clips.mask[rows]
+            partner = features().unflatten(0, clips.frames.shape[:2])[rows], None if mask.all() else mask
+        return EncodedBatch(batch.frames, batch.mask if batch.ragged else None, features()[batch.positions], partner)
 
     return draw
 

@@ -15,7 +15,6 @@ import seqdisent
 from seqdisent import chains, datasets, evaluation, inference, metrics, plotting, training
 
 WITHOUT_EXAMPLE = {
-    "seqdisent._checkpoints.CheckpointError": "fit raises it",
     "seqdisent.datasets.batch.Batch": "Clips shows it",
     "seqdisent.datasets.moving_mnist.moving_mnist": "needs MNIST's files",
     "seqdisent.datasets.polyphonic.jsb_chorales": "needs the chorales' file",
@@ -32,8 +31,11 @@ WITHOUT_EXAMPLE = {
     "seqdisent.metrics.frechet.FrechetScore": "FrechetDistance shows it",
     "seqdisent.metrics.probes.ProbeScores": "probe shows it",
     "seqdisent.metrics.swaps.SwapScores": "SwapAccuracy shows it",
-    "seqdisent.training.AtomicCheckpointIO": "fit installs it",
-    "seqdisent.training.ELBOTraining": "fit shows it",
+    "seqdisent.training.checkpoints.AtomicCheckpointIO": "fit installs it",
+    "seqdisent.training.checkpoints.CheckpointError": "fit raises it",
+    "seqdisent.training.checkpoints.load_weights": "save_weights shows it",
+    "seqdisent.training.fit.TrainerOptions": "fit takes them",
+    "seqdisent.training.module.ELBOTraining": "fit shows it",
 }
 
 
@@ -63,8 +65,7 @@ PUBLIC = [
     *(getattr(seqdisent, name) for name in seqdisent.__all__),
     *(getattr(chains, name) for name in chains.__all__ if name not in seqdisent.__all__),
     *(getattr(inference, name) for name in inference.__all__ if name not in seqdisent.__all__),
-    *defined_in(training),
-    training.CheckpointError,
+    *(thing for thing in (getattr(training, name) for name in training.__all__) if callable(thing)),
     *defined_in(plotting),
     *(getattr(datasets, name) for name in datasets.__all__),
     *(getattr(metrics, name) for name in metrics.__all__),

@@ -151,7 +151,7 @@ def test_one_process_alone_writes_the_run_folder():
     pytest.importorskip("lightning")
     alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     path = os.pathsep.join(sys.path)
-    program = "from seqdisent._runs import is_main_process; print(is_main_process())"
+    program = "from seqdisent.training import is_main_process; print(is_main_process())"
     started = {
         name: subprocess.Popen(
             [sys.executable, "-c", program],

@@ -13,22 +13,17 @@ from torch import Tensor
 from seqdisent.chains.protocol import Conditionals
 
 
-class Drawn(NamedTuple):
-    """A step of a draw.
-
-    Attributes:
-        conditional: its distribution.
-        log_prob: of what was drawn from a flow, taken at once: a flow knows the inverse of its last draw alone, and
-            that of any other value may need a call for each coordinate. None of anything else.
-    """
+class Taken(NamedTuple):
+    """A step of a draw: its conditional, what was drawn, and the log-density where only a draw has it cheaply."""
 
     conditional: Any
+    value: Tensor
     log_prob: Tensor | None
 
-    @classmethod
-    def of(cls, conditional: Any, value: Tensor) -> Drawn:
-        """Return the step that drew `value`."""
-        return cls(conditional, conditional.log_prob(value) if _is_flow(conditional) else None)
+
+def taken(conditional: Any, value: Tensor) -> Taken:
+    """Return what is kept of a step, right after its draw: a flow remembers the inverse of its last one alone."""
+    return Taken(conditional, value, conditional.log_prob(value) if _is_flow(conditional) else None)
 
 
 class Draw(NamedTuple):
@@ -49,7 +44,7 @@ class Draw(NamedTuple):
     log_prob_per_step: Tensor | None = None
 
 
-def conditionals_at_draw(drawn: Sequence[Drawn]) -> Conditionals | None:
+def conditionals_at_draw(drawn: Sequence[Taken]) -> Conditionals | None:
     """Return the conditionals of a path from the steps that drew it: diagonal Normals, or flows; None of others."""
     initial, *steps = [step.conditional for step in drawn]
     if not steps:
@@ -63,14 +58,12 @@ def conditionals_at_draw(drawn: Sequence[Drawn]) -> Conditionals | None:
     return Conditionals(initial, dist.Normal(loc, scale, validate_args=False).to_event(1))
 
 
-def log_prob_at_draw(drawn: Sequence[Drawn], path: Tensor) -> Tensor | None:
+def log_prob_at_draw(drawn: Sequence[Taken]) -> Tensor | None:
     """Return the log-density of each step at what it drew if there are flows among them, else None."""
     if all(step.log_prob is None for step in drawn):
         return None
-    steps = zip(drawn, path.unbind(-2), strict=True)
-    return torch.stack(
-        [step.conditional.log_prob(z) if step.log_prob is None else step.log_prob for step, z in steps], -1
-    )
+    each = [step.conditional.log_prob(step.value) if step.log_prob is None else step.log_prob for step in drawn]
+    return torch.stack(each, -1)
 
 
 class _Flows:

@@ -62,7 +62,7 @@ class Programs(NamedTuple):
 
 def frames_and_mask(batch: Batch) -> tuple[Tensor, ...]:
     """Return what the programs take: the mask only if there is padding."""
-    return (batch.frames,) if bool(batch.mask.all()) else (batch.frames, batch.mask)
+    return (batch.frames, batch.mask) if batch.ragged else (batch.frames,)
 
 
 def is_trajectory(site: Inferred) -> bool:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from seqdisent import _checkpoints
-from seqdisent._checkpoints import CheckpointError
-from seqdisent.training import ELBOTraining, fit
+from seqdisent import _files
+from seqdisent.training.checkpoints import load_weights, save_weights
+from seqdisent.training.fit import fit
+from seqdisent.training.module import ELBOTraining
 
 
 def train_stages(
@@ -51,9 +49,11 @@ def train_stages(
     Example:
         >>> import tempfile
         >>> import pyro
+        >>> import torch
         >>> import pyro.distributions as dist
         >>> from functools import partial
         >>> from seqdisent import AnnealingSchedule
+        >>> from seqdisent.training import ELBOTraining
         >>> network = nn.Linear(1, 1)
         >>> def model(x):
         ...     with pyro.plate("sequences", len(x)):
@@ -75,7 +75,7 @@ def train_stages(
         ['model.pt', 'model.pt']
         ['first', 'second']
     """
-    trainings, started = {}, time.monotonic()
+    trainings = {}
     for name, make in stages.items():
         training = make()
         if training is None:
@@ -86,10 +86,9 @@ def train_stages(
             fit(training, finished.parent, resume=resume, **options)
             if not is_main_process():
                 continue
-            write_json((time.monotonic() - started) / 60, finished.with_name("minutes.json"))
+            _files.write(finished.with_name("minutes.json"), json.dumps(training.minutes).encode())
             save_weights(network, finished)  # last: a stage that has it is not trained again
         load_weights(network, finished)
-        started = time.monotonic()
     return trainings
 
 
@@ -102,61 +101,3 @@ def is_main_process() -> bool:
     """
     # before `fit`, Lightning's rank does not know of another node where Lightning itself starts the processes
     return getattr(rank_zero_only, "rank", 0) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-
-
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the weights of a network, whole or not at all.
-
-    Args:
-        network: a module.
-        path: where to write.
-
-    Raises:
-        OSError: the file could not be written; one that was there before is still there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_weights(nn.Linear(2, 1), Path(folder) / "model.pt")
-        ...     load_weights(nn.Linear(2, 1), Path(folder) / "model.pt")
-    """
-    _checkpoints.write(network.state_dict(), Path(path))
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Give a network the weights that :func:`save_weights` wrote.
-
-    Args:
-        network: the module, built as it was.
-        path: the file.
-
-    Raises:
-        CheckpointError: the file is damaged, or holds the weights of another network.
-        FileNotFoundError: there is no such file.
-
-    Example:
-        >>> load_weights(nn.Linear(2, 1), "no/such/model.pt")
-        Traceback (most recent call last):
-        FileNotFoundError: [Errno 2] No such file or directory: 'no/such/model.pt'
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} does not fit its checksum")
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # what is damaged fails in any of many ways
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: damaged, or the weights of another network ({reason}); put a whole copy in its place, or remove "
-            "it and resume the run"
-        ) from error
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Write `content` beside its place and move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
