@@ -187,9 +187,9 @@ RESUME = ["--run-dir", "RUN", "--resume"]
             ("a checkpoint of garbage", dict, with_file("stage1/last.ckpt"), RESUME,
              "stage1/last.ckpt: cannot be read as a checkpoint"),
             ("a finished stage of garbage", dict, with_file("stage1/model.pt"), RESUME,
-             "stage1/model.pt: damaged, or the weights of another network .*remove it and resume the run"),
+             "stage1/model.pt: cannot be read as a checkpoint .*remove it to train from the start"),
             ("an unfinished run, used", dict, None, ["generate", "RUN"], "is not finished .* continue it with --run-d"),
-            ("a damaged run, used", dict, with_file("model.pt"), ["generate", "RUN"], "model.pt: damaged, or the wei"),
+            ("a damaged run, used", dict, with_file("model.pt"), ["generate", "RUN"], "model.pt: cannot be read"),
             ("no run, used", None, None, ["generate", "RUN"], "config.yaml is missing: .* is not a run folder"),
             ("unknown data", None, None, ["--run-dir", "RUN", "--data", "no/such"], "no/such: no such folder or .npz"),
         )

@@ -45,6 +45,12 @@ def train_stages(
     Raises:
         FileExistsError: the folder of an unfinished stage holds a checkpoint and `resume` is False.
         CheckpointError: the weights of a finished stage, or a checkpoint, are damaged or another network's.
+        ValueError: as :func:`~seqdisent.training.fit`.
+        TypeError: as :func:`~seqdisent.training.fit`.
+        FloatingPointError: as :func:`~seqdisent.training.fit`.
+        OSError: as :func:`~seqdisent.training.fit`.
+        KeyboardInterrupt: as :func:`~seqdisent.training.fit`.
+        SystemExit: as :func:`~seqdisent.training.fit`.
 
     Example:
         >>> import tempfile

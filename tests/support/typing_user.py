@@ -100,9 +100,11 @@ from seqdisent.training import (
     TrainerOptions,
     fit,
     frames_and_mask,
+    is_main_process,
     load_weights,
     save_weights,
     step_seed,
+    train_stages,
 )
 
 
@@ -256,6 +258,9 @@ def training(network: nn.Module, clips: Clips, folder: Path) -> None:
         print(error, TERMINATED)
     save_weights(network, folder / "model.pt")
     assert_type(step_seed(0, "noise", 3, 0), int)
+    stages = {"first": lambda: module, "skipped": lambda: None}
+    assert_type(train_stages(network, stages, folder, resume=True, clip_norm=1.0), dict[str, ELBOTraining])
+    assert_type(is_main_process(), bool)
     print(AtomicCheckpointIO())
 
 
