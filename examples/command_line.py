@@ -29,6 +29,7 @@ from settings import (
     settings_of,
     settings_of_run,
     write_settings,
+    write_whole,
 )
 from torch import nn
 
@@ -166,9 +167,7 @@ def load_data(example: Example, settings: Namespace, *, download: bool = False) 
 
 
 def write_json(content: Any, path: Path) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    write_whole(json.dumps(content, indent=2) + "\n", path)
 
 
 def read_json(path: Path) -> Any:

@@ -206,7 +206,12 @@ def read_settings(example: Example, run: Path) -> Namespace:
 
 def write_settings(example: Example, settings: Namespace, path: Path) -> None:
     recorded = {name: settings[name] for name in example.recorded()}
-    text = yaml.safe_dump(json.loads(json.dumps(recorded, default=Namespace.as_dict)), sort_keys=False)
+    plain = json.loads(json.dumps(recorded, default=Namespace.as_dict))
+    write_whole(yaml.safe_dump(plain, sort_keys=False), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a file beside its place and move it there: a run that is killed leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)

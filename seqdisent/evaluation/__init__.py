@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqdisent import _files
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
 from seqdisent.datasets import Clips
@@ -72,10 +73,9 @@ class Evaluation:
             ImportError: Pillow or matplotlib is missing, for the pictures.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         numbers = folder / "metrics.json"
         before = json.loads(numbers.read_text()) if numbers.exists() else {}
-        numbers.write_text(json.dumps({**before, **self.numbers}, indent=2) + "\n")
+        _files.write(numbers, (json.dumps({**before, **self.numbers}, indent=2) + "\n").encode())
         pictures = self._save_pictures(folder)
         if self.judge is not None:
             self.judge.save(folder / "judge.pt")
