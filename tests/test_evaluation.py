@@ -330,9 +330,9 @@ def test_data_without_labels_and_renderer_lose_what_needs_them(swinging):
     assert found.numbers["mean_squared_error"].keys() == {"reconstruction", "roll_out", "mean_frame"}
     assert set(found.pictures) == {"reconstructions.png", "swaps.png", "swaps.gif", "prior_samples.png", "forecast.png"}
     assert found.judge is None
-    single = Clips(held_out.frames, identity=torch.zeros(14).long())  # nobody to swap with
+    single = Clips(held_out.frames, identity=torch.zeros(14).long(), renderer=held_out.renderer)
     found = evaluate(network.model, network.guide, train, single, **OWN)
-    assert set(found.pictures) == {"reconstructions.png", "prior_samples.png", "forecast.png"}
+    assert "swapped" not in found.numbers["mean_squared_error"]  # nobody to swap with
 
 
 def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):

@@ -211,8 +211,7 @@ def evaluate(
             numbers["probes"] = measure_probes(programs, train, held_out, labels, seed, batch_size)
         drawn = {}
         if pictures and are_pictures:
-            swaps = bool(static) and held_out.num_identities > 1
-            drawn = draw_pictures(programs, held_out, seed, more, swaps=swaps)
+            drawn = draw_pictures(programs, held_out, seed, more)
     known = {} if judge is None else {name: held_out.factor_names[name] for name in judge.num_classes}
     roles = {name: "static" for name in programs.static[:1]} | {name: "motion" for name in programs.motion[:1]}
     found = Evaluation(plain(numbers), drawn, judge, known, roles)

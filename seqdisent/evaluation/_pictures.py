@@ -12,15 +12,13 @@ from seqdisent.plotting import film_strip, swap_table
 SCALES = {"reconstructions.png": 2, "prior_samples.png": 2, "swaps.gif": 2}  # how much larger they are written
 
 
-def draw_pictures(
-    programs: Programs, clips: Clips, seed: int, forecast_steps: int, *, swaps: bool
-) -> dict[str, Tensor]:
+def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: int) -> dict[str, Tensor]:
     """Return {name of the file: a picture, or the pictures of an animation}."""
     spread = torch.linspace(0, len(clips) - 1, min(6, len(clips))).long()
     batch = clips.batch(spread)
     found = _blank_padding(programs.reconstruct(*frames_and_mask(batch)), batch.mask)
     pictures = {"reconstructions.png": film_strip(torch.stack([batch.frames, found], 1).flatten(0, 1))}
-    if swaps:
+    if programs.static:
         table = swap_all(programs, clips, *_different(clips, seed))
         moments = table[torch.linspace(0, len(table) - 1, 4).long()]
         pictures |= {"swaps.png": film_strip(moments[None], gap=8), "swaps.gif": table}
