@@ -335,6 +335,25 @@ def test_data_without_labels_and_renderer_lose_what_needs_them(swinging):
     assert "swapped" not in found.numbers["mean_squared_error"]  # nobody to swap with
 
 
+def test_true_swaps_of_clips_of_different_lengths(swinging):
+    """A clip that is cut has the error of its own frames alone, whatever stands beside it in the batch."""
+    network, train, held_out = swinging
+    lengths = torch.full((14,), 5)
+    options = {**OWN, "judge": None, "pictures": False, "candidates": held_out}
+    whole = evaluate(network.model, network.guide, train, held_out, **options).numbers
+    lengths[0] = 3
+    cut = Clips(
+        held_out.frames, lengths=lengths, identity=held_out.identity, labels=held_out.labels,
+        static_factors=["colour"], motion_factors=["speed"], renderer=held_out.renderer,
+    )  # fmt: skip
+    found = evaluate(network.model, network.guide, train, cut, **options).numbers
+    assert "nearest_true_clip" in whole
+    assert "nearest_true_clip" not in found  # of other frames than the candidates
+    for name in ("swapped", "motion_swapped"):
+        assert found["mean_squared_error"][name] == pytest.approx(whole["mean_squared_error"][name], rel=0.1)
+        assert found["mean_squared_error"][name] != whole["mean_squared_error"][name]
+
+
 def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
     torch.manual_seed(0)
     network = Moving()

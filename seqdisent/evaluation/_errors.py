@@ -37,13 +37,15 @@ def measure_errors(
         values = {name: squared_error(clips, batch.frames, batch.mask) for name, clips in found.items()}
         if programs.static and donors is not None and held_out.renderer is not None:
             donor = held_out.batch(donors[rows])
-            swapped, truth = programs.swap_static(given, frames_and_mask(donor)), held_out.true_swap(donors[rows], rows)
+            swapped = programs.swap_static(given, frames_and_mask(donor))
+            truth = held_out.true_swap(donors[rows], rows)[:, : swapped.shape[1]]
             values["swapped"] = squared_error(swapped, truth, batch.mask)
             swaps.append(swapped)
             truths.append(truth)
             if programs.motion:
                 moved = programs.swap(given, frames_and_mask(donor), programs.motion)
-                values["motion_swapped"] = squared_error(moved, held_out.true_swap(rows, donors[rows]), donor.mask)
+                moved_truth = held_out.true_swap(rows, donors[rows])[:, : moved.shape[1]]
+                values["motion_swapped"] = squared_error(moved, moved_truth, donor.mask)
         terms = elbo_terms(programs.model, programs.guide, *given, **programs.inputs)
         values |= {f"KL({site})": term for site, term in terms.kl.items()}
         values |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
@@ -55,7 +57,7 @@ def measure_errors(
     for name in ("swapped", "motion_swapped", "roll_out"):
         if name in errors:
             numbers[f"{name} / reconstruction"] = errors[name] / errors["reconstruction"]
-    if swaps and donors is not None and candidates is not None:
+    if swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():
         numbers["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), held_out, donors, candidates)
     return numbers
 
@@ -64,9 +66,10 @@ def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, cand
     """Return how often the true clip that is nearest to a swapped one is the right one, and has the right factors."""
     found = nearest_clip(swaps, candidates.frames)
     right = {"clip": (candidates.frames[found] == truths).flatten(1).all(1)}
-    for name, labels in candidates.labels.items():
-        wanted = clips.labels[name][donors] if name in clips.static_factors else clips.labels[name]
-        right[name] = labels[found] == wanted
+    for name, labels in clips.labels.items():
+        if name in candidates.labels:
+            wanted = labels[donors] if name in clips.static_factors else labels
+            right[name] = candidates.labels[name][found] == wanted
     return {"of": len(candidates), **{name: values.double().mean() for name, values in right.items()}}
 
 
