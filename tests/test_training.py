@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
 from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
 from seqdisent import _checks, training  # noqa: E402
+from seqdisent.datasets import Clips  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
 
 
@@ -454,6 +456,17 @@ def test_terms_with_steps_are_logged_per_real_step(tmp_path):
     run(module, tmp_path)
     row = losses(tmp_path)[0]
     assert float(row["per_step/KL(z)"]) == pytest.approx(float(row["KL(z)"]) * 3 / 10, rel=1e-5)
+
+
+def test_a_batch_of_clips_says_whether_it_is_ragged():
+    frames = torch.zeros(3, 4, 1, 8, 8, dtype=torch.uint8)
+    clips = Clips(frames, lengths=torch.tensor([4, 2, 4]))
+    whole, ragged = clips.batch([0, 2]), clips.batch([0, 1])
+    assert (whole.ragged, ragged.ragged) == (False, True)
+    assert len(training.frames_and_mask(whole)) == 1
+    assert training.frames_and_mask(ragged)[1] is ragged.mask
+    foreign = SimpleNamespace(frames=whole.frames, mask=whole.mask)  # then the mask is read
+    assert len(training.frames_and_mask(foreign)) == 1
 
 
 def test_a_mask_with_a_hole_is_refused_as_it_is_drawn(tmp_path, monkeypatch):
