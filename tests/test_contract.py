@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import seqdisent
 from seqdisent import (
     Combiner,
+    ConvDecoder,
     ConvEncoder,
     GatedTransition,
     MixtureOfExperts,
@@ -49,6 +50,9 @@ CONTRACTS = {
         ((2, 2), (4,)),
         (2, 1, 8, 8),
         "latent_dim=2, num_experts=4, out_channels=1, image_size=8, channels=(3,)",
+    ),
+    "ConvDecoder": Contract(
+        lambda: ConvDecoder(2, out_channels=1, image_size=8, channels=(3,)), ((2,),), (1, 8, 8), "ConvTranspose2d(3, 1"
     ),
     "ConvEncoder": Contract(
         lambda: ConvEncoder(4, in_channels=1, image_size=8, channels=(3,)), ((1, 8, 8),), (4,), "Conv2d(1, 3"
@@ -85,7 +89,7 @@ def test_every_public_module_has_a_contract():
 
 
 @every_module
-@settings(max_examples=5)  # for each of eight modules
+@settings(max_examples=5)  # for each of the modules
 @given(seed=seeds(), batch_shape=batch_shapes(), dtype=dtypes())
 def test_shapes_and_dtype(name, seed, batch_shape, dtype):
     tensors = Tensors(seed, dtype)
@@ -195,7 +199,8 @@ def test_sizes_are_positional_and_options_are_keywords(name):
     assert sum(parameter.kind == parameter.POSITIONAL_OR_KEYWORD for parameter in parameters) >= 1
 
 
-HEADS = [name for name in CONTRACTS if name not in ("MixtureOfExperts", "MixtureOfExpertsConvDecoder", "ConvEncoder")]
+NO_HEADS = ("MixtureOfExperts", "MixtureOfExpertsConvDecoder", "ConvDecoder", "ConvEncoder")
+HEADS = [name for name in CONTRACTS if name not in NO_HEADS]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -17,6 +17,7 @@ import seqdisent
 NAMES = {
     "AnnealingSchedule",
     "Combiner",
+    "ConvDecoder",
     "ConvEncoder",
     "DecomposedELBO",
     "ELBOTerms",
@@ -71,6 +72,7 @@ import seqdisent
 after, imported = state(), set(sys.modules)
 blocks = [
     seqdisent.ConvEncoder(2, image_size=8, channels=(2,), downsample=lambda c: torch.nn.AvgPool2d(2, ceil_mode=True)),
+    seqdisent.ConvDecoder(2, image_size=8, channels=(2,)),
     seqdisent.MixtureOfExpertsConvDecoder(2, 2, image_size=8, channels=(2,)),
     seqdisent.StaticEncoder(2, 2),
     seqdisent.Seq2SeqDynamicsEncoder(2, 2, hidden_dim=2),

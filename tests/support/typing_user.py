@@ -18,6 +18,7 @@ from typing_extensions import assert_type
 from seqdisent import (
     AnnealingSchedule,
     Combiner,
+    ConvDecoder,
     ConvEncoder,
     DecomposedELBO,
     ELBOTerms,
@@ -130,12 +131,14 @@ def blocks(frames: Tensor, mask: Tensor, weights: Tensor) -> None:
     head: TorchDistribution = NormalHead(8, 4, initial_scale=0.1).forward(frames)
     bank = MixtureOfExpertsConvDecoder(5, 3, image_size=16, channels=[8, 4])
     assert_type(bank.forward(frames, weights), Tensor)
-    assert_type(MixtureOfExperts(lambda: nn.Linear(3, 2), 4).forward(frames, weights), Tensor)
+    assert_type(ConvDecoder(5, image_size=16, channels=[8, 4]).forward(frames), Tensor)
+    blended: Tensor = MixtureOfExperts(lambda: nn.Linear(3, 2), 4).forward(frames, weights)
+    hidden, cell = MixtureOfExperts(lambda: nn.LSTMCell(3, 2), 4).forward((frames, (d, d)), weights)
     assert_type(overwrite_padding(frames, mask, event_dims=3), Tensor)
     assert_type(fill_padding(frames, mask, event_dims=3), Tensor)
     assert_type(batch_sizes(frames, None, None), tuple[int, int])
     assert_type(read_backward(nn.GRU(3, 5), frames, mask), Tensor)
-    print(posterior, head)
+    print(posterior, head, blended, hidden, cell)
 
 
 def chains(start: TorchDistribution, inputs: Tensor, mask: Tensor) -> None:
