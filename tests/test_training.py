@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E4
 from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
 from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
-from seqdisent import _checks, training  # noqa: E402
+from seqdisent import IndependentSteps, _checks, training  # noqa: E402
 from seqdisent.datasets import Clips  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
 
@@ -456,6 +457,21 @@ def test_terms_with_steps_are_logged_per_real_step(tmp_path):
     run(module, tmp_path)
     row = losses(tmp_path)[0]
     assert float(row["per_step/KL(z)"]) == pytest.approx(float(row["KL(z)"]) * 3 / 10, rel=1e-5)
+
+    def model(x, mask):
+        with pyro.plate("sequences", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            step = dist.Normal(z[:, None, None], network.emission.bias.exp()).to_event(1)
+            pyro.sample("x", IndependentSteps(step, mask), obs=x)
+
+    def guide(x, mask):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", dist.Normal(network.emission.bias[0], 1.0))
+
+    module.model, module.guide = model, guide
+    run(module, tmp_path / "independent")
+    row = losses(tmp_path / "independent")[0]
+    assert float(row["per_step/log_p(x)"]) == pytest.approx(float(row["log_p(x)"]) * 3 / 10, rel=1e-5)
 
 
 def test_a_batch_of_clips_says_whether_it_is_ragged():
