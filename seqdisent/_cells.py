@@ -56,7 +56,7 @@ def unfuse(module: nn.Module) -> None:
 
 
 def _zero_state(cell: nn.RNNCellBase, input: Tensor) -> Tensor:
-    return input.new_zeros(*input.shape[:-1], cell.hidden_size)
+    return input.new_zeros(cell.hidden_size)
 
 
 def _from_input(cell: nn.RNNCellBase, input: Tensor) -> Tensor:

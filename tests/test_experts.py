@@ -335,12 +335,12 @@ def test_an_expert_may_read_and_return_several_tensors():
 
 
 CELLS = {
-    "lstm": lambda: nn.LSTMCell(3, 2),
-    "gru": lambda: nn.GRUCell(3, 2),
-    "rnn": lambda: nn.RNNCell(3, 2),
-    "relu": lambda: nn.RNNCell(3, 2, nonlinearity="relu"),
-    "lstm without biases": lambda: nn.LSTMCell(3, 2, bias=False),
-    "gru without biases": lambda: nn.GRUCell(3, 2, bias=False),
+    "lstm": lambda: nn.LSTMCell(3, 5),
+    "gru": lambda: nn.GRUCell(3, 5),
+    "rnn": lambda: nn.RNNCell(3, 5),
+    "relu": lambda: nn.RNNCell(3, 5, nonlinearity="relu"),
+    "lstm without biases": lambda: nn.LSTMCell(3, 5, bias=False),
+    "gru without biases": lambda: nn.GRUCell(3, 5, bias=False),
 }
 
 
@@ -351,9 +351,9 @@ def test_recurrent_cells_are_experts(cell, steps):
     mixture = tensors.build(lambda: MixtureOfExperts(cell, 3))
     assert repr(mixture.expert) == repr(cell())
     weights, x = tensors.simplex(5, 3), tensors.normal(5, *steps, 3).requires_grad_()
-    state = tensors.normal(5, *steps, 2)
+    state = tensors.normal(5, *steps, 5)
     if isinstance(cell(), nn.LSTMCell):
-        state = state, tensors.normal(5, *steps, 2)
+        state = state, tensors.normal(5, *steps, 5)
     for arguments in ((x, state), (x,)):  # without a state a cell starts at 0
         output = mixture(arguments, weights)
         wanted = row_by_row(mixture, cell, arguments, weights)
