@@ -1,6 +1,10 @@
 """`evaluate`, the one call: on models of known worth, on a user's own model, and on data of which little is known."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import seqdisent
 from seqdisent.datasets import Clips, pendulum
 
 for needed in ("torchmetrics", "sklearn", "matplotlib"):
@@ -400,3 +405,13 @@ def test_what_is_wrong_is_named(options, error, said, swinging):
     network, train, held_out = swinging
     with pytest.raises(error, match=said):
         evaluate(network.model, network.guide, train, held_out, **{**OWN, **options})
+
+
+def test_a_missing_extra_is_named():
+    program = "import sys; sys.modules['torchmetrics'] = None; import seqdisent.evaluation"
+    environment = {**os.environ, "PYTHONPATH": str(Path(seqdisent.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.returncode != 0
+    assert "pip install 'seqdisent[metrics]'" in done.stderr
