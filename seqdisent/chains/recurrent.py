@@ -163,7 +163,7 @@ class RecurrentChain(MarkovChain):
         return self._step(z_prev, read), ChainState(t + 1, state.reads, (hidden, layers))
 
     def state_after(self, path: Tensor) -> ChainState:
-        r"""Return the state after `path` (\*S, \*B, T', D), from one call of the network, for :meth:`step`."""
+        r"""Return the state after real steps `path` (\*S, \*B, T', D), by one call of the network; see :meth:`step`."""
         state = self._state_at(path.shape[-2])
         carried = self._start(path)
         if self._feedback is not None:
