@@ -121,6 +121,8 @@ def test_links_that_are_whole(check_links, tmp_path):
         ('<img src="none.png">', "none.png is not there"),
         ('<script src="_static/none.js"></script>', "_static/none.js is not there"),
         ('<a href="../outside.html">x</a>', "../outside.html is not there"),
+        ('<script src="https://example.org/a.js"></script>', "https://example.org/a.js is loaded from elsewhere"),
+        ('<link rel="stylesheet" href="//example.org/a.css">', "//example.org/a.css is loaded from elsewhere"),
         ('<code class="xref py py-func"><span>Unknown</span></code>', "no link came of the reference to Unknown"),
     ],
 )
