@@ -55,6 +55,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 # `name` in a docstring is code
 default_role = "code"
 autosummary_generate = False  # tables alone: what they list is described below them, on the same page
+suppress_warnings = ["autosummary.import_cycle"]  # the tables give the names that users import
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
