@@ -16,7 +16,7 @@ from run_folder import EMISSION, Command, Example, Plan, Task, load_data, load_r
 from torch import Tensor, nn
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.chains import as_chain
+from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
 from seqdisent.metrics import nearest_clip, pick_donors, squared_error
 from seqdisent.plotting import film_strip, plot_error_over_time, save_gif, save_png, swap_table

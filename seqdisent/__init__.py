@@ -1,13 +1,21 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
-from seqdisent._heads import NormalHead
-from seqdisent._masking import overwrite_padding
-from seqdisent.distributions import MarkovChain
-from seqdisent.elbo import DecomposedELBO, ELBOTerms, elbo_terms
-from seqdisent.encoders import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder
+from seqdisent.chains import IndependentSteps, MarkovChain, RecurrentChain, feedback, shift_steps
+from seqdisent.encoders import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder, read_backward
 from seqdisent.experts import MixtureOfExperts, MixtureOfExpertsConvDecoder
-from seqdisent.interventions import forecast, generate, infer, reconstruct, swap
-from seqdisent.recurrent import RecurrentChain, read_backward
+from seqdisent.heads import NormalHead
+from seqdisent.inference import (
+    DecomposedELBO,
+    ELBOTerms,
+    batch_sizes,
+    elbo_terms,
+    forecast,
+    generate,
+    infer,
+    reconstruct,
+    swap,
+)
+from seqdisent.masks import fill_padding, overwrite_padding
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.transitions import Combiner, GatedTransition
 
@@ -18,6 +26,7 @@ __all__ = [
     "DecomposedELBO",
     "ELBOTerms",
     "GatedTransition",
+    "IndependentSteps",
     "MarkovChain",
     "MixtureOfExperts",
     "MixtureOfExpertsConvDecoder",
@@ -25,12 +34,16 @@ __all__ = [
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",
     "StaticEncoder",
+    "batch_sizes",
     "elbo_terms",
+    "feedback",
+    "fill_padding",
     "forecast",
     "generate",
     "infer",
     "overwrite_padding",
     "read_backward",
     "reconstruct",
+    "shift_steps",
     "swap",
 ]

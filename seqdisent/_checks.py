@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -74,6 +74,34 @@ def check_kind(name: str, tensor: Tensor, parameter: Tensor) -> None:
         raise ValueError(f"{name}: is on {tensor.device}, expected {parameter.device}, where the parameters are")
     if tensor.dtype != parameter.dtype and not torch.is_autocast_enabled(tensor.device.type):
         raise TypeError(f"{name}: has dtype {tensor.dtype}, expected {parameter.dtype}, that of the parameters")
+
+
+def drops_out(module: nn.Module) -> str | None:
+    """Return the type of a part of a module that drops units at random as it is now, or None.
+
+    Example:
+        >>> drops_out(nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.1)))
+        'Dropout'
+    """
+    for part in module.modules():
+        has_rate = isinstance(part, nn.RNNBase | nn.MultiheadAttention)
+        rate = part.dropout if has_rate else getattr(part, "p", 0)
+        if part.training and rate and (has_rate or isinstance(part, nn.modules.dropout._DropoutNd)):
+            return type(part).__name__
+    return None
+
+
+def check_recurrence(recurrence: nn.RNNBase, *, may_drop: bool = False) -> None:
+    """Raise unless `recurrence` is a recurrent network of torch in one direction (without dropout)."""
+    if not isinstance(recurrence, nn.GRU | nn.LSTM | nn.RNN):
+        raise TypeError(f"recurrence: got {type(recurrence).__name__}, expected an nn.GRU, nn.LSTM or nn.RNN")
+    if recurrence.bidirectional or recurrence.proj_size:
+        raise ValueError("recurrence: has two directions or projections, expected one direction and none")
+    if not may_drop and drops_out(recurrence):
+        raise ValueError(
+            "recurrence: drops units at random, so a path would be scored under another state than the one that drew "
+            "it; remove the dropout or call .eval()"
+        )
 
 
 def check_batch_shapes(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:

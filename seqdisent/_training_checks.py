@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seqdisent.elbo import ELBOTerms
+from seqdisent.inference import ELBOTerms
 
 
 def check_schedules(schedules: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, upsampling_channels
-from seqdisent._heads import NormalHead
-from seqdisent._masking import check_mask, overwrite_padding
+from seqdisent._checks import check_kind, check_last_dim, check_positive, check_recurrence, upsampling_channels
+from seqdisent.heads import NormalHead
+from seqdisent.masks import check_mask, fill_padding, overwrite_padding
 
 
 def _blur_pool(channels: int) -> nn.Module:
@@ -193,7 +193,7 @@ class StaticEncoder(nn.Module):
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
         else:
             mask = check_mask(mask, features.shape[:-2], features.shape[-2], features.device)
-            embedded = F.leaky_relu(self.embedding(overwrite_padding(features, mask)))
+            embedded = F.leaky_relu(self.embedding(fill_padding(features, mask)))
             mean = overwrite_padding(embedded, mask).sum(-2) / mask.sum(-1, keepdim=True)
         posterior: dist.Independent = self.head(mean)
         return posterior
@@ -284,7 +284,7 @@ class Seq2SeqDynamicsEncoder(nn.Module):
             _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))
         else:
             mask = check_mask(mask, batch_shape, num_steps, embeddings.device)
-            flat = overwrite_padding(embeddings, mask).reshape(-1, num_steps, self.input_dim)
+            flat = fill_padding(embeddings, mask).reshape(-1, num_steps, self.input_dim)
             lengths = mask.sum(-1).reshape(-1).cpu()
             packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
             _, (final, _) = self.encoder(packed)
@@ -305,6 +305,52 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         inputs = self.decoder_input.expand(flat.shape[0], num_steps, hidden_dim)
         output: Tensor = self.decoder(inputs, (hidden, cell))[0]
         return output.reshape(*batch_shape, num_steps, hidden_dim)
+
+
+def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Return what each step may know of itself and of all later ones: the network reads every sequence from its end.
+
+    Args:
+        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` in one direction.
+        inputs: (\*B, T, I).
+        mask: (\*B, T) bool, which steps are real: a shorter sequence is read from its own last step.
+
+    Returns:
+        (\*B, T, H), 0 at padding.
+
+    Raises:
+        TypeError: `recurrence` is no such network.
+        ValueError: one in two directions; inputs or mask of another shape, no sequence, a mask with a hole or on
+            another device.
+
+    Example:
+        >>> read_backward(nn.GRU(3, 5), torch.zeros(2, 7, 3)).shape
+        torch.Size([2, 7, 5])
+
+    References:
+        Krishnan, Shalit and Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017 (ST-R).
+    """
+    check_recurrence(recurrence, may_drop=True)
+    check_last_dim("inputs", inputs, recurrence.input_size, "the input size of `recurrence`")
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, {recurrence.input_size})")
+    if 0 in inputs.shape:
+        raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected at least one sequence and one step")
+    num_steps = inputs.shape[-2]
+    steps = torch.arange(num_steps, device=inputs.device)
+    if mask is not None:
+        mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
+        inputs = fill_padding(inputs, mask)
+    lengths = steps.new_full((*inputs.shape[:-2], 1), num_steps) if mask is None else mask.sum(-1, keepdim=True)
+    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays behind what is real
+
+    def reverse(values: Tensor) -> Tensor:
+        return values.gather(-2, order.unsqueeze(-1).expand(*values.shape))
+
+    flat, time = reverse(inputs).reshape(-1, *inputs.shape[-2:]), 1 if recurrence.batch_first else 0
+    output, _ = recurrence(flat.movedim(1, time))
+    futures = reverse(output.movedim(time, 1).reshape(*inputs.shape[:-1], -1))
+    return futures if mask is None else overwrite_padding(futures, mask)
 
 
 def _check_several(name: str, examples: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive, upsampling_channels
-from seqdisent._heads import full_precision
+from seqdisent.heads import full_precision
 
 
 def _blend(bank: Tensor, weights: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from seqdisent._checks import check_positive
+from seqdisent._distributed import all_processes
 from seqdisent._training_checks import check_bound, check_owner, check_parameters, check_schedules
-from seqdisent.elbo import ELBOTerms, all_processes, elbo_terms
+from seqdisent.inference import ELBOTerms, elbo_terms
 
 try:
     import lightning

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, is_integer
-from seqdisent._heads import NormalHead, check_precision, diagonal_normal, full_precision
-from seqdisent._masking import check_mask, overwrite_padding
+from seqdisent.heads import NormalHead, check_precision, diagonal_normal, full_precision
+from seqdisent.masks import check_mask, fill_padding
 
 
 def _expand(
@@ -182,7 +182,7 @@ class Combiner(nn.Module):
         check_kind("context", context, self.context.weight)
         if mask is not None:
             mask = check_mask(mask, context.shape[:-2], context.shape[-2], context.device)
-            context = overwrite_padding(context, mask)
+            context = fill_padding(context, mask)
         projected: Tensor = self.context(context)
         return projected
 

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import seqdisent
-from seqdisent import chains, datasets, interventions, metrics, plotting, training
+from seqdisent import chains, datasets, inference, metrics, plotting, training
 
 WITHOUT_EXAMPLE = {
     "seqdisent._checkpoints.CheckpointError": "fit raises it",
@@ -21,8 +21,11 @@ WITHOUT_EXAMPLE = {
     "seqdisent.datasets.polyphonic.jsb_chorales": "needs the chorales' file",
     "seqdisent.datasets.sprites.SpriteRenderer": "needs the sheets",
     "seqdisent.datasets.sprites.sprites": "needs the sheets",
-    "seqdisent.elbo.ELBOTerms": "elbo_terms shows it",
-    "seqdisent.interventions.Inferred": "infer shows it",
+    "seqdisent.inference.elbo.ELBOTerms": "elbo_terms shows it",
+    "seqdisent.inference.elbo.Term": "elbo_terms shows it",
+    "seqdisent.chains.draws.Draw": "rsample_with_conditionals shows it",
+    "seqdisent.chains.protocol.ChainState": "step shows it",
+    "seqdisent.inference.interventions.Inferred": "infer shows it",
     "seqdisent.metrics.consistency.ConsistencyScores": "AccuracyConsistency shows it",
     "seqdisent.metrics.entropies.EntropyScores": "GenerationEntropies shows it",
     "seqdisent.metrics.frechet.FrechetScore": "FrechetDistance shows it",
@@ -57,9 +60,8 @@ def full_name(thing):
 
 PUBLIC = [
     *(getattr(seqdisent, name) for name in seqdisent.__all__),
-    chains.Chain,
-    chains.Conditionals,
-    interventions.Inferred,
+    *(getattr(chains, name) for name in chains.__all__ if name not in seqdisent.__all__),
+    *(getattr(inference, name) for name in inference.__all__ if name not in seqdisent.__all__),
     *defined_in(training),
     training.CheckpointError,
     *defined_in(plotting),

@@ -17,7 +17,7 @@ from reference import kalman_log_evidence
 from strategies import mask_of
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.chains import as_chain
+from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Clips
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

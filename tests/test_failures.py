@@ -127,7 +127,7 @@ def chain(num_steps=4, **options):
      r"path: has shape \(2, 5, 3\), expected .* ending in \(2, 4, 3\)"),
     ("a chain of no step", lambda: chain(0), ValueError, "num_steps: got 0, expected an integer >= 1"),
     ("an initial distribution without .to_event(1)",
-     lambda: MarkovChain(dist.Normal(ones(2, 3), 1.0), transition, 4), ValueError, r"initial: .*add .to_event\(1\)"),
+     lambda: MarkovChain(dist.Normal(ones(2, 3), 1.0), transition, 4), ValueError, r"initial: .*; .to_event\(1\)"),
     ("more steps than the chain has inputs for", lambda: chain(inputs=ones(2, 4, 2)).extend(ones(2, 3, 3), 2),
      ValueError, "num_steps: the chain has inputs for 4 steps, expected 3 of the prefix [+] 2"),
     # devices

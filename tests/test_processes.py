@@ -35,7 +35,7 @@ def gradients_of_each_share(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretraining", "sequence_training", "transition_training"])
 def test_two_processes_have_the_gradients_of_one(name, tmp_path):
-    script = Path(__file__).parent / "two_processes.py"
+    script = Path(__file__).parent / "support" / "two_processes.py"
     run = subprocess.run(
         [sys.executable, str(script), name, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

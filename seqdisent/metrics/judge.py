@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqdisent._checks import check_kind, check_positive, check_scale
-from seqdisent._masking import check_mask
 from seqdisent._random import kept_random_state
+from seqdisent.masks import check_mask
 from seqdisent.metrics._predictions import check_classes
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a trained model is for: infer, reconstruct, swap, generate, forecast; for any model and guide, by site name.
+"""Inference with a trained model: infer, reconstruct, swap, generate, forecast; for any model and guide, by site name.
 
 Models and guides are Pyro programs of this form:
 
@@ -7,9 +7,10 @@ Models and guides are Pyro programs of this form:
     model(frames=None, mask=None, *, num_sequences=None, num_steps=None, **inputs)   # frames=None: nothing is observed
     guide(frames, mask=None, **inputs)
 
-A model whose steps read the frames before them (a VRNN) has one more argument, `history`: `reconstruct` and `forecast`
-give it ``(frames, mask)``, which it reads where it would read its own; beyond them, and in `generate` and `swap`, where
-there is no history, it reads what it makes itself.
+A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
+`reconstruct` and `forecast` give it ``(frames, mask)``, which it reads where it would read its own; beyond them, and in
+`generate` and `swap`, where there is no history, it reads what it makes itself
+(:func:`~seqdisent.feedback` makes such inputs).
 
 None of the functions here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as you would
 with a module.
@@ -20,12 +21,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from seqdisent._checks import check_positive
-from seqdisent._masking import check_mask
-from seqdisent._replay import check_means, emit, is_trajectory, run, values, with_history, without_factors
+from seqdisent.chains.factorised import as_chain
+from seqdisent.inference.plates import Site, sequences_plate
+from seqdisent.inference.programs import Past, carries_on, check_means, run
+from seqdisent.masks import check_mask
 
 
 class Inferred(NamedTuple):
@@ -69,16 +74,21 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
 
 
 def reconstruct(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs: Any
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    sample: bool = False,
+    history: bool = False,
+    **inputs: Any,
 ) -> dict[str, TorchDistribution]:
     """Encode and decode: return {emission site: its distribution given the inferred latents}.
 
     Args:
-        model: a Pyro model. One whose steps read the frames before them (a VRNN) has an argument `history` and gets
-            ``(frames, mask)`` there.
+        model: a Pyro model.
         guide: its guide.
         *args: frames, and a mask where they are ragged.
         sample: draw the latents, or use their means.
+        history: give the model ``history=(frames, mask)``: for one whose steps read the frames before them (a VRNN).
         **inputs: further arguments of both.
 
     Returns:
@@ -86,8 +96,9 @@ def reconstruct(
         distribution's mean is the picture, in the unit of the frames.
 
     Raises:
-        TypeError: no frames, or a mask that is not bool.
-        ValueError: frames without a step, a mask with a hole, or a site of the guide that the model does not have.
+        TypeError: no frames, a mask that is not bool, or `history` of a model without that argument.
+        ValueError: frames without a step or with real steps that are not finite, a mask with a hole, or a site of the
+            guide that the model does not have.
 
     Example:
         >>> import pyro
@@ -105,10 +116,10 @@ def reconstruct(
         tensor([[3., 3., 3.]])
     """
     args, frames, mask = _taken_apart(args, inputs)
-    latents = values(run(guide, {}, sample, args, inputs))
-    return emit(
-        model, latents, frames.shape[0], frames.shape[1], mask, sample, with_history(model, inputs, frames, mask)
-    )
+    latents = run(guide, {}, sample, args, inputs)
+    read = {"history": (frames, mask), **inputs} if history else inputs
+    emitted, _ = _emit(model, _values(latents), frames.shape[:2], mask, sample, read)
+    return emitted
 
 
 def swap(
@@ -132,8 +143,9 @@ def swap(
         guide: its guide.
         source: frames, or (frames, mask).
         donor: frames, or (frames, mask), as many sequences as the source.
-        sites: latents that follow the donor. If a trajectory is among them, the result has the donor's length, and
-            other trajectories, which are the source's, are cut to it or continued by the model.
+        sites: latents that follow the donor. If a trajectory (a chain, or :class:`~seqdisent.IndependentSteps`) is
+            among them, the result has the donor's length, and other trajectories, which are the source's, are cut to it
+            or continued by the model.
         keep: latents that stay the source's though they depend on a swapped one.
         sample: draw the latents, or use their means.
         **inputs: further arguments of both programs.
@@ -185,14 +197,15 @@ def swap(
         raise ValueError(f"sites: is empty, expected at least one of {known}")
     if both := sorted(set(sites) & set(keep)):
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
-    source_values = values(run(guide, {}, sample, source_args, inputs)) if keep else {}
-    chosen = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
-    latents = values(run(guide, chosen, sample, source_args, inputs))
-    length = donor_frames.shape[1]
-    if not any(is_trajectory(donor_sites[name]["fn"], length) for name in sites):
-        return emit(model, latents, len(frames), frames.shape[1], mask, sample, inputs)
+    source_values = _values(run(guide, {}, sample, source_args, inputs)) if keep else {}
+    latents = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
+    if set(latents) != set(known):  # something is left to infer, given these
+        latents = _values(run(guide, latents, sample, source_args, inputs))
+    if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
+        return _emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
     followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
-    return emit(model, latents, len(frames), length, donor_mask, sample, inputs, followers)
+    past = _past(donor_sites, len(frames), followers)
+    return _emit(model, latents, donor_frames.shape[:2], donor_mask, sample, inputs, past)[0]
 
 
 def generate(
@@ -220,8 +233,8 @@ def generate(
         {emission site: its distribution}
 
     Raises:
-        ValueError: `given` or `emissions` names a site that the model does not have, or a value has another shape
-            than its site.
+        ValueError: `given` or `emissions` names a site that the model does not have, a value has another shape than
+            its site, or the model has no site.
         TypeError: a value is no tensor.
 
     Example:
@@ -252,7 +265,10 @@ def generate(
     for argument, names in (("given", given), ("emissions", emissions or ())):
         if unknown := sorted(set(names) - set(trace)):
             raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
-    emitted = emissions or [without_factors(trace)[-1]]
+    shown = _without_factors(trace)
+    if not shown:
+        raise ValueError("model: has no sample site, expected at least one that it emits")
+    emitted = emissions or [shown[-1]]
     if not sample:
         check_means({name: site for name, site in trace.items() if name not in emitted})
     return {name: trace[name]["fn"] for name in emitted}
@@ -264,27 +280,30 @@ def forecast(
     *args: Any,
     num_steps: int,
     sample: bool = True,
+    history: bool = False,
     **inputs: Any,
 ) -> dict[str, TorchDistribution]:
     """Continue sequences by `num_steps` steps of the model's prior.
 
     Args:
-        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say). It gets `history` as
-            in :func:`reconstruct`; what it reads beyond the given frames it makes itself.
+        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say).
         guide: its guide.
         *args: one frame or more, (B, T, ...), and a mask where they are ragged: a shorter sequence is continued from
             its own last frame.
         num_steps: how many steps to add.
         sample: draw the latents, or feed each conditional's mean forward.
+        history: give the model ``history=(frames, mask)``, as in :func:`reconstruct`; what it reads beyond these frames
+            it makes itself.
         **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
 
     Returns:
         {emission site: its distribution} over T + num_steps steps, those of the given frames first.
 
     Raises:
-        TypeError: no frames, or a mask that is not bool.
-        ValueError: frames without a step, fewer than one step to add, a mask with a hole, a site of the guide that the
-            model does not have, or inputs of the model that end too early.
+        TypeError: no frames, a mask that is not bool, or `history` of a model without that argument.
+        ValueError: frames without a step or with real steps that are not finite, fewer than one step to add, a mask
+            with a hole, a site of the guide that the model does not have, inputs of the model that end too early, or a
+            model in which no latent and no `history` carries the frames into the future.
 
     Example:
         The chain that doubles, continued from two frames.
@@ -307,10 +326,48 @@ def forecast(
     """
     check_positive(num_steps=num_steps)
     args, frames, mask = _taken_apart(args, inputs)
-    latents = values(run(guide, {}, sample, args, inputs))
-    read = with_history(model, inputs, frames, mask)
-    prefixes = dict.fromkeys(latents, mask)
-    return emit(model, latents, len(frames), frames.shape[1] + num_steps, None, sample, read, prefixes)
+    sites = run(guide, {}, sample, args, inputs)
+    read = {"history": (frames, mask), **inputs} if history else inputs
+    total, past = frames.shape[1] + num_steps, _past(sites, len(frames), dict.fromkeys(sites, mask))
+    emitted, trace = _emit(model, _values(sites), (len(frames), total), None, sample, read, past)
+    if not history and not any(carries_on(trace[name]["fn"]) for name in sites):
+        raise ValueError(
+            "model: has no latent that carries the frames into the future, so the forecast would ignore them; expected "
+            "a chain or a static latent, or history=True for a model that reads its own frames"
+        )
+    return emitted
+
+
+def _emit(
+    model: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    mask: Tensor | None,
+    sample: bool,
+    inputs: Mapping[str, Any],
+    past: Past | None = None,
+) -> tuple[dict[str, TorchDistribution], dict[str, Site]]:
+    """Run the model on given latents, B sequences of T steps, nothing observed; return what it emits, and all sites."""
+    num_sequences, num_steps = sizes
+    arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
+    trace = run(model, latents, sample, (), arguments, num_steps=num_steps, past=past)
+    if missing := sorted(set(latents) - set(trace)):
+        raise ValueError(f"model: has no site {missing}, which the guide samples")
+    return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}, trace
+
+
+def _past(guide_sites: Mapping[str, Site], num_sequences: int, masks: Mapping[str, Tensor | None]) -> Past:
+    trajectories = frozenset(name for name, site in guide_sites.items() if as_chain(site["fn"]) is not None)
+    return Past(masks, trajectories, sequences_plate(guide_sites, num_sequences))
+
+
+def _without_factors(sites: Mapping[str, Site]) -> list[str]:
+    """Return the sites that are not ``pyro.factor``, which has no picture."""
+    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
+
+
+def _values(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in sites.items()}
 
 
 def _taken_apart(args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
@@ -338,4 +395,7 @@ def _frames_and_mask(name: str, args: Sequence[Any]) -> tuple[Tensor, Tensor | N
         )
     if mask is not None:
         mask = check_mask(mask, frames.shape[:1], frames.shape[1])
+    real = frames if mask is None else frames[mask]
+    if not torch.isfinite(real).all():
+        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers")
     return frames, mask

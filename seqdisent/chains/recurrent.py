@@ -1,17 +1,18 @@
-"""Latent trajectories beside a recurrent network: chains that carry a deterministic state, and reading from the end."""
+"""Latent trajectories beside a recurrent network: chains that carry a deterministic state, and frames fed back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from seqdisent._checks import check_last_dim
-from seqdisent._dropout import modules_that_drop_out
-from seqdisent._masking import check_mask, overwrite_padding
-from seqdisent.distributions import MarkovChain
+from seqdisent._checks import check_last_dim, check_recurrence
+from seqdisent.chains.markov import MarkovChain, like
+from seqdisent.chains.protocol import ChainState
+from seqdisent.masks import check_mask, fill_inputs
 
 _Layers = Tensor | tuple[Tensor, Tensor]  # what torch's recurrent networks carry, (layers, N, H); an LSTM has two
 
@@ -82,7 +83,7 @@ class RecurrentChain(MarkovChain):
         reads_latent: bool = True,
         mask: Tensor | None = None,
     ) -> None:
-        _check_recurrence(recurrence)
+        check_recurrence(recurrence)
         if state is None:
             state = next(recurrence.parameters()).new_zeros(recurrence.hidden_size)
         check_last_dim("state", state, recurrence.hidden_size, "the hidden size of `recurrence`")
@@ -94,14 +95,12 @@ class RecurrentChain(MarkovChain):
             self._context = _expanded("context", context, (*initial.batch_shape, *context.shape[-2:]))
             if mask is not None:
                 real = check_mask(mask, initial.batch_shape, num_steps, context.device)
-                self._context = overwrite_padding(self._context, real)
+                self._context = fill_inputs(self._context, real)
         self._recurrence, self._reads_latent = recurrence, reads_latent
         self._feedback = inputs if callable(inputs) else None
         known = None if callable(inputs) else inputs
         super().__init__(initial, transition, num_steps, inputs=known, mask=mask)
-        if self._feedback is not None:
-            self._refuse_dropout("inputs", self._feedback)
-        else:
+        if self._feedback is None:
             reads = {"z": self.event_shape[-1]} if reads_latent else {}
             reads |= {"inputs": known.shape[-1]} if known is not None else {}
             if recurrence.input_size != sum(reads.values()):
@@ -136,55 +135,89 @@ class RecurrentChain(MarkovChain):
         return super().extend(prefix, num_steps, mask=mask, sample=sample)
 
     def _inputs_along(self, path: Tensor) -> Tensor:
-        return self._with_context(self._states(path), self._context)
+        states = self._states(path)
+        if self._context is None:
+            return states
+        return torch.cat([states, self._context.expand(*states.shape[:-1], -1)], -1)
+
+    def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
+        """Return the conditional of the next step, and the state from which the chain goes on after it.
+
+        As :meth:`MarkovChain.step`, at the cost of one step of the network and one call of the transition.
+
+        Args:
+            z_prev: the step before; None for the first.
+            state: what this function returned beside the step before; None at the start.
+
+        Raises:
+            ValueError: as there, or a context that has ended.
+        """
+        if z_prev is None or state is None:
+            return super().step(z_prev, state)
+        t, (inputs, contexts) = state.num_steps, state.reads
+        for name, values in (("inputs", inputs), ("context", contexts)):
+            if values is not None and t >= len(values):
+                raise ValueError(f"state: {t} steps are done, expected fewer: the chain has {name} for {len(values)}")
+        hidden, layers = self._advance(z_prev, t, inputs, state.carried)
+        read = hidden if contexts is None else torch.cat([hidden, like(contexts[t], z_prev)], -1)
+        return self._step(z_prev, read), ChainState(t + 1, state.reads, (hidden, layers))
+
+    def state_after(self, path: Tensor) -> ChainState:
+        r"""Return the state after `path` (\*S, \*B, T', D), from one call of the network, for :meth:`step`."""
+        state = self._state_at(path.shape[-2])
+        carried = self._start(path)
+        if self._feedback is not None:
+            for t, z_prev in enumerate(path[..., :-1, :].unbind(-2), 1):
+                carried = self._advance(z_prev, t, None, carried)
+        elif path.shape[-2] > 1:
+            outputs, layers = self._run(path[..., :-1, :], self._known(path), carried[1])
+            carried = outputs[..., -1, :], layers
+        return state._replace(carried=carried)
 
     def _states(self, path: Tensor) -> Tensor:
-        first = self._state.expand(*path.shape[:-2], -1)
+        first, layers = self._start(path)
         if self._feedback is not None:
-            z_prev = list(path.unbind(-2))
-            walk = self._walk_states(z_prev[:1])
-            return torch.stack([first, *(walk(z, t) for t, z in enumerate(z_prev[:-1], 1))], -2)
-        if self.num_steps == 1:
+            states, carried = [first], (first, layers)
+            for t, z_prev in enumerate(path[..., :-1, :].unbind(-2), 1):
+                carried = self._advance(z_prev, t, None, carried)
+                states.append(carried[0])
+            return torch.stack(states, -2)
+        if path.shape[-2] == 1:
             return first.unsqueeze(-2)
-        known = None if self._inputs is None else self._inputs.expand(*path.shape[:-2], -1, -1)[..., 1:, :]
-        later, _ = self._run(path[..., :-1, :], known, self._layers(first))
+        later, _ = self._run(path[..., :-1, :], self._known(path), layers)
         return torch.cat([first.unsqueeze(-2), later], -2)
 
-    def _stepper(self, path: list[Tensor]) -> Callable[[Tensor, int], TorchDistribution]:
-        walk = self._walk_states(path)
-        contexts = _unbound(self._context, path[0])
+    def _known(self, path: Tensor) -> Tensor | None:
+        r"""Return the inputs that the network reads along `path` (\*S, \*B, T', D), (\*S, \*B, T' - 1, I)."""
+        if self._inputs is None:
+            return None
+        return self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1 : path.shape[-2], :]
 
-        def step(z_prev: Tensor, t: int) -> TorchDistribution:
-            state = walk(z_prev, t)
-            return self._step(z_prev, self._with_context(state, None if contexts is None else contexts[t]))
+    def _state_at(self, num_steps: int) -> ChainState:
+        contexts = None if self._context is None else self._context.unbind(-2)
+        return ChainState(num_steps, (super()._state_at(num_steps).reads, contexts))
 
-        return step
+    def _start(self, path: Tensor) -> tuple[Tensor, _Layers]:
+        first = self._state.expand(*path.shape[:-2], -1)
+        return first, self._layers(first)
 
-    def _walk_states(self, path: list[Tensor]) -> Callable[[Tensor, int], Tensor]:
-        """Return the function of z_prev and t that gives the states after those of `path`, in turn."""
-        state = self._state.expand(*path[0].shape[:-1], -1)
-        layers, inputs = self._layers(state), _unbound(self._inputs, path[0])
-
-        def walk(z_prev: Tensor, t: int) -> Tensor:
-            nonlocal state, layers
-            read = None
-            if self._feedback is not None:
-                read = self._call("inputs", self._feedback, z_prev, state, t)
-                if read.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
-                    raise TypeError(
-                        f"inputs: the function returned {read.shape[-1]} values, expected as many as `recurrence` "
-                        f"reads beside z (it reads {self._recurrence.input_size} in all)"
-                    )
-                read = read.unsqueeze(-2)
-            elif inputs is not None:
-                read = inputs[t].unsqueeze(-2)
-            output, layers = self._run(z_prev.unsqueeze(-2), read, layers)
-            state = output.squeeze(-2)
-            return state
-
-        for t, z_prev in enumerate(path[:-1], 1):
-            walk(z_prev, t)
-        return walk
+    def _advance(
+        self, z_prev: Tensor, t: int, inputs: tuple[Tensor, ...] | None, carried: tuple[Tensor, _Layers] | None
+    ) -> tuple[Tensor, _Layers]:
+        """Let the network read what stands before step t, counted from 0; return its output and what it carries."""
+        hidden, layers = self._start(z_prev.unsqueeze(-2)) if carried is None else carried
+        read = None
+        if self._feedback is not None:
+            read = self._feedback(z_prev, hidden, t)
+            if read.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
+                raise TypeError(
+                    f"inputs: the function returned {read.shape[-1]} values, expected as many as `recurrence` "
+                    f"reads beside z (it reads {self._recurrence.input_size} in all)"
+                )
+        elif inputs is not None:
+            read = like(inputs[t], z_prev)
+        output, layers = self._run(z_prev.unsqueeze(-2), None if read is None else read.unsqueeze(-2), layers)
+        return output.squeeze(-2), layers
 
     def _layers(self, state: Tensor) -> _Layers:
         """Return `state` (*S, *B, H) as what the network carries."""
@@ -200,62 +233,52 @@ class RecurrentChain(MarkovChain):
         output, layers = self._recurrence(flat.movedim(1, time), layers)
         return output.movedim(time, 1).reshape(*read.shape[:-1], -1), layers
 
-    @staticmethod
-    def _with_context(states: Tensor, context: Tensor | None) -> Tensor:
-        if context is None:
-            return states
-        return torch.cat([states, context.expand(*states.shape[:-1], -1)], -1)
 
-
-def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Return what each step may know of itself and of all later ones: the network reads every sequence from its end.
+def feedback(
+    frame: Callable[[Tensor, Tensor], Tensor],
+    history: tuple[Tensor, Tensor | None] | None = None,
+    *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    r"""Return the `inputs` of a :class:`RecurrentChain` that reads back the model's own frames.
 
     Args:
-        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` in one direction.
-        inputs: (\*B, T, I).
-        mask: (\*B, T) bool, which steps are real: a shorter sequence is read from its own last step.
+        frame: a function of z_prev and h_prev that returns the model's frame (\*B, X), deterministic.
+        history: frames (B, T', X) and their mask (B, T') or None: real frames that are read in place of the model's
+            own, as `reconstruct` and `forecast` pass them with ``history=True``. None for no such frames.
+        prepare: what is made of a frame before the network reads it.
 
     Returns:
-        (\*B, T, H), 0 at padding.
-
-    Raises:
-        TypeError: `recurrence` is no such network.
-        ValueError: one in two directions; inputs or mask of another shape, no sequence, a mask with a hole or on
-            another device.
+        A function of z_prev, h_prev and t.
 
     Example:
-        >>> read_backward(nn.GRU(3, 5), torch.zeros(2, 7, 3)).shape
-        torch.Size([2, 7, 5])
-
-    References:
-        Krishnan, Shalit and Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017 (ST-R).
+        >>> read = feedback(lambda z, h: z + h, (torch.ones(1, 2, 1), None))
+        >>> [read(torch.zeros(1, 1), torch.zeros(1, 1), t).item() for t in (1, 2, 3)]
+        [1.0, 1.0, 0.0]
     """
-    _check_recurrence(recurrence, may_drop=True)
-    check_last_dim("inputs", inputs, recurrence.input_size, "the input size of `recurrence`")
-    if inputs.ndim < 2:
-        raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, {recurrence.input_size})")
-    if 0 in inputs.shape:
-        raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected at least one sequence and one step")
-    num_steps = inputs.shape[-2]
-    steps = torch.arange(num_steps, device=inputs.device)
-    if mask is not None:
-        mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
-        inputs = overwrite_padding(inputs, mask)
-    lengths = steps.new_full((*inputs.shape[:-2], 1), num_steps) if mask is None else mask.sum(-1, keepdim=True)
-    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays behind what is real
 
-    def reverse(values: Tensor) -> Tensor:
-        return values.gather(-2, order.unsqueeze(-1).expand(*values.shape))
+    def inputs(z_prev: Tensor, hidden: Tensor, t: int) -> Tensor:
+        read = frame(z_prev, hidden)
+        if history is not None and t <= history[0].shape[1]:
+            frames, mask = history
+            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], read)
+            read = known.expand_as(read)
+        return read if prepare is None else prepare(read)
 
-    flat, time = reverse(inputs).reshape(-1, *inputs.shape[-2:]), 1 if recurrence.batch_first else 0
-    output, _ = recurrence(flat.movedim(1, time))
-    futures = reverse(output.movedim(time, 1).reshape(*inputs.shape[:-1], -1))
-    return futures if mask is None else overwrite_padding(futures, mask)
+    return inputs
 
 
-def _unbound(values: Tensor | None, like: Tensor) -> tuple[Tensor, ...] | None:
-    """Unbind (*B, T, I) once, with the batch of `like`: indexing inside the loop makes the backward quadratic in T."""
-    return None if values is None else values.expand(*like.shape[:-1], -1, -1).unbind(-2)
+def shift_steps(values: Tensor) -> Tensor:
+    r"""Return (\*B, T, X) one step late, as the inputs of a chain that reads the frame before; the first repeats.
+
+    Args:
+        values: (\*B, T, X).
+
+    Example:
+        >>> shift_steps(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten()
+        tensor([1., 1., 2.])
+    """
+    return torch.cat([values[..., :1, :], values[..., :-1, :]], -2)
 
 
 def _expanded(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -263,15 +286,3 @@ def _expanded(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         return tensor.expand(shape)
     except RuntimeError as error:
         raise ValueError(f"{name}: has shape {tuple(tensor.shape)}, expected one that expands to {shape}") from error
-
-
-def _check_recurrence(recurrence: nn.RNNBase, *, may_drop: bool = False) -> None:
-    if not isinstance(recurrence, nn.GRU | nn.LSTM | nn.RNN):
-        raise TypeError(f"recurrence: got {type(recurrence).__name__}, expected an nn.GRU, nn.LSTM or nn.RNN")
-    if recurrence.bidirectional or recurrence.proj_size:
-        raise ValueError("recurrence: has two directions or projections, expected one direction and none")
-    if not may_drop and modules_that_drop_out(recurrence):
-        raise ValueError(
-            "recurrence: drops units at random, so a path would be scored under another state than the one that drew "
-            "it; remove the dropout or call .eval()"
-        )

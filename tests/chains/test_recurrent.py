@@ -123,13 +123,31 @@ def test_sampling_means_and_continuations_are_the_loops(system):
 
 
 @given(systems(batch=(2,), steps=4), st.booleans())
-def test_conditionals_kept_at_the_draw_are_those_of_scoring(system, with_mask):
+def test_conditionals_of_the_draw_are_those_of_scoring(system, with_mask):
     chain = system.chain(mask=mask_of([4, 2]) if with_mask else None)
-    path = chain.rsample()
-    kept, scored = chain.kept_conditionals(path).steps, chain.conditionals(path).steps
+    path, drawn, _ = chain.rsample_with_conditionals()
+    kept, scored = drawn.steps, chain.conditionals(path).steps
     real = mask_of([4, 2])[:, 1:].T if with_mask else torch.ones(3, 2, dtype=torch.bool)
     torch.testing.assert_close(kept.mean[real], scored.mean[real], **CLOSE)
     torch.testing.assert_close(kept.stddev[real], scored.stddev[real], **CLOSE)
+
+
+@given(systems())
+def test_going_on_step_by_step_is_the_chain(system):
+    chain = system.chain()
+    torch.manual_seed(0)
+    path = chain.rsample()
+    torch.manual_seed(0)
+    conditional, state = chain.step()
+    z = conditional.rsample()
+    for t in range(1, system.num_steps):
+        torch.testing.assert_close(z, path[..., t - 1, :], **CLOSE)
+        conditional, state = chain.step(z, state)
+        resumed, _ = chain.step(path[..., t - 1, :], chain.state_after(path[..., :t, :]))
+        torch.testing.assert_close(resumed.mean, conditional.mean, **CLOSE)
+        torch.testing.assert_close(state.carried[0], chain.states(path)[..., t, :], **CLOSE)
+        z = conditional.rsample()
+    torch.testing.assert_close(z, path[..., -1, :], **CLOSE)
 
 
 @given(seeds(), masks(), st.sampled_from((0, 3)))
@@ -222,8 +240,8 @@ def test_where_there_are_frames_the_network_reads_those():
     system, mask = VRNN(0), mask_of([2, 3])
     frames = Tensors(1).normal(2, 3, 2)
     z = infer(system.guide, frames, mask)["z"].value
-    found = reconstruct(system.model, system.guide, frames, mask)["x"].mean
-    future = forecast(system.model, system.guide, frames, mask, num_steps=4, sample=False)["x"].mean
+    found = reconstruct(system.model, system.guide, frames, mask, history=True)["x"].mean
+    future = forecast(system.model, system.guide, frames, mask, num_steps=4, sample=False, history=True)["x"].mean
     assert future.shape == (2, 7, 2)
     for n, length in enumerate([2, 3]):
 
@@ -237,7 +255,7 @@ def test_where_there_are_frames_the_network_reads_those():
         torch.testing.assert_close(future[n, : length + 4], wanted[: length + 4], **CLOSE)
         torch.testing.assert_close(found[n, :length], wanted[:length], **CLOSE)
     under_a_handler = poutine.scale(system.model, scale=1.0)
-    same = reconstruct(under_a_handler, system.guide, frames, mask)["x"].mean
+    same = reconstruct(under_a_handler, system.guide, frames, mask, history=True)["x"].mean
     torch.testing.assert_close(same, found, rtol=0, atol=0)
 
 
@@ -271,22 +289,6 @@ def test_the_state_starts_at_zero_unless_told():
 def test_mistakes_are_named(changed, said):
     with pytest.raises((ValueError, TypeError), match=said):
         System(0, (2,), 4).chain(**changed)
-
-
-def test_a_function_that_makes_inputs_is_checked_as_a_transition_is():
-    drops = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5)).double()
-    with pytest.raises(ValueError, match="inputs: Dropout drops units"):
-        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev))
-
-    def head(z_prev):
-        return drops(z_prev)
-
-    with pytest.raises(ValueError, match="inputs: Dropout drops units"):  # out of sight until it is called
-        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: head(z_prev)).rsample()
-    drops.eval()
-    assert System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: drops(z_prev)).rsample().isfinite().all()
-    with pytest.raises(TypeError, match="inputs: the function returned 2 values"):
-        System(0, (2,), 4).chain(inputs=lambda z_prev, h_prev, t: z_prev).rsample()
 
 
 def test_contexts_must_cover_a_continuation():

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
-from seqdisent._checks import check_positive
-from seqdisent._dropout import call_and_watch, modules_that_drop_out
-from seqdisent._masking import check_mask, overwrite_padding, repeat_first_step
-from seqdisent._random import kept_random_state
-from seqdisent.chains import Conditionals, as_drawn, side_by_side
+from seqdisent._checks import check_positive, drops_out
+from seqdisent.chains.draws import Draw, conditionals_at_draw, log_prob_at_draw
+from seqdisent.chains.protocol import ChainState, Conditionals
+from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
 
-_Result = TypeVar("_Result")
+How = Literal["rsample", "draw", "mean"]  # how a step is taken from its conditional
 
 
 class MarkovChain(TorchDistribution):
@@ -29,13 +28,14 @@ class MarkovChain(TorchDistribution):
     Args:
         initial: distribution of z_1, batch \*B, event (D,).
         transition: a function of z_prev, or of z_prev and inputs_t if `inputs` are given, that returns the
-            distribution of z_t with the leading dimensions of z_prev as batch. It must be deterministic (dropout in
-            training mode is refused: sampling and scoring would differ) and must treat leading dimensions alike.
+            distribution of z_t with the leading dimensions of z_prev as batch. It must treat leading dimensions alike
+            and be deterministic: with dropout, :meth:`log_prob` scores a path under another transition than the one
+            that drew it. A module in training mode that has dropout is refused; dropout inside a function is not seen.
         num_steps: T.
         inputs: (\*B, T, I), what each step reads beside z_prev. inputs[..., 0, :] is never read: `initial` is built
             by the caller. inputs_t reaches the transition with exactly the leading dimensions of z_prev.
-        mask: (\*B, T) bool, True where a step is real, padding on the right. Padded steps are 0 in a sample, have
-            log-density 0, and neither their inputs nor their values reach any value or gradient.
+        mask: (\*B, T) bool, True where a step is real, padding on the right. In a sample, padding repeats the first
+            step; it has log-density 0, and neither its inputs nor its values reach any value or gradient.
 
     Shape:
         - batch \*B, event (T, D)
@@ -44,8 +44,7 @@ class MarkovChain(TorchDistribution):
     Raises:
         TypeError: `transition` cannot be called, or the mask is not bool.
         ValueError: an initial distribution whose event is not a vector or whose batch is empty, inputs or mask of
-            another shape, dropout (where it is out of sight, say in a function that `transition` calls, then when a
-            path is first drawn or scored).
+            another shape, a transition that is a module with dropout in training mode.
 
     Example:
         A random walk of two coordinates.
@@ -78,10 +77,15 @@ class MarkovChain(TorchDistribution):
         check_positive(num_steps=num_steps)
         if len(initial.event_shape) != 1:
             raise ValueError(
-                f"initial: has event shape {tuple(initial.event_shape)}, expected a vector (D,); add .to_event(1)"
+                f"initial: has event shape {tuple(initial.event_shape)}, expected a vector (D,); {_as_vector(initial)}"
             )
         if not callable(transition):
             raise TypeError(f"transition: got {type(transition).__name__}, expected a function of z_prev")
+        if isinstance(transition, nn.Module) and (dropout := drops_out(transition)):
+            raise ValueError(
+                f"transition: {dropout} drops units at random, so a path would be scored under another transition than "
+                "the one that drew it; remove it or call .eval()"
+            )
         batch_shape = initial.batch_shape
         if 0 in batch_shape:
             raise ValueError(f"initial: has batch shape {tuple(batch_shape)}, expected at least one sequence")
@@ -97,16 +101,13 @@ class MarkovChain(TorchDistribution):
         if mask is not None:
             mask = check_mask(mask, batch_shape, num_steps)
             if inputs is not None:
-                inputs = overwrite_padding(inputs, mask)
+                inputs = fill_inputs(inputs, mask)
         self.initial = initial
         self.transition = transition
         self.num_steps = int(num_steps)
         self._inputs = inputs
         self._step_mask = mask
-        self._drawn: _Draw | None = None
-        self._watched: set[str] = set()  # the functions that were called and dropped nothing
         super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
-        self._refuse_dropout("transition", transition)
 
     @property
     def step_mask(self) -> Tensor | None:
@@ -118,13 +119,10 @@ class MarkovChain(TorchDistribution):
         """The support of the initial distribution at every step."""
         return constraints.independent(self.initial.support, 1)
 
-    @functools.cached_property
+    @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether every conditional can be reparameterised (one call of the transition finds out)."""
-        if not self.initial.has_rsample or self.num_steps == 1:
-            return bool(self.initial.has_rsample)
-        step = self._trial_step()
-        return bool(self.initial.has_rsample) if step is None else bool(step.has_rsample)
+        """Whether the initial distribution can be reparameterised; :meth:`rsample` asks every later step."""
+        return bool(self.initial.has_rsample)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> MarkovChain:
         """Return this chain with a larger batch; a particle plate calls it."""
@@ -137,26 +135,102 @@ class MarkovChain(TorchDistribution):
         chain = type(self)  # of a subclass too
         return chain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
 
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw as ``pyro.sample`` does: every step that can be reparameterised is."""
+        return self._drawn(torch.Size(sample_shape), "draw", [])
+
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised."""
-        first = self.initial.rsample(torch.Size(sample_shape))
-        kept = [as_drawn(self.initial, first)]
-        path = self._walk_unpadded(first, "rsample", kept)
-        if not path.is_inference():  # such a tensor does not tell whether it was changed
-            self._drawn = _Draw(path, path._version, kept, torch.is_grad_enabled())
-        return path
+        r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised.
+
+        Raises:
+            NotImplementedError: a step has no `rsample`.
+        """
+        return self._drawn(torch.Size(sample_shape), "rsample", [])
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._walk_unpadded(self.initial.sample(torch.Size(sample_shape)), "sample")
+            return self._drawn(torch.Size(sample_shape), "draw", [])
+
+    def rsample_with_conditionals(
+        self,
+        sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size(),  # noqa: B008
+    ) -> Draw:
+        r"""Draw paths as :meth:`rsample` does, and hand over the conditionals that they were drawn from.
+
+        The conditionals are those of :meth:`conditionals` at the path. Of diagonal Normals and of flows they are the
+        very steps of the draw, so the transition is not called again; of others it is, once.
+
+        Args:
+            sample_shape: S.
+
+        Returns:
+            The :class:`~seqdisent.chains.Draw`.
+
+        Raises:
+            NotImplementedError: a step has no `rsample`.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> start = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+            >>> chain = MarkovChain(start, lambda z_prev: dist.Normal(z_prev, 0.1).to_event(1), 5)
+            >>> path, conditionals, _ = chain.rsample_with_conditionals()
+            >>> torch.equal(conditionals.steps.mean, path[:, :-1].movedim(1, 0))
+            True
+        """
+        drawn: list[tuple[Any, Tensor]] = []
+        path = self._drawn(torch.Size(sample_shape), "rsample", drawn)
+        if type(self).conditionals is MarkovChain.conditionals:
+            found = conditionals_at_draw(drawn)
+            if found is not None:
+                return Draw(path, found, log_prob_at_draw(drawn))
+        return Draw(path, self.conditionals(path))
 
     def mean_path(self) -> Tensor:
         r"""Return the path (\*B, T, D) on which every step is its conditional's mean given the step before.
 
         It is the mean of the chain only where the transition is linear in z_prev.
+
+        Raises:
+            NotImplementedError: a step has no mean (a flow).
         """
-        return self._walk_unpadded(self._initial_mean(), "mean")
+        return self._drawn(torch.Size(), "mean", [])
+
+    def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
+        r"""Return the conditional of the next step, and the state from which the chain goes on after it.
+
+        Drawing, extending and forecasting are this one function, at the cost of one call of the transition.
+
+        Args:
+            z_prev: the step before, (\*S, \*B, D); None for the first.
+            state: what this function returned beside the step before, or :meth:`state_after` a path; None at the start.
+
+        Returns:
+            The distribution of the step, batch (\*S, \*B), event (D,), and the next state.
+
+        Raises:
+            ValueError: one of z_prev and state without the other, or a chain whose inputs have ended.
+
+        Example:
+            >>> start = dist.Normal(torch.zeros(4, 1), 1.0).to_event(1)
+            >>> chain = MarkovChain(start, lambda z_prev: dist.Normal(2 * z_prev, 0.1).to_event(1), num_steps=3)
+            >>> conditional, state = chain.step()
+            >>> conditional, state = chain.step(torch.ones(4, 1), state)
+            >>> conditional.mean.squeeze(-1), state.num_steps
+            (tensor([2., 2., 2., 2.]), 2)
+        """
+        if z_prev is None or state is None:
+            if z_prev is not None or state is not None:
+                raise ValueError("state: got one of z_prev and state without the other, expected both or neither")
+            return self.initial, self._state_at(1)
+        inputs, t = state.reads, state.num_steps
+        if inputs is not None and t >= len(inputs):
+            raise ValueError(f"state: {t} steps are done, expected fewer: the chain has inputs for {len(inputs)}")
+        return self._step(z_prev, None if inputs is None else like(inputs[t], z_prev)), ChainState(t + 1, inputs)
+
+    def state_after(self, path: Tensor) -> ChainState:
+        r"""Return the state after `path` (\*S, \*B, T', D), from which :meth:`step` goes on with its last step."""
+        return self._state_at(path.shape[-2])
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
         r"""Continue a path.
@@ -172,6 +246,7 @@ class MarkovChain(TorchDistribution):
 
         Raises:
             ValueError: a prefix of length 0 or another size, or inputs that end too early.
+            NotImplementedError: without `sample`, a step has no mean (a flow).
         """
         check_positive(num_steps=num_steps)
         if prefix.ndim < 2 or prefix.shape[-2] == 0 or prefix.shape[-1:] != self.initial.event_shape:
@@ -185,49 +260,16 @@ class MarkovChain(TorchDistribution):
                 f"num_steps: the chain has inputs for {self._inputs.shape[-2]} steps, expected "
                 f"{length} of the prefix + {num_steps}; build it with num_steps={total} and as many inputs"
             )
-        how = ("rsample" if self.has_rsample else "sample") if sample else "mean"
+        how: How = "draw" if sample else "mean"
         if mask is None:
-            return self._walk(list(prefix.unbind(-2)), total, how)
+            return self._walk(list(prefix.unbind(-2)), self.state_after(prefix), total, how)
         mask = check_mask(mask, prefix.shape[:-2], length)
-        return self._walk([prefix[..., 0, :]], total, how, known=(prefix, mask))
+        first = prefix[..., :1, :]
+        return self._walk([first.squeeze(-2)], self.state_after(first), total, how, known=(prefix, mask))
 
     def conditionals(self, path: Tensor) -> Conditionals:
         r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
-        return self._conditionals(self._check_path(path))
-
-    def kept_conditionals(self, path: Tensor) -> Conditionals | None:
-        r"""Return the conditionals that `path` was drawn from: for the ledger, which scores a path once it is drawn.
-
-        They are those of :meth:`conditionals` without another call of the transition, but as it was at the draw, and
-        their gradients flow through the draw and not through `path`. None unless `path` is the very tensor that
-        `rsample` returned last, unchanged since, under the same gradient mode, and its steps are all diagonal Normals,
-        or all flows; or if a subclass has conditionals of its own. Of flows only the log-density of the path is kept.
-        """
-        drawn = self._drawn
-        if drawn is None or path is not drawn.path or path._version != drawn.version:
-            return None
-        if drawn.with_gradient != torch.is_grad_enabled() or type(self).conditionals is not MarkovChain.conditionals:
-            return None
-        initial, *steps = drawn.kept
-        later = side_by_side(steps) if steps else None
-        return None if steps and later is None else Conditionals(initial, later)
-
-    def log_prob_per_step(self, path: Tensor) -> Tensor:
-        r"""Return the log-density (\*S, \*B, T) of each step of `path` given the one before, in nats; 0 at padding."""
         path = self._check_path(path)
-        log_prob = self._conditionals(path).log_prob_per_step(path)
-        if self._step_mask is None:
-            return log_prob
-        return overwrite_padding(log_prob, self._step_mask, event_dims=0)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Return the log-density (\*S, \*B) of paths (\*S, \*B, T, D), in nats."""
-        return self.log_prob_per_step(value).sum(-1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None}  # part of a graph, which is not copied
-
-    def _conditionals(self, path: Tensor) -> Conditionals:
         if self.num_steps == 1:
             return Conditionals(self.initial, None)
         z_prev = path[..., :-1, :]
@@ -238,52 +280,21 @@ class MarkovChain(TorchDistribution):
             inputs = inputs[..., 1:, :].movedim(-2, 0)
         return Conditionals(self.initial, self._step(z_prev.movedim(-2, 0), inputs))
 
+    def log_prob_per_step(self, path: Tensor) -> Tensor:
+        r"""Return the log-density (\*S, \*B, T) of each step of `path` given the one before, in nats; 0 at padding."""
+        path = self._check_path(path)
+        log_prob = self.conditionals(path).log_prob_per_step(path)
+        if self._step_mask is None:
+            return log_prob
+        return overwrite_padding(log_prob, self._step_mask, event_dims=0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Return the log-density (\*S, \*B) of paths (\*S, \*B, T, D), in nats."""
+        return self.log_prob_per_step(value).sum(-1)
+
     def _inputs_along(self, path: Tensor) -> Tensor | None:
         r"""Return what every step reads beside z_prev, (\*S, \*B, T, I)."""
         return None if self._inputs is None else self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])
-
-    def _trial_step(self) -> TorchDistribution | None:
-        """Return some second step, for what does not depend on the path.
-
-        None if the transition cannot be called yet: its static context has the batch of a plate that will expand this
-        chain, and the expanded chain asks again.
-        """
-        with torch.no_grad():
-            try:
-                z_prev = self._initial_mean()
-            except NotImplementedError:  # a flow, say
-                with kept_random_state():
-                    z_prev = self.initial.sample()
-            try:
-                return self._stepper([z_prev])(z_prev, 1)
-            except (RuntimeError, ValueError, NameError):  # NameError: a local that is defined later
-                return None
-
-    def _refuse_dropout(self, name: str, function: Callable[..., Any]) -> None:
-        """Raise if the function calls a module that drops units; one that it could reach but does not is no harm."""
-        suspects = modules_that_drop_out(function)
-        if not suspects or self.num_steps == 1:
-            return
-        called: list[str] = []
-        note = lambda module, _: called.append(type(module).__name__)  # noqa: E731
-        handles = [module.register_forward_pre_hook(note) for module in suspects]
-        try:
-            self._trial_step()
-        finally:
-            for handle in handles:
-                handle.remove()
-        if called:
-            raise ValueError(_drops(name, called[0]))
-
-    def _call(self, name: str, function: Callable[..., _Result], z_prev: Tensor, *others: Any) -> _Result:
-        """Call the function; raise if it drops units, which the first call tells, also where they are out of sight."""
-        if name in self._watched or torch.compiler.is_compiling():
-            return function(z_prev, *others)
-        result, dropped = call_and_watch(functools.partial(function, z_prev, *others), z_prev.device)
-        if dropped is not None:
-            raise ValueError(_drops(name, dropped))
-        self._watched.add(name)
-        return result
 
     def _check_path(self, path: Tensor) -> Tensor:
         try:
@@ -296,22 +307,14 @@ class MarkovChain(TorchDistribution):
                 f"{(*self.batch_shape, *self.event_shape)}"
             )
         path = path.expand(*batch_shape, *self.event_shape)
-        if self._step_mask is None:
-            return path
-        return repeat_first_step(path, self._step_mask)
+        return path if self._step_mask is None else fill_padding(path, self._step_mask)
 
-    def _initial_mean(self) -> Tensor:
-        return self.initial.mean.expand(*self.batch_shape, *self.initial.event_shape)
-
-    def _stepper(self, path: list[Tensor]) -> Callable[[Tensor, int], TorchDistribution]:
-        """Return the function of z_prev and t that gives the conditional of a step after those of `path`, in turn."""
+    def _state_at(self, num_steps: int) -> ChainState:
         # unbound once: indexing inputs inside the loop makes the backward pass quadratic in T
-        inputs = self._inputs_along(path[0].unsqueeze(-2))
-        unbound = None if inputs is None else inputs.unbind(-2)
-        return lambda z_prev, t: self._step(z_prev, None if unbound is None else unbound[t])
+        return ChainState(num_steps, None if self._inputs is None else self._inputs.unbind(-2))
 
     def _step(self, z_prev: Tensor, inputs: Tensor | None) -> TorchDistribution:
-        conditional = self._call("transition", self.transition, z_prev, *(() if inputs is None else (inputs,)))
+        conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs)
         wanted = (z_prev.shape[:-1], self.initial.event_shape)
         if (conditional.batch_shape, conditional.event_shape) != wanted:
             raise ValueError(
@@ -321,51 +324,57 @@ class MarkovChain(TorchDistribution):
             )
         return conditional
 
+    def _drawn(self, sample_shape: torch.Size, how: How, drawn: list[tuple[Any, Tensor]]) -> Tensor:
+        """Take a whole path, step by step; add each conditional, and what was taken from it, to `drawn`."""
+        first = self._take(self.initial, how, sample_shape)
+        drawn.append((self.initial, first))
+        mask = self._step_mask
+        path = self._walk([first], self._state_at(1), self.num_steps, how, real=mask, drawn=drawn)
+        return path if mask is None else fill_padding(path, mask)
+
     def _walk(
         self,
         path: list[Tensor],
+        state: ChainState,
         num_steps: int,
-        how: str,
+        how: How,
         *,
         known: tuple[Tensor, Tensor] | None = None,
-        hidden: Tensor | None = None,
-        kept: list[Any] | None = None,
+        real: Tensor | None = None,
+        drawn: list[tuple[Any, Tensor]] | None = None,
     ) -> Tensor:
-        """Lengthen `path` to `num_steps`, keeping steps that are `known`; steps that are `hidden` follow the first.
-
-        What is kept of the conditionals that the steps are drawn from is added to `kept`.
-        """
-        step = self._stepper(path)
+        """Lengthen `path` to `num_steps`, keeping steps that are `known`; one that is not `real` follows the first."""
         for t in range(len(path), num_steps):
             z_prev = path[-1]
-            if hidden is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
-                z_prev = torch.where(hidden[..., t, None], z_prev, path[0].detach())
-            conditional = step(z_prev, t)
-            z = conditional.mean if how == "mean" else getattr(conditional, how)()
-            if kept is not None:
-                kept.append(as_drawn(conditional, z))
+            if real is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
+                z_prev = torch.where(real[..., t, None], z_prev, path[0].detach())
+            conditional, state = self.step(z_prev, state)
+            z = self._take(conditional, how)
+            if drawn is not None:
+                drawn.append((conditional, z))
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)
         return torch.stack(path, -2)
 
-    def _walk_unpadded(self, first: Tensor, how: str, kept: list[Any] | None = None) -> Tensor:
-        mask = self._step_mask
-        path = self._walk([first], self.num_steps, how, hidden=mask, kept=kept)
-        return path if mask is None else overwrite_padding(path, mask)
+    def _take(self, conditional: TorchDistribution, how: How, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        if how == "mean":
+            mean: Tensor = conditional.mean
+            return mean.expand(conditional.shape())
+        if conditional.has_rsample:
+            return conditional.rsample(sample_shape)
+        if how == "rsample":
+            raise NotImplementedError(f"a step is a {type(conditional).__name__}, which has no rsample")
+        return conditional.sample(sample_shape)
 
 
-def _drops(name: str, module: str) -> str:
-    return (
-        f"{name}: {module} drops units at random, so a path would be scored under another transition than the one that "
-        "drew it; remove it or call .eval()"
-    )
+def _as_vector(initial: TorchDistribution) -> str:
+    """Say what makes a vector of an initial distribution whose event is none."""
+    if isinstance(initial, dist.Categorical):
+        return "a class is a vector as OneHotCategorical"
+    return ".to_event(1) makes the last batch dimension the event" if initial.batch_shape else "it has no dimension"
 
 
-class _Draw(NamedTuple):
-    """The path that a chain drew last, and what each of its steps was drawn from."""
-
-    path: Tensor
-    version: int  # of the path: in-place changes count it up
-    kept: list[Any]
-    with_gradient: bool
+def like(values: Tensor, z_prev: Tensor) -> Tensor:
+    """Return values (*B, I) with the leading dimensions of z_prev."""
+    return values if values.shape[:-1] == z_prev.shape[:-1] else values.expand(*z_prev.shape[:-1], -1)

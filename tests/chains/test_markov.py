@@ -1,10 +1,8 @@
 """MarkovChain: one batched call scores what a loop and a dense Gaussian score; padding changes nothing."""
 
-import copy
 import functools
 import itertools
 import math
-import threading
 
 import pyro
 import pyro.distributions as dist
@@ -15,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import LinearChain, normal
 from pyro.distributions.transforms import affine_autoregressive
-from strategies import Tensors, batch_shapes, dimensions, lengths, mask_of, masks, num_steps, padding, seeds
+from strategies import Tensors, batch_shapes, dimensions, lengths, mask_of, num_steps, padding, seeds
 from torch import nn
 from torch.testing import assert_close
 
-from seqdisent import GatedTransition, MarkovChain, elbo_terms
-from seqdisent.chains import Chain, as_chain
+from seqdisent import GatedTransition, MarkovChain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
 
@@ -102,7 +99,9 @@ def test_scoring_calls_the_transition_once_and_sampling_once_a_step():
 
 
 @given(seeds(), lengths(), batch_shapes(2, 2), st.integers(0, 1))
-def test_kept_conditionals_are_those_of_the_path_with_their_gradients(seed, row_lengths, sample_shape, extra_steps):
+def test_a_draw_hands_over_the_conditionals_of_its_path_with_their_gradients(
+    seed, row_lengths, sample_shape, extra_steps
+):
     parts = ragged_chain(seed, row_lengths, 2, extra_steps)
     weight, read = parts.loc.new_tensor(0.7).requires_grad_(), parts.inputs.clone().requires_grad_()
 
@@ -112,47 +111,23 @@ def test_kept_conditionals_are_those_of_the_path_with_their_gradients(seed, row_
 
     chain = MarkovChain(parts.initial, transition, parts.num_steps, inputs=read, mask=parts.mask)
     torch.manual_seed(seed)
-    path = chain.rsample(sample_shape)
-    parts.calls.clear()
-    kept = chain.kept_conditionals(path)
-    assert parts.calls == []
+    path, drawn, log_prob = chain.rsample_with_conditionals(sample_shape)
+    assert len(parts.calls) == parts.num_steps - 1
+    assert log_prob is None
+    torch.manual_seed(seed)
+    exact(path, chain.rsample(sample_shape))
     fresh = chain.conditionals(path)
     if fresh.steps is None:
-        assert kept.steps is None
+        assert drawn.steps is None
         return
-    assert (kept.steps.batch_shape, kept.steps.event_shape) == (fresh.steps.batch_shape, fresh.steps.event_shape)
+    assert (drawn.steps.batch_shape, drawn.steps.event_shape) == (fresh.steps.batch_shape, fresh.steps.event_shape)
     real = parts.mask[:, 1:].T.reshape(-1, *(1,) * len(sample_shape), len(row_lengths), 1)
     results = []
-    for conditionals in (kept, fresh):
+    for conditionals in (drawn, fresh):
         terms = torch.where(real, conditionals.steps.mean.square() + conditionals.steps.stddev.log(), 0.0)
         results.append((terms, *torch.autograd.grad(terms.sum(), (weight, read), retain_graph=True)))
     for mine, theirs in zip(*results, strict=True):
         exact(mine, theirs)
-
-
-def test_conditionals_are_kept_for_the_last_path_only_and_only_while_they_are_right():
-    parts = LinearChain(0, (3,), 6, 2)
-    chain = parts.chain()
-    path = chain.rsample()
-    assert chain.kept_conditionals(path) is not None
-    assert chain.kept_conditionals(path.clone()) is None
-    with torch.no_grad():
-        assert chain.kept_conditionals(path) is None  # they would bring a gradient along
-    chain.rsample()
-    assert chain.kept_conditionals(path) is None
-    with torch.no_grad():
-        path = chain.rsample()
-        assert chain.kept_conditionals(path) is not None
-    assert chain.kept_conditionals(path) is None  # their gradient was not recorded
-    path = chain.rsample()
-    path.zero_()
-    assert chain.kept_conditionals(path) is None
-    with torch.inference_mode():
-        assert chain.kept_conditionals(chain.rsample()) is None
-    parts.loc.requires_grad_()
-    chain = parts.chain()
-    assert chain.rsample().requires_grad  # part of a graph, which a copy leaves behind
-    assert copy.deepcopy(chain).event_shape == chain.event_shape
 
 
 class Shifted(dist.Normal):
@@ -163,20 +138,22 @@ class Shifted(dist.Normal):
 
 
 @pytest.mark.parametrize("step", [lambda z: Shifted(z, 1.0).to_event(1), lambda z: dist.LogNormal(z, 1.0).to_event(1)])
-def test_only_diagonal_normals_are_kept(step):
+def test_other_steps_are_evaluated_again_at_the_path(step):
     chain = MarkovChain(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), step, 4)
-    path = chain.rsample()
-    assert chain.kept_conditionals(path) is None
-    exact(chain.conditionals(path).log_prob_per_step(path), chain.log_prob_per_step(path))
+    path, conditionals, _ = chain.rsample_with_conditionals()
+    exact(conditionals.log_prob_per_step(path), chain.log_prob_per_step(path))
 
 
-def test_a_subclass_with_conditionals_of_its_own_keeps_none():
+def test_a_subclass_hands_over_its_own_conditionals():
     class Mine(MarkovChain):
         def conditionals(self, path):
             return super().conditionals(path.detach())
 
     chain = Mine(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1), 4)
-    assert chain.kept_conditionals(chain.rsample()) is None
+    path = chain.rsample().requires_grad_()
+    _, conditionals, _ = chain.rsample_with_conditionals()
+    assert not conditionals.steps.mean.requires_grad
+    assert not chain.conditionals(path).steps.mean.requires_grad
 
 
 def test_conditionals_have_the_steps_on_the_left_and_score_the_path():
@@ -253,7 +230,7 @@ def test_padding_changes_no_value_and_no_gradient(seed, row_lengths, filling, po
         assert torch.isfinite(padded).all()
         assert torch.equal(clean, padded)
     sample, per_step, _, path_gradient, input_gradient, *_ = results[1]
-    assert (sample[~parts.mask] == 0).all()
+    assert torch.equal(sample, torch.where(real, sample, sample[:, :1]))
     assert (per_step[~parts.mask] == 0).all()
     assert (path_gradient[~parts.mask] == 0).all()
     assert (input_gradient[~parts.mask] == 0).all()
@@ -323,7 +300,7 @@ def test_a_sample_and_its_gradient_are_those_of_the_explicit_loop(seed, row_leng
     for t in range(1, parts.num_steps):
         z = parts.transition(z, parts.inputs[:, t]).rsample()
         steps.append(z)
-    looped = torch.stack(steps, -2) * parts.mask.unsqueeze(-1)
+    looped = torch.where(parts.mask.unsqueeze(-1), torch.stack(steps, -2), steps[0].unsqueeze(-2).detach())
     exact(path, looped)
     weights = Tensors(seed + 1).normal(*path.shape)
     gradients = torch.autograd.grad((path * weights).sin().sum(), parameters, allow_unused=True)
@@ -340,7 +317,7 @@ def test_gradients_are_those_of_finite_differences():
     def sampled(*values):
         parts.matrix, parts.scale, parts.loc, parts.first_scale, parts.context, inputs = values
         torch.manual_seed(0)
-        return parts.chain(inputs=inputs).rsample()
+        return parts.chain(inputs=inputs).rsample()[parts.mask]  # no gradient flows through padding
 
     def scored(path, *values):
         parts.matrix, parts.scale, parts.loc, parts.first_scale, parts.context, inputs = values
@@ -386,7 +363,7 @@ def test_the_mean_path_of_a_linear_chain_is_its_mean(seed, row_lengths):
     for i, length in enumerate(row_lengths):
         mean, _ = reference.dense_chain(*parts.of_row(i, length=length))
         exact(path[i, :length].flatten(), mean)
-        assert (path[i, length:] == 0).all()
+        assert torch.equal(path[i, length:], path[i, :1].expand(len(path[i, length:]), -1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -573,40 +550,76 @@ class WithoutRsample(dist.Normal):
 
 @pytest.mark.parametrize("first", [dist.Normal, WithoutRsample])
 @pytest.mark.parametrize("later", [dist.Normal, WithoutRsample])
-def test_a_chain_can_be_reparameterised_if_its_parts_can(first, later):
+def test_a_chain_is_drawn_by_the_means_of_each_step(first, later):
     chain = MarkovChain(first(torch.zeros(3, 2), 1.0).to_event(1), lambda z: later(z, 1.0).to_event(1), 3)
-    assert chain.has_rsample == (first is later is dist.Normal)
+    assert chain.has_rsample == (first is dist.Normal)
     assert chain.expand((4, 3)).has_rsample == chain.has_rsample
-    path = pyro.sample("z", chain)  # calls sample where there is no rsample
+    path = pyro.sample("z", chain)  # calls sample where a step has no rsample
     assert path.shape == (3, 3, 2)
     assert chain.extend(path[:, :1], 4).shape == (3, 5, 2)
-    one_step = MarkovChain(chain.initial, never, 1)
-    assert one_step.has_rsample == (first is dist.Normal)
+    if first is later is dist.Normal:
+        assert chain.rsample().shape == (3, 3, 2)
+    else:
+        with pytest.raises(NotImplementedError, match="a step is a Independent, which has no rsample"):
+            chain.rsample()
 
 
-def test_finding_out_leaves_the_random_state_alone():
-    initial = dist.TransformedDistribution(normal(torch.zeros(3, 2), 1.0), [exp()])  # has no mean, so it is sampled
-    chain = MarkovChain(initial, lambda z: normal(z, 1.0), 3)
-    state = torch.get_rng_state()
-    assert chain.has_rsample
-    assert torch.equal(torch.get_rng_state(), state)
+def test_an_error_of_the_transition_is_its_own():
+    def transition(z):
+        raise ValueError("mine")
+
+    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), transition, 3)
+    for use in (chain.rsample, chain.sample, chain.mean_path, lambda: chain.log_prob(torch.zeros(3, 3, 2))):
+        with pytest.raises(ValueError, match="^mine$"):
+            use()
 
 
-def test_whether_it_can_be_reparameterised_is_found_out_with_the_second_input():
-    inputs = torch.tensor([float("nan"), 2.0, 3.0]).reshape(1, 3, 1)
-    seen = []
+# ---------------------------------------------------------------------------------------------------------------------
+# Step by step
+# ---------------------------------------------------------------------------------------------------------------------
 
-    def transition(z, u):
-        seen.append(u)
-        return normal(z + u, 1.0)
 
-    assert MarkovChain(normal(torch.zeros(1, 1), 1.0), transition, 3, inputs=inputs).has_rsample
-    assert [float(u) for u in seen] == [2.0]
+@given(seeds(), batch_shapes(2, 2), st.integers(1, 5), batch_shapes(1, 2))
+def test_going_on_step_by_step_is_the_chain(seed, batch_shape, steps, sample_shape):
+    parts = LinearChain(seed, batch_shape, steps, 2)
+    chain = parts.chain()
+    torch.manual_seed(seed)
+    path = chain.rsample(sample_shape)
+    torch.manual_seed(seed)
+    conditional, state = chain.step()
+    z, log_prob = conditional.rsample(sample_shape), []
+    for t in range(steps):
+        if t:
+            parts.calls.clear()
+            conditional, state = chain.step(z, state)
+            assert len(parts.calls) == 1
+            z = conditional.rsample()
+        exact(z, path[..., t, :])
+        log_prob.append(conditional.log_prob(z))
+        assert state.num_steps == t + 1
+    exact(torch.stack(log_prob, -1), chain.log_prob_per_step(path))
+    with pytest.raises(ValueError, match=f"state: {steps} steps are done, expected fewer: the chain has inputs for"):
+        chain.step(z, state)
+
+
+def test_a_chain_goes_on_after_a_path():
+    parts = LinearChain(0, (3,), 6, 2)
+    chain = parts.chain()
+    path = chain.rsample()
+    conditional, state = chain.step(path[:, 3], chain.state_after(path[:, :4]))
+    exact(conditional.mean, chain.conditionals(path).steps.mean[3])
+    assert state.num_steps == 5
+    for wrong in ({"z_prev": path[:, 0]}, {"state": state}):
+        with pytest.raises(ValueError, match="state: got one of z_prev and state without the other"):
+            chain.step(**wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Dropout
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+START = normal(torch.zeros(3, 2), 1.0)
 
 
 class Step(nn.Module):
@@ -634,302 +647,46 @@ class Recurrent(nn.Module):
         return self.gru(x.reshape(1, -1, 2))[0].reshape(x.shape)
 
 
-GLOBAL_STEP = Step(nn.Dropout(0.5))
-
-
-def nested(step):
-    def inner(z, step=step):
-        return step(z)
-
-    return inner
-
-
-FORMS = {
-    "module": lambda step: step,
-    "bound method": lambda step: step.step,
-    "lambda": lambda step: lambda z: step(z),
-    "default argument": nested,
-    "partial": lambda step: functools.partial(step, context=None),
-    "partial argument": lambda step: functools.partial(lambda module, z: module(z), step),
-    "partial of a lambda": lambda step: functools.partial(lambda z, context: step(z, context), context=None),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.AlphaDropout(0.1), Recurrent()], ids=lambda x: type(x).__name__)
-def test_dropout_is_refused_in_training_and_fine_in_evaluation(form, layer):
-    step = Step(layer).train()
-    initial = normal(torch.zeros(3, 2), 1.0)
-    name = "GRU" if isinstance(layer, Recurrent) else type(layer).__name__
-    with pytest.raises(ValueError, match=rf"transition: {name} drops units at random.*\.eval\(\)"):
-        MarkovChain(initial, FORMS[form](step), 3)
-    step.eval()
-    chain = MarkovChain(initial, FORMS[form](step), 3)
-    chain.log_prob(chain.rsample())
-
-
-def test_dropout_of_a_global_module_is_refused():
-    with pytest.raises(ValueError, match="Dropout drops units"):
-        MarkovChain(normal(torch.zeros(2), 1.0), lambda z: GLOBAL_STEP(z), 3)
+def test_a_module_with_dropout_is_refused_in_training_and_fine_in_evaluation(layer):
+    step = Step(layer)
+    with pytest.raises(ValueError, match="transition: .* drops units at random"):
+        MarkovChain(START, step, 3)
+    assert MarkovChain(START, step.eval(), 3).rsample().shape == (3, 3, 2)
 
 
 def test_dropout_with_probability_zero_is_fine():
-    for layer in (nn.Dropout(0.0), nn.GRU(2, 2, dropout=0.0)):
-        step = Step(nn.Identity())
-        step.unused = layer
-        MarkovChain(normal(torch.zeros(2), 1.0), step.train(), 3)
+    assert MarkovChain(START, Step(nn.Dropout(0.0)), 3).rsample().shape == (3, 3, 2)
 
 
-def test_dropout_is_refused_from_the_second_step_on_and_a_chain_of_one_step_does_not_look():
-    dropout, calls = nn.Dropout(0.5), []
-
-    def step(z_prev):
-        calls.append(z_prev)
-        return normal(dropout(z_prev), 1.0)
-
-    initial = normal(torch.zeros(3, 2), 1.0)
-    MarkovChain(initial, step, 1)
-    assert not calls
-    with pytest.raises(ValueError, match="transition: Dropout drops units at random"):
-        MarkovChain(initial, step, 2)
+def test_what_a_method_does_not_call_is_no_harm():
+    network = Step(nn.Dropout(0.5))
+    network.transition = nn.Linear(2, 2)
+    assert MarkovChain(START, lambda z: normal(network.transition(z), 1.0), 3).rsample().shape == (3, 3, 2)
 
 
-def test_dropout_elsewhere_in_the_model_is_fine():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder, self.transition = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), Step(nn.Tanh())
-
-        def step(self, z_prev):
-            return self.transition(z_prev)
-
-        def chain(self, transition):
-            return MarkovChain(normal(torch.zeros(2), 1.0), transition, 3)
-
-    model = Model().train()
-    for transition in (model.step, lambda z: model.transition(z), functools.partial(Model.step, model)):
-        model.chain(transition).rsample()
-    assert not model.encoder[1]._forward_pre_hooks
-
-
-class Plain:
-    """What holds a step and is no module."""
-
-    def __init__(self, step):
-        self.steps = [step]
-
-    def step(self, z_prev):
-        return self.steps[0](z_prev)
-
-    __call__ = step
-
-
-def behind_a_helper(step):
-    def head(z):
-        return step(z)
-
-    return lambda z: head(z)
-
-
-def in_a_list(step):
-    steps = [step]
-    return lambda z: steps[0](z)
-
-
-HIDDEN = {
-    "helper": behind_a_helper,
-    "bound method of a plain object": lambda step: Plain(step).step,
-    "plain object": Plain,
-    "list": in_a_list,
-}
-
-
-@pytest.mark.parametrize("form", HIDDEN)
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), Recurrent()], ids=lambda x: type(x).__name__)
-def test_dropout_out_of_sight_is_refused_at_the_first_use(form, layer):
-    step, initial, path = Step(layer).train(), normal(torch.zeros(3, 2), 1.0), torch.zeros(3, 4, 2)
-    name = "GRU" if isinstance(layer, Recurrent) else "Dropout"
-    uses = {
-        "rsample": lambda chain: chain.rsample(),
-        "sample": lambda chain: chain.sample(),
-        "mean_path": lambda chain: chain.mean_path(),
-        "extend": lambda chain: chain.extend(path, 1),
-        "log_prob": lambda chain: chain.log_prob(path),
-    }
-    for use in uses.values():
-        chain = MarkovChain(initial, HIDDEN[form](step), 4)
-        for _ in range(2):
-            with pytest.raises(ValueError, match=rf"transition: {name} drops units at random.*\.eval\(\)"):
-                use(chain)
-    assert not torch.nn.modules.module._global_forward_pre_hooks
-    step.eval()
-    for use in uses.values():
-        use(MarkovChain(initial, HIDDEN[form](step), 4))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own, of an input that is no leaf
-def test_compiled_transitions_are_watched_too():
-    initial, path = normal(torch.zeros(3, 2), 1.0), torch.zeros(3, 4, 2)
-    layers = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
-    network = torch.compile(layers, backend="eager")
-    step = behind_a_helper(lambda z: normal(network(z), 1.0))
-    plain = MarkovChain(initial, lambda z: normal(layers(z), 1.0), 4)
-    exact(MarkovChain(initial, step, 4).log_prob(path), plain.log_prob(path))
-    exact(same_noise(MarkovChain(initial, step, 4).rsample), same_noise(plain.rsample))
-    layers.train()
-    with pytest.raises(ValueError, match="transition: Dropout drops units"):
-        MarkovChain(initial, step, 4).log_prob(path)
-
-
-def test_a_chain_calls_its_transition_no_more_for_being_watched():
-    calls = []
-
-    def step(z_prev):
-        calls.append(tuple(z_prev.shape))
-        return normal(z_prev, 1.0)
-
-    state = torch.get_rng_state()
-    MarkovChain(normal(torch.zeros(3, 2), 1.0), step, 4).log_prob(torch.zeros(3, 4, 2))
-    assert calls == [(3, 3, 2)]
-    assert torch.equal(torch.get_rng_state(), state)
-    MarkovChain(normal(torch.zeros(3, 2), 1.0), step, 4).rsample()
-    assert calls[1:] == [(3, 2)] * 3
-
-
-def test_dropout_in_another_thread_is_no_harm():
-    busy = nn.Dropout(0.5)
-
-    def step(z_prev):
-        thread = threading.Thread(target=lambda: busy(torch.ones(5)))
-        thread.start()
-        thread.join()
-        return normal(z_prev, 1.0)
-
-    behind = behind_a_helper(step)  # `busy` is out of sight
-    MarkovChain(normal(torch.zeros(3, 2), 1.0), behind, 4).rsample()
-
-
-def test_a_transition_may_name_what_is_defined_later():
-    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), lambda z: normal(later(z), 1.0), 4)
-    assert chain.has_rsample  # cannot be called yet
-    later = nn.Linear(2, 2)
-    assert chain.rsample().shape == (3, 4, 2)
-    dropout = nn.Dropout(0.5)
-    chain = MarkovChain(normal(torch.zeros(3, 2), 1.0), lambda z: normal(last(dropout(z)), 1.0), 4)
-    last = nn.Dropout(0.5)
-    with pytest.raises(ValueError, match="transition: Dropout drops units"):
-        chain.rsample()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A factorised Normal, seen as a chain
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@given(seeds(), batch_shapes(2, 3), num_steps(), batch_shapes(1, 3))
-def test_a_factorised_normal_is_a_chain_that_ignores_the_step_before(seed, batch_shape, steps, sample_shape):
-    tensors = Tensors(seed)
-    loc, scale = tensors.normal(*batch_shape, steps, 2), 0.3 + tensors.uniform(*batch_shape, steps, 2)
-    chain = as_chain(normal(loc, scale, 2))
-    assert isinstance(chain, Chain)
-    assert chain.step_mask is None
-    path = tensors.normal(*sample_shape, *batch_shape, steps, 2)
-    exact(chain.log_prob_per_step(path), normal(loc, scale, 1).log_prob(path))
-    initial, later = chain.conditionals(path)
-    exact(chain.conditionals(path).log_prob_per_step(path), chain.log_prob_per_step(path))
-    exact(initial.mean, loc[..., 0, :])
-    if steps == 1:
-        assert later is None
-    else:
-        assert later.batch_shape == (steps - 1, *sample_shape, *batch_shape)
-    exact(chain.mean_path(), loc)
-
-
-@given(seeds(), masks(largest=4, max_rows=3), padding())
-def test_its_steps_may_be_masked_and_then_it_is_a_masked_chain(seed, mask, content):
-    tensors = Tensors(seed)
-    loc, path = (tensors.normal(*mask.shape, 2) for _ in range(2))
-    path[~mask] = content
-    chain = as_chain(normal(loc, 0.5).mask(mask).to_event(1))
-    assert (chain.step_mask == mask).all()
-    found = chain.log_prob_per_step(path)
-    exact(found[mask], normal(loc, 0.5).log_prob(path)[mask])
-    assert (found[~mask] == 0).all()
-
-
-def test_a_masked_normal_and_a_masked_chain_can_be_compared():
-    loc, mask = Tensors(0).normal(2, 3, 2), mask_of([3, 1])
-
-    def kl_per_step(mask):
-        def model():
-            with pyro.plate("sequences", 2):
-                z = pyro.sample(
-                    "z", MarkovChain(normal(0 * loc[:, 0], 1.0), lambda z: normal(z / 2, 1.0), 3, mask=mask)
-                )
-                pyro.sample("x", normal(z[:, 0], 1.0), obs=loc[:, 0])
-
-        def guide():
-            with pyro.plate("sequences", 2):
-                step = normal(loc, 0.5)
-                pyro.sample("z", (step if mask is None else step.mask(mask)).to_event(1))
-
-        torch.manual_seed(1)
-        terms = elbo_terms(model, guide)
-        assert terms.monte_carlo == frozenset()
-        return terms.kl_per_step["z"]
-
-    exact(kl_per_step(mask), torch.where(mask, kl_per_step(None), 0.0))
-
-
-def test_a_factorised_normal_continues_with_its_own_steps():
-    tensors = Tensors(0)
-    loc, mask = tensors.normal(2, 5, 2), mask_of([1, 3])
-    chain = as_chain(normal(loc, 0.5, 2))
-    prefix = tensors.normal(2, 3, 2)
-    extended = chain.extend(prefix, 2, sample=False)
-    exact(extended, torch.cat([prefix, loc[:, 3:]], 1))
-    ragged = chain.extend(prefix, 2, mask=mask, sample=False)
-    exact(ragged[0], torch.cat([prefix[0, :1], loc[0, 1:]]))
-    exact(ragged[1], extended[1])
-    drawn = chain.extend(prefix.expand(4, 2, 3, 2), 2)
-    exact(drawn[..., :3, :], prefix.expand(4, 2, 3, 2))
-    assert len(drawn[:, 0, 4, 0].unique()) == 4  # every sample has its own noise
-    with pytest.raises(ValueError, match="num_steps: the distribution has 5 steps, expected 6"):
-        chain.extend(prefix, 3)
-
-
-def test_what_counts_as_a_chain():
-    parts = LinearChain(0, (3,), 4, 2)
-    chain = parts.chain()
-    assert as_chain(chain) is chain
-    assert as_chain(chain.mask(torch.tensor(True))) is chain
-    assert as_chain(normal(torch.zeros(3, 4, 2), 1.0, 1)) is None  # steps in the batch
-    of_sequences = normal(torch.zeros(3, 4, 2), 1.0, 0).mask(torch.ones(3, 4, 2, dtype=torch.bool)).to_event(2)
-    assert as_chain(of_sequences) is None  # a mask of coordinates
-    twice = normal(torch.zeros(3, 4, 2), 1.0).mask(torch.ones(4).bool()).mask(torch.ones(3, 1).bool()).to_event(1)
-    assert as_chain(twice) is None
-    assert as_chain(dist.Laplace(torch.zeros(3, 4, 2), 1.0).to_event(2)) is None
-    assert as_chain(dist.MultivariateNormal(torch.zeros(3, 4, 2), torch.eye(2)).to_event(1)) is None
-
-
-def test_a_class_with_the_protocol_is_a_chain():
-    class Mine:
-        step_mask = None
-
-        def conditionals(self, path): ...
-        def log_prob_per_step(self, path): ...
-        def mean_path(self): ...
-        def extend(self, prefix, num_steps, *, mask=None, sample=True): ...
-
-    mine = Mine()
-    assert as_chain(mine) is mine
+def test_dropout_inside_a_function_is_scored_as_it_was_drawn():
+    """The ledger has the steps that drew the path, so the density is that of the draw."""
+    step = Step(nn.Dropout(0.5))
+    path, conditionals, _ = MarkovChain(START, lambda z: step(z), 5).rsample_with_conditionals()
+    again = MarkovChain(START, lambda z: step(z), 5).conditionals(path)
+    assert not torch.equal(conditionals.steps.mean, again.steps.mean)
+    torch.manual_seed(3)
+    chain = MarkovChain(START, lambda z: step(z), 5)
+    path, conditionals, _ = chain.rsample_with_conditionals()
+    torch.manual_seed(3)
+    z = [START.rsample()]
+    means = []
+    for _ in range(4):
+        conditional = step(z[-1])
+        means.append(conditional.mean)
+        z.append(conditional.rsample())
+    exact(conditionals.steps.mean, torch.stack(means))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Errors
 # ---------------------------------------------------------------------------------------------------------------------
-
-START = normal(torch.zeros(3, 2), 1.0)
 
 
 def walk(z_prev, inputs=None):
@@ -1044,8 +801,8 @@ def test_expanding_a_subclass_keeps_it():
 
 
 @pytest.mark.parametrize(("num_steps", "mask"), [(1, None), (3, None), (3, mask_of([3, 1]))])
-def test_flows_keep_the_density_of_their_draw(num_steps, mask):
-    """What was kept at the draw against the flow's own inverse, which needs a call for each coordinate."""
+def test_flows_hand_over_the_density_of_their_draw(num_steps, mask):
+    """What was computed at the draw against the flow's own inverse, which needs a call for each coordinate."""
     tensors = Tensors(0)
     flow = tensors.build(lambda: affine_autoregressive(2, [3]))
     matrix, loc = tensors.normal(2, 2).requires_grad_(), tensors.normal(2, 2).requires_grad_()
@@ -1057,10 +814,12 @@ def test_flows_keep_the_density_of_their_draw(num_steps, mask):
     torch.set_default_dtype(torch.float64)  # of the zeros from which Pyro's inverse starts
     try:
         chain = MarkovChain(flowing(loc), lambda z_prev: flowing(z_prev @ matrix), num_steps, mask=mask)
-        path = chain.rsample()
-        kept = chain.kept_conditionals(path).log_prob_per_step(path)
+        path, conditionals, kept = chain.rsample_with_conditionals()
         kept = kept if mask is None else torch.where(mask, kept, 0.0)
         scored = chain.log_prob_per_step(path)
+        shifted = path.detach() + 0.1  # of another value, the conditionals have the density of that value
+        elsewhere = conditionals.log_prob_per_step(shifted)[..., 0]
+        torch.testing.assert_close(elsewhere, flowing(loc).log_prob(shifted[..., 0, :]))
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(kept, scored)

@@ -23,7 +23,7 @@ from reference import Factor
 from strategies import Tensors, dimensions, mask_of, num_steps, seeds
 from torch import Tensor, nn
 
-from seqdisent import MarkovChain, RecurrentChain
+from seqdisent import IndependentSteps, MarkovChain, RecurrentChain
 
 TRAJECTORIES = ("markov", "recurrent", "factorised")
 NUM_FRAME_VALUES, NUM_INPUTS, STATE_SIZE = 2, 2, 2
@@ -164,7 +164,7 @@ class RandomProgram:
             return conditional(location)
         if factor.kind == "factorised":
             step = conditional(location)
-            return (step if mask is None else step.mask(mask)).to_event(1)
+            return IndependentSteps(step, mask)
         if factor.kind == "recurrent":
             return self._recurrent(factor, conditional, location, num_steps, mask, inputs)
 

@@ -18,7 +18,8 @@ from pyro import poutine
 from strategies import Tensors, mask_of
 from torch import Tensor, nn
 
-from seqdisent import ELBOTerms, MarkovChain, RecurrentChain
+from seqdisent import ELBOTerms, IndependentSteps, MarkovChain, RecurrentChain
+from seqdisent.inference import Term
 
 
 def normal(loc: Tensor, scale: Tensor | float, event_dims: int = 1) -> Any:
@@ -397,18 +398,18 @@ def recurrent_chain(seed: int, num_sequences: int, num_steps: int) -> Program:
 
 
 def factorised_chain(seed: int, num_sequences: int, num_steps: int) -> Program:
-    """A Normal with event (T, D), which counts as a chain, in model and guide."""
+    """Independent steps, which are a trajectory without memory, in model and guide."""
     tensors, x = _data(seed, num_sequences, num_steps)
     weight, scale = tensors.normal(2), 0.3 + tensors.uniform(2)
 
     def model(x):
         with pyro.plate("sequences", num_sequences):
-            z = pyro.sample("z", normal(weight.new_zeros(num_steps, 2), 1.0, 2))
+            z = pyro.sample("z", IndependentSteps(normal(weight.new_zeros(num_steps, 2), 1.0)))
             pyro.sample("x", normal(z * weight, scale, 2), obs=x)
 
     def guide(x):
         with pyro.plate("sequences", num_sequences):
-            pyro.sample("z", normal(x * weight, scale, 2))
+            pyro.sample("z", IndependentSteps(normal(x * weight, scale)))
 
     return Program(model, guide, (x,), [weight, scale], ("z", "x"), num_sequences, ("z",))
 
@@ -575,8 +576,8 @@ PROGRAMS: list[Callable[[int, int, int], Program]] = [
 
 def ledger_with(log_likelihood: Tensor) -> ELBOTerms:
     """Return a ledger of one observed site."""
-    one = frozenset({"x"})
-    return ELBOTerms({"x": log_likelihood}, {}, {}, {}, {}, frozenset(), len(log_likelihood), one, None, False)
+    term = Term("x", "log_likelihood", log_likelihood, None, None, None, "density", in_plate=True, is_scaled=False)
+    return ELBOTerms({"x": term}, len(log_likelihood), None)
 
 
 def check_finite_on_rank(rank: int, folder: str) -> None:

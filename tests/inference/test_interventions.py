@@ -15,8 +15,8 @@ from strategies import Tensors, lengths, mask_of, num_steps, padding, seeds
 from torch import nn
 from torch.testing import assert_close
 
-from seqdisent import MarkovChain, elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.chains import as_chain
+from seqdisent import IndependentSteps, MarkovChain, elbo_terms, forecast, generate, infer, reconstruct, swap
+from seqdisent.chains.factorised import as_chain
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
 
@@ -370,11 +370,14 @@ def test_a_factorised_prior_continues_with_its_own_steps():
     def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         loc = torch.arange(float(num_steps)).reshape(-1, 1)
         with pyro.plate("sequences", num_sequences):
-            pyro.sample("x", normal(pyro.sample("z", normal(loc, 1.0, 2)), 1.0, 2), obs=frames)
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))  # carries on; z alone would not
+            z = pyro.sample("z", IndependentSteps(normal(loc, 1.0)))
+            pyro.sample("x", normal(z + level.reshape(-1, 1, 1), 1.0, 2), obs=frames)
 
     def guide(frames, mask=None):
         with pyro.plate("sequences", len(frames)):
-            pyro.sample("z", normal(frames, 1.0, 2))
+            pyro.sample("level", dist.Normal(torch.zeros(len(frames)), 1.0))
+            pyro.sample("z", IndependentSteps(normal(frames, 1.0)))
 
     frames = 10 * torch.ones(2, 2, 1)
     pictures = forecast(model, guide, frames, num_steps=2, sample=False)["x"].mean
@@ -634,7 +637,7 @@ def test_a_matrix_that_is_no_trajectory_stays_as_it_is(steps):
 
 @pytest.mark.parametrize("family", [dist.Laplace, dist.Normal])
 def test_any_posterior_over_steps_is_a_trajectory(family):
-    slots = Slots(lambda frames: family(frames[..., :1], 1.0).to_event(2))
+    slots = Slots(lambda frames: IndependentSteps(family(frames[..., :1], 1.0).to_event(1)))
     long, short = ramp(4, 4)[0], ramp(2, 2)[0]
     exact(swap(slots.model, slots.guide, long, short, sites=["w"])["x"].mean, long)
     exact(swap(slots.model, slots.guide, long + 1, short, sites=["z"])["x"].mean, short)
@@ -651,11 +654,14 @@ def test_a_chain_in_another_plate_does_not_take_the_sequences_mask():
             start = normal(torch.zeros(3, 1), 1.0)
             objects = pyro.sample("objects' paths", MarkovChain(start, plus_one, num_steps))
         with pyro.plate("sequences", num_sequences):
+            pyro.sample("s", dist.Normal(0.0, 1.0))
             pyro.sample("x", normal(objects.sum(0).expand(num_sequences, -1, -1), 1.0, 2), obs=frames)
 
     def guide(frames, mask=None):
         with pyro.plate("objects", 3):
             pyro.sample("objects' paths", normal(torch.full((3, frames.shape[1], 1), 7.0), 1.0, 2))
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("s", dist.Normal(0.0, 1.0))
 
     frames, mask = ramp(4, 2)
     pictures = forecast(model, guide, frames, mask, num_steps=1, sample=False)["x"].mean
@@ -686,8 +692,12 @@ def copies(frames, mask=None):
      lambda model: torch.compile(model, backend="eager"), lambda model: functools.partial(model)],
     ids=["module", "method", "handler", "compiled", "partial"],
 )  # fmt: skip
-def test_a_model_that_is_a_module_gets_the_history_too(wrap):
-    exact(reconstruct(wrap(ReadsHistory()), copies, torch.full((2, 3, 1), 5.0))["x"].mean, torch.full((2, 3, 1), 10.0))
+def test_any_model_gets_the_history_when_it_is_asked_for(wrap):
+    model, frames = wrap(ReadsHistory()), torch.full((2, 3, 1), 5.0)
+    exact(reconstruct(model, copies, frames, history=True)["x"].mean, torch.full((2, 3, 1), 10.0))
+    exact(reconstruct(model, copies, frames)["x"].mean, torch.full((2, 3, 1), 5.0))
+    with pytest.raises(TypeError, match="history"):
+        reconstruct(WHAT.model, WHAT.guide, torch.zeros(2, 3, 4).double(), history=True)
 
 
 def test_a_mask_may_be_given_by_name():

@@ -30,11 +30,38 @@ def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: to
         ) from error
 
 
-def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
-    r"""Return `values` with 0 wherever `mask` is False, so that padding reaches no value and no gradient.
+def fill_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
+    r"""Return `values` with the first step of each row wherever `mask` is False: for what comes into a program.
 
-    What a model or guide does first with padded frames: leaving padding out of the likelihood is not enough, since the
-    gradient of what is left out may be 0 * NaN.
+    To leave padding out of the likelihood is not enough, since the gradient of what is left out may be 0 * NaN. A real
+    step of the same row is in the domain of whatever reads it (a logarithm, a division by a time step), and 0 may not
+    be. No gradient flows into the first step from there.
+
+    Args:
+        values: (\*S, \*B, T, \*E).
+        mask: (\*B, T) bool, True where a step is real.
+        event_dims: dimensions to the right of time: 1 for vectors, 3 for pictures, 0 for one number a step.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        TypeError: the mask is no tensor of bool.
+        ValueError: a mask that does not fit the values. A hole is not looked for, since that would wait for the device.
+
+    Example:
+        >>> fill_padding(torch.tensor([[3.0, torch.nan]]), torch.tensor([[True, False]]), event_dims=0)
+        tensor([[3., 3.]])
+    """
+    _check_fits(values, mask, event_dims)
+    first = values.narrow(values.ndim - event_dims - 1, 0, 1).detach()
+    return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, first)
+
+
+def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
+    r"""Return `values` with 0 wherever `mask` is False: what is done with terms and features that go out.
+
+    What comes in is for :func:`fill_padding`, since 0 may lie outside the domain of the function that reads it.
 
     Args:
         values: (\*S, \*B, T, \*E).
@@ -52,6 +79,27 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
         >>> overwrite_padding(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]), event_dims=0)
         tensor([[1., 0.]])
     """
+    _check_fits(values, mask, event_dims)
+    return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
+
+
+def fill_inputs(inputs: Tensor, mask: Tensor) -> Tensor:
+    r"""Return inputs (\*B, T, I) of a chain with a value in the padding that the transition may read.
+
+    The chain never reads those of the first step, so the second step's stand in for padding; a row without a second
+    step takes those of another row.
+    """
+    if inputs.shape[-2] < 2:
+        return inputs
+    second, has_second = inputs[..., 1, :].detach(), mask[..., 1]
+    flat = has_second.flatten()
+    another = second.reshape(len(flat), -1).index_select(0, flat.int().argmax().reshape(1)).squeeze(0)
+    another = torch.where(flat.any(), another, 0.0)
+    filler = torch.where(has_second.unsqueeze(-1), second, another)
+    return torch.where(mask.unsqueeze(-1), inputs, filler.unsqueeze(-2))
+
+
+def _check_fits(values: Tensor, mask: Tensor, event_dims: int) -> None:
     _check_bool(mask)
     steps = values.shape[: max(0, values.ndim - event_dims)]
     if mask.ndim > len(steps) or any(m not in (1, s) for m, s in zip(mask.shape[::-1], steps[::-1], strict=False)):
@@ -59,7 +107,6 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
             f"mask: has shape {tuple(mask.shape)}, expected one that fits values {tuple(values.shape)} with "
             f"event_dims={event_dims} to the right of time (1 for vectors, 3 for pictures)"
         )
-    return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
 
 
 def _check_bool(mask: Tensor) -> None:
@@ -68,11 +115,3 @@ def _check_bool(mask: Tensor) -> None:
         raise TypeError(f"mask: got {type(mask).__name__}, expected a bool tensor (*B, T), {hint}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: has dtype {mask.dtype}, expected torch.bool ({hint})")
-
-
-def repeat_first_step(path: Tensor, mask: Tensor) -> Tensor:
-    r"""Return `path` (\*S, \*B, T, D) with each row's first step wherever `mask` (\*B, T) is False.
-
-    The first step is always real, so its value lies in the support of the steps and is scored without NaN.
-    """
-    return torch.where(mask.unsqueeze(-1), path, path[..., :1, :].detach())

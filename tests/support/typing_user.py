@@ -21,6 +21,7 @@ from seqdisent import (
     DecomposedELBO,
     ELBOTerms,
     GatedTransition,
+    IndependentSteps,
     MarkovChain,
     MixtureOfExperts,
     MixtureOfExpertsConvDecoder,
@@ -28,16 +29,20 @@ from seqdisent import (
     RecurrentChain,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
+    batch_sizes,
     elbo_terms,
+    feedback,
+    fill_padding,
     forecast,
     generate,
     infer,
     overwrite_padding,
     read_backward,
     reconstruct,
+    shift_steps,
     swap,
 )
-from seqdisent.chains import Chain, Conditionals
+from seqdisent.chains import Chain, ChainState, Conditionals, Draw
 from seqdisent.datasets import (
     Batch,
     Clips,
@@ -54,7 +59,7 @@ from seqdisent.datasets import (
     render_pendulum,
     sprites,
 )
-from seqdisent.interventions import Inferred
+from seqdisent.inference import Inferred, Term
 from seqdisent.metrics import (
     AccuracyConsistency,
     ConsistencyScores,
@@ -115,6 +120,8 @@ def blocks(frames: Tensor, mask: Tensor, weights: Tensor) -> None:
     assert_type(bank.forward(frames, weights), Tensor)
     assert_type(MixtureOfExperts(lambda: nn.Linear(3, 2), 4).forward(frames, weights), Tensor)
     assert_type(overwrite_padding(frames, mask, event_dims=3), Tensor)
+    assert_type(fill_padding(frames, mask, event_dims=3), Tensor)
+    assert_type(batch_sizes(frames, None, None), tuple[int, int])
     assert_type(read_backward(nn.GRU(3, 5), frames, mask), Tensor)
     print(posterior, head)
 
@@ -127,13 +134,20 @@ def chains(start: TorchDistribution, inputs: Tensor, mask: Tensor) -> None:
     assert_type(chain.log_prob_per_step(path), Tensor)
     assert_type(chain.conditionals(path), Conditionals)
     assert_type(chain.extend(path, 2, sample=False), Tensor)
-    projected = combiner.project(inputs, mask)
+    assert_type(chain.rsample_with_conditionals(), Draw)
+    _, state = chain.step()
+    assert_type(state, ChainState)
+    emission = IndependentSteps(start, mask)
+    assert_type(emission.log_prob_per_step(path), Tensor)
+    projected = combiner.project(shift_steps(inputs), mask)
     MarkovChain(start, combiner.step, 5, inputs=projected)
 
     def step(z_prev: Tensor, read: Tensor) -> TorchDistribution:
         return NormalHead(8, 3).forward(read)
 
     recurrent = RecurrentChain(start, step, 5, recurrence=nn.GRU(3, 8), context=inputs)
+    own = feedback(lambda z_prev, hidden: z_prev + hidden, (inputs, mask))
+    RecurrentChain(start, step, 5, recurrence=nn.GRU(6, 8), inputs=own)
     assert_type(recurrent.states(path), Tensor)
     for known in (chain, recurrent):
         as_chain: Chain = known
@@ -145,6 +159,8 @@ def ledger(frames: Tensor, mask: Tensor) -> None:
     assert_type(terms, ELBOTerms)
     assert_type(terms.kl["z"], Tensor)
     assert_type(terms.kl_per_step["z"], Tensor)
+    assert_type(terms.log_likelihood_per_step["x"], Tensor)
+    assert_type(terms.terms["z"], Term)
     assert_type(terms.elbo(weights={"z": 0.4, "s": torch.ones(())}), Tensor)
     weights: dict[str, float] = {"z": 0.4}
     assert_type(terms.elbo(weights), Tensor)

@@ -1,0 +1,19 @@
+"""Whole trajectories as distributions: Markov chains, chains beside a recurrent network, independent steps."""
+
+from seqdisent.chains.draws import Draw
+from seqdisent.chains.factorised import IndependentSteps
+from seqdisent.chains.markov import MarkovChain
+from seqdisent.chains.protocol import Chain, ChainState, Conditionals
+from seqdisent.chains.recurrent import RecurrentChain, feedback, shift_steps
+
+__all__ = [
+    "Chain",
+    "ChainState",
+    "Conditionals",
+    "Draw",
+    "IndependentSteps",
+    "MarkovChain",
+    "RecurrentChain",
+    "feedback",
+    "shift_steps",
+]

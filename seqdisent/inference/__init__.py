@@ -1,0 +1,20 @@
+"""What follows from a model and a guide: the ledger of the bound, a loss for Pyro, interventions by site name."""
+
+from seqdisent.inference.elbo import ELBOTerms, Term, elbo_terms
+from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
+from seqdisent.inference.programs import batch_sizes
+from seqdisent.inference.svi import DecomposedELBO
+
+__all__ = [
+    "DecomposedELBO",
+    "ELBOTerms",
+    "Inferred",
+    "Term",
+    "batch_sizes",
+    "elbo_terms",
+    "forecast",
+    "generate",
+    "infer",
+    "reconstruct",
+    "swap",
+]

@@ -1,0 +1,164 @@
+"""What the sites of model and guide must agree on, and what would make a term or a gradient silently wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from seqdisent.chains.factorised import as_chain
+from seqdisent.inference.plates import PARTICLES, Site, plates_of
+from seqdisent.inference.programs import bare, without_mask
+
+
+def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
+    """Raise unless model and guide have the same latent sites and the guide's can be differentiated."""
+    if not observed:
+        raise ValueError("model: observes nothing, expected at least one site with obs=...")
+    missing, extra = sorted(set(latent) - set(guide_sites)), sorted(set(guide_sites) - set(latent))
+    extra = [name for name in extra if not is_auxiliary(guide_sites[name])]
+    if missing:
+        raise ValueError(
+            f"guide: has no site {missing}, which the model samples; expected one site for each latent of the model"
+        )
+    if extra:
+        raise ValueError(
+            f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
+        )
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Say whether a guide's site is marked as one that the model need not have, as Pyro's automatic guides do."""
+    return bool((site["infer"] or {}).get("is_auxiliary"))
+
+
+def check_gradient(name: str, site: Site) -> None:
+    """Raise unless the gradient of a guide's site flows through its sample."""
+    if (site["infer"] or {}).get("enumerate"):
+        raise ValueError(
+            f"guide: site {name!r} is enumerated, which the ledger does not support; expected a reparameterised sample"
+        )
+    if not site["fn"].has_rsample:
+        raise ValueError(no_rsample(name, site["fn"]))
+
+
+def no_rsample(name: str, fn: Any, because: str = "") -> str:
+    """Say what is wrong with a site of the guide whose gradient would be silently wrong."""
+    is_class = isinstance(bare(fn), dist.Categorical | dist.OneHotCategorical)
+    instead = ", for a class OneHotCategoricalStraightThrough" if is_class else ""
+    return (
+        f"guide: site {name!r} has no rsample ({because or type(fn).__name__}), so the gradient of its parameters "
+        f"would be silently wrong; expected a reparameterised distribution{instead}"
+    )
+
+
+def check_observed(name: str, site: Site) -> None:
+    """Raise unless what is observed has a value for each coordinate of the event and each member of the plates.
+
+    An emission that does not change over time may have one step for all of them: an event (1, D) or (1, C, H, W), or
+    (1,) of a hidden Markov model.
+    """
+    fn, value = site["fn"], site["value"]
+    if isinstance(fn, dist.Unit):  # pyro.factor observes nothing
+        return
+    batch_shape, event_shape = value.shape[: value.ndim - fn.event_dim], value.shape[value.ndim - fn.event_dim :]
+    one_for_all = fn.event_dim in (2, 4) or isinstance(without_mask(fn), dist.DiscreteHMM)
+    first = 1 if one_for_all and fn.event_shape[0] == 1 else 0
+    if value.ndim < fn.event_dim or event_shape[first:] != fn.event_shape[first:]:
+        raise ValueError(
+            f"site {name!r}: what is observed has shape {tuple(value.shape)}, expected one that ends in the event's, "
+            f"{tuple(fn.event_shape)}"
+        )
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name != PARTICLES:
+            if len(batch_shape) < -frame.dim or batch_shape[frame.dim] != frame.size:
+                raise ValueError(
+                    f"site {name!r}: what is observed has batch shape {tuple(batch_shape)}, expected {frame.size} at "
+                    f"dimension {frame.dim}, that of the plate {frame.name!r}"
+                )
+
+
+def check_steps_masked(observed: dict[str, Site], latent: dict[str, Site]) -> None:
+    """Raise if a latent trajectory has padding and an observed site of as many steps counts every one of them."""
+    step_masks = {name: getattr(as_chain(site["fn"]), "step_mask", None) for name, site in latent.items()}
+    for name, site in observed.items():
+        fn = site["fn"]
+        if site["mask"] is not None or counted(fn) is not None or not fn.event_shape:
+            continue
+        num_steps = site["value"].shape[site["value"].ndim - fn.event_dim]
+        for other, mask in step_masks.items():
+            if mask is not None and mask.shape[-1] == num_steps > 1 and not mask.all():
+                raise ValueError(
+                    f"site {name!r}: counts all {num_steps} steps, and {other!r} has padding among its own; expected "
+                    "IndependentSteps(step, mask), or `.mask(True)` if these are no steps"
+                )
+
+
+def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
+    """Raise unless a latent has the same plates, scale and mask in model and guide."""
+    q_plates, p_plates = (plates_of(site["cond_indep_stack"]) for site in (q_site, p_site))
+    if q_plates != p_plates:
+        raise ValueError(
+            f"site {name!r}: is in plates (dim, size) {sorted(p_plates)} in the model and {sorted(q_plates)} in the "
+            "guide, expected the same"
+        )
+    if not same(q_site["scale"], p_site["scale"]):
+        raise ValueError(
+            f"site {name!r}: is scaled by {p_site['scale']} in the model and by {q_site['scale']} in the guide, "
+            "expected the same; put the weight of a term into ELBOTerms.elbo(weights)"
+        )
+    if not same(q_mask, p_mask):
+        raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
+
+
+def check_coordinates(name: str, q: Any, p: Any, value: Tensor) -> None:
+    """Raise unless the same coordinates of an event count in model and guide."""
+    q_counted, p_counted = counted(q), counted(p)
+    if q_counted is p_counted:  # both are None where nothing is masked
+        return
+    ones = torch.ones((), dtype=torch.bool, device=value.device)
+    if not same(ones if q_counted is None else q_counted, ones if p_counted is None else p_counted):
+        raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
+
+
+def unmasked(site: Site) -> tuple[Any, Any]:
+    """Return a site's distribution without `.mask(...)` around it, and all its masks in one."""
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, mask
+
+
+def counted(fn: Any) -> Tensor | None:
+    """Return which coordinates of an event count, (*B, *E) bool, by the masks within a distribution; None for all."""
+    shape, masks = fn.shape(), []
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = torch.as_tensor(fn._mask)
+            masks.append(mask.reshape(mask.shape + (1,) * fn.event_dim))
+        fn = fn.base_dist
+    if getattr(fn, "step_mask", None) is not None:  # a chain
+        masks.append(fn.step_mask.reshape(fn.step_mask.shape + (1,) * (fn.event_dim - 1)))
+    found = None
+    for mask in masks:
+        found = mask.expand(shape) if found is None else found & mask
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Say whether two numbers, masks or Nones are the same."""
+    if a is b or a is None or b is None:
+        return a is b
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and _is_same_memory(a, b):  # told without waiting for the device
+        return True
+    try:
+        return bool(torch.as_tensor(a == b).all())
+    except RuntimeError:  # shapes that do not broadcast
+        return False
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)

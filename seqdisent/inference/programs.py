@@ -1,0 +1,216 @@
+"""Running model and guide: traced as they are, or with some sites given, continued, or at their means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from seqdisent.chains import Chain, IndependentSteps
+from seqdisent.chains.factorised import as_chain, as_steps
+from seqdisent.inference.plates import Site, by_row, check_plates
+
+
+def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
+    r"""Return how many sequences of how many steps a model has: as the frames, or as asked where there are none.
+
+    Args:
+        frames: (B, T, \*E), or None where nothing is observed.
+        num_sequences: B, without frames.
+        num_steps: T, without frames.
+
+    Returns:
+        B and T.
+
+    Raises:
+        ValueError: neither frames nor both numbers.
+
+    Example:
+        >>> batch_sizes(torch.zeros(4, 20, 8), None, None), batch_sizes(None, 2, 30)
+        ((4, 20), (2, 30))
+    """
+    if frames is not None:
+        return frames.shape[0], frames.shape[1]
+    if num_sequences is None or num_steps is None:
+        raise ValueError("num_sequences, num_steps: got None without frames, expected both")
+    return num_sequences, num_steps
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Return {name: sample site} without a plate's subsample and without what is a function of other sites.
+
+    Such are what ``pyro.deterministic`` records, and what Pyro's reparametrisations leave of a site.
+    """
+    return {name: site for name, site in trace.nodes.items() if is_sample(site) and not is_deterministic(site)}
+
+
+def is_sample(msg: Any) -> bool:
+    """Say whether a message is that of a sample statement."""
+    return bool(msg["type"] == "sample" and not site_is_subsample(msg))
+
+
+def is_deterministic(site: Any) -> bool:
+    """Say whether a sample site is a function of other sites."""
+    fn = site["fn"]
+    left = site["is_observed"] and isinstance(fn, dist.MaskedDistribution) and fn._mask is False
+    return bool((site["infer"] or {}).get("_deterministic") or left)
+
+
+def run_both(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Run the guide, then the model on the guide's sample; return both traces, the model's first."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    check_guide(guide_trace)
+    return run_on(model, guide_trace, args, kwargs), guide_trace
+
+
+def run_on(model: Callable[..., Any], guide_trace: poutine.Trace, args: Any, kwargs: Any) -> poutine.Trace:
+    """Run the model on the guide's sample and return its trace."""
+    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    for name, site in sample_sites(trace).items():
+        check_plates("model", name, site)
+    return trace
+
+
+def check_guide(trace: poutine.Trace) -> None:
+    """Raise if a guide observes anything, or has a batch dimension without a plate."""
+    for name, site in sample_sites(trace).items():
+        if site["is_observed"]:
+            raise ValueError(f"guide: site {name!r} is observed, expected a sample")
+        check_plates("guide", name, site)
+
+
+def bare(fn: Any) -> Any:
+    """Return a distribution without what `.to_event(...)` and `.mask(...)` put around it."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def without_mask(fn: Any) -> Any:
+    """Return a distribution without `.mask(...)` around it."""
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+class Past(NamedTuple):
+    """What is known of a run that another one continues.
+
+    Attributes:
+        masks: {site: which of its steps are real, (B, T'), or None for all}. Of these sites, rows that end early are
+            continued too, and steps beyond the run's are cut off.
+        trajectories: the sites that the guide says are trajectories; the model may have any steps there.
+        plate: that of the sequences.
+    """
+
+    masks: Mapping[str, Tensor | None] = {}
+    trajectories: frozenset[str] = frozenset()
+    plate: Any = None
+
+
+class Fill(Messenger):
+    """Give sites their chosen values and other sites their means or samples.
+
+    With `num_steps`, that of the run, the values of trajectories are made to fit: one that is too short is continued.
+    """
+
+    def __init__(self, chosen: Mapping[str, Tensor], sample: bool, num_steps: int | None, past: Past) -> None:
+        super().__init__()
+        self.chosen, self.sample, self.num_steps, self.past = chosen, sample, num_steps, past
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
+            return
+        if msg["name"] in self.chosen:
+            value = self.chosen[msg["name"]]
+            msg["value"] = value if self.num_steps is None else self._fitted(msg, value)
+        elif not self.sample:
+            msg["value"] = _mean(msg["name"], msg["fn"])
+
+    def _fitted(self, msg: Any, given: Tensor) -> Tensor:
+        fn, name, value = msg["fn"], msg["name"], given
+        chain = as_chain(fn)
+        if chain is None and name in self.past.trajectories:
+            chain = as_steps(fn)
+        if chain is not None and value.ndim >= fn.event_dim:
+            value = self._continued(msg, chain, value)
+        try:
+            fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
+        except RuntimeError:
+            fits = False
+        if not fits or value.shape[value.ndim - fn.event_dim :] != fn.event_shape:
+            raise ValueError(f"site {name!r}: the value has shape {tuple(given.shape)}, expected {tuple(fn.shape())}")
+        return value
+
+    def _continued(self, msg: Any, chain: Chain, path: Tensor) -> Tensor:
+        fn, known = msg["fn"], self.past.masks.get(msg["name"])
+        time = path.ndim - fn.event_dim
+        if msg["name"] in self.past.masks:
+            path = path.narrow(time, 0, min(path.shape[time], fn.event_shape[0]))
+        if known is not None:
+            known = by_row(known[:, : path.shape[time]], msg, self.past.plate, time)
+        missing = fn.event_shape[0] - path.shape[time]
+        if missing < 0:
+            return path
+        if missing > 0:
+            return chain.extend(path, missing, mask=known, sample=self.sample)
+        if known is not None and path.shape[time] > 1:
+            short = ~known if chain.step_mask is None else chain.step_mask & ~known
+            if short.any():  # only some rows are too short
+                before = path.narrow(time, 0, path.shape[time] - 1)
+                longer = chain.extend(before, 1, mask=known[..., :-1], sample=self.sample)
+                return torch.where(short.reshape(short.shape + (1,) * (fn.event_dim - 1)), longer, path)
+        return path
+
+
+def carries_on(fn: TorchDistribution) -> bool:
+    """Say whether a latent of the past bears on the future: a chain, or what does not change, but no free steps."""
+    return not isinstance(as_chain(fn), IndependentSteps)
+
+
+def _mean(name: str, fn: TorchDistribution) -> Tensor:
+    chain = as_chain(fn)
+    try:
+        return fn.mean if chain is None else chain.mean_path()
+    except NotImplementedError:
+        _refuse_mean(name, fn)
+
+
+def check_means(sites: Mapping[str, Site]) -> None:
+    """Raise if the value of a latent is the NaN that torch has for the mean of a class, or of a Cauchy."""
+    for name, site in sites.items():
+        value = site["value"]
+        if not site["is_observed"] and value.is_floating_point() and value.numel() and value.isnan().all():
+            _refuse_mean(name, site["fn"])
+
+
+def _refuse_mean(name: str, fn: Any) -> NoReturn:
+    raise ValueError(f"sample: site {name!r} ({type(bare(fn)).__name__}) has no mean, expected sample=True for it")
+
+
+def run(
+    program: Callable[..., Any],
+    chosen: Mapping[str, Tensor],
+    sample: bool,
+    args: Sequence[Any],
+    inputs: Mapping[str, Any],
+    *,
+    num_steps: int | None = None,
+    past: Past | None = None,
+) -> dict[str, Site]:
+    """Run a program with some sites given, the others at their means or sampled; return its sample sites."""
+    with Fill(chosen, sample, num_steps, past or Past()):
+        trace = poutine.trace(program).get_trace(*args, **inputs)
+    sites = sample_sites(trace)
+    if num_steps is None and not sample:  # a guide's; of a model's, nobody looks at the mean of an emission
+        check_means(sites)
+    return sites
