@@ -240,7 +240,7 @@ def feedback(
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
-    r"""Return the `inputs` of a :class:`RecurrentChain` that reads back the model's own frames.
+    r"""Return the `inputs` of a :class:`~seqdisent.RecurrentChain` that reads back the model's own frames.
 
     Args:
         frame: a function of z_prev and h_prev that returns the model's frame (\*B, X), deterministic.
