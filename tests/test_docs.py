@@ -73,9 +73,12 @@ def test_the_extension_points_run(capsys):
 
 
 def test_every_page_is_in_the_table_of_contents():
-    pages = {path.stem for path in DOCS.glob("*.md")}
-    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", read("docs/index.md"), re.DOTALL)[1].split())
-    assert pages - {"index"} == {name for name in listed if "/" not in name}
+    listed = {DOCS / "index.md"}
+    for page in DOCS.rglob("*.md"):
+        for contents in re.findall(r"```{toctree}\n(?::.*\n)*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            listed |= {page.parent / f"{name}.md" for name in contents.split()}
+    built = DOCS / "_build"
+    assert {page for page in DOCS.rglob("*.md") if built not in page.parents} == listed
 
 
 def test_the_citation_has_the_version_of_the_package():
