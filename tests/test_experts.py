@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import blended_decoder, blended_module, plain_decoder
@@ -17,6 +18,22 @@ from strategies import Tensors, batch_shapes, dimensions, num_steps, seeds
 from torch import Tensor, nn
 
 from seqdisent import MixtureOfExperts, MixtureOfExpertsConvDecoder
+
+CONTRACTS = {
+    "MixtureOfExperts": Contract(
+        lambda: MixtureOfExperts(lambda: nn.Linear(3, 2), 4),
+        ((3,), (4,)),
+        (2,),
+        "num_experts=4",
+        takes_any=("x",),  # whatever the expert takes
+    ),
+    "MixtureOfExpertsConvDecoder": Contract(
+        lambda: MixtureOfExpertsConvDecoder(2, 4, out_channels=1, image_size=8, channels=(3,)),
+        ((2, 2), (4,)),
+        (2, 1, 8, 8),
+        "latent_dim=2, num_experts=4, out_channels=1, image_size=8, channels=(3,)",
+    ),
+}
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
 SIZES = st.sampled_from(((8, (3,)), (16, (3, 2))))  # image_size, channels

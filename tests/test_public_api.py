@@ -8,40 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pyro
 import pytest
+from public_names import PAGES, PUBLIC, described, summarised
 
 import seqdisent
+from seqdisent import chains, datasets, inference, metrics, plotting, training
 
-NAMES = {
-    "AnnealingSchedule",
-    "Combiner",
-    "ConvEncoder",
-    "DecomposedELBO",
-    "ELBOTerms",
-    "GatedTransition",
-    "IndependentSteps",
-    "MarkovChain",
-    "MixtureOfExperts",
-    "MixtureOfExpertsConvDecoder",
-    "NormalHead",
-    "RecurrentChain",
-    "Seq2SeqDynamicsEncoder",
-    "StaticEncoder",
-    "batch_sizes",
-    "elbo_terms",
-    "feedback",
-    "fill_padding",
-    "forecast",
-    "generate",
-    "infer",
-    "overwrite_padding",
-    "read_backward",
-    "reconstruct",
-    "shift_steps",
-    "swap",
-}
+NAMES = {name.removeprefix("seqdisent.") for name in PUBLIC if name.count(".") == 1}
 
 # Imports the package as a user would, after torch and Pyro (whose own imports may do as they like), and reports.
 PROBE = """
@@ -111,7 +87,15 @@ def roots(modules: list[str]) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 
-def test_all_is_exactly_the_designs_names():
+def public_in(module: ModuleType) -> dict[str, object]:
+    """Return what a part of the package offers: what `__all__` names, or else what is defined there."""
+    if hasattr(module, "__all__"):
+        return {name: getattr(module, name) for name in module.__all__}
+    own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) or inspect.isclass(value)}
+    return {name: value for name, value in own.items() if name[0] != "_" and value.__module__ == module.__name__}
+
+
+def test_all_is_exactly_what_the_api_pages_describe():
     assert set(seqdisent.__all__) == NAMES
     assert len(seqdisent.__all__) == len(NAMES)
     for name in NAMES:
@@ -123,6 +107,21 @@ def test_the_package_defines_nothing_else_in_public():
         name for name, value in vars(seqdisent).items() if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public == NAMES
+
+
+@pytest.mark.parametrize("part", [chains, datasets, inference, metrics, plotting, training], ids=lambda m: m.__name__)
+def test_the_api_pages_describe_every_part(part):
+    lacking = [name for name, thing in public_in(part).items() if not any(thing is known for known in PUBLIC.values())]
+    assert not lacking, "describe them on a page in docs/api"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_table_of_an_api_page_lists_what_it_describes(page):
+    assert summarised(page) == described(page)
+
+
+def test_every_public_name_is_described_once():
+    assert len(PUBLIC) == sum(len(described(page)) for page in PAGES)
 
 
 def test_the_package_says_that_it_is_typed():
