@@ -49,6 +49,10 @@ def test_the_readme_begins_with_ten_lines():
     assert read("README.md").index(first) < read("README.md").index("## ")
 
 
+def test_the_landing_page_shows_the_same_ten_lines():
+    assert python_blocks("docs/index.md") == python_blocks("README.md")[:2]
+
+
 def test_a_model_of_ones_own_runs(capsys):
     names = run_page("docs/your_own_model.md")
     said = capsys.readouterr().out
@@ -75,7 +79,9 @@ def test_the_extension_points_run(capsys):
 def test_every_page_is_in_the_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):
-        for contents in re.findall(r"```{toctree}\n(?::.*\n)*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for contents in re.findall(
+            r"```{toctree}\n(?::[^\n]*\n)*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
             listed |= {page.parent / f"{name}.md" for name in contents.split()}
     built = DOCS / "_build"
     assert {page for page in DOCS.rglob("*.md") if built not in page.parents} == listed
