@@ -79,9 +79,8 @@ def test_the_extension_points_run(capsys):
 def test_every_page_is_in_the_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):
-        for contents in re.findall(
-            r"```{toctree}\n(?::[^\n]*\n)*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
-        ):
+        text = page.read_text(encoding="utf-8")
+        for contents in re.findall(r"```{toctree}\n(?::[^\n]*\n)*\n(.*?)```", text, re.DOTALL):
             listed |= {page.parent / f"{name}.md" for name in contents.split()}
     built = DOCS / "_build"
     assert {page for page in DOCS.rglob("*.md") if built not in page.parents} == listed
