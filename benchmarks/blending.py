@@ -12,20 +12,10 @@ from statistics import median
 
 import torch
 from measuring import arguments_of, ratio, report, time_in_turns
-from torch import nn
 from torch.nn import functional as F
 
-from seqdisent import MixtureOfExpertsConvDecoder
-from seqdisent.experts import _blend
-
-
-def shared_decoder(blended: MixtureOfExpertsConvDecoder) -> nn.Sequential:
-    """The same architecture with one set of weights, as anyone would write it."""
-    layers: list[nn.Module] = []
-    for i, kernel in enumerate(blended.kernels):
-        options = {} if i == 0 else {"stride": 2, "padding": 1}
-        layers += [nn.ConvTranspose2d(kernel.shape[1], kernel.shape[2], 4, **options), nn.LeakyReLU(0.01)]
-    return nn.Sequential(*layers[:-1])
+from seqdisent import ConvDecoder, MixtureOfExpertsConvDecoder
+from seqdisent.experts import blend
 
 
 def grouped(decoder: MixtureOfExpertsConvDecoder, latents: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -36,8 +26,8 @@ def grouped(decoder: MixtureOfExpertsConvDecoder, latents: torch.Tensor, weights
         hidden = F.leaky_relu(hidden) if i else hidden
         hidden = F.conv_transpose2d(
             hidden,
-            _blend(bank, weights).flatten(0, 1),
-            _blend(biases, weights).flatten(),
+            blend(bank, weights).flatten(0, 1),
+            blend(biases, weights).flatten(),
             groups=len(latents),
             **options,
         )
@@ -47,7 +37,7 @@ def grouped(decoder: MixtureOfExpertsConvDecoder, latents: torch.Tensor, weights
 def main() -> None:
     arguments = arguments_of(__doc__, batch=20, experts=40)
     decoder = MixtureOfExpertsConvDecoder(30 + arguments.experts, arguments.experts)
-    shared = shared_decoder(decoder)
+    shared = ConvDecoder(decoder.latent_dim)
     rows = []
     for num_steps in (8, 16):
         latents = torch.randn(arguments.batch, num_steps, decoder.latent_dim, requires_grad=True)
@@ -64,9 +54,7 @@ def main() -> None:
             run().backward(gradient)
 
         ways = {
-            "shared": lambda latents=latents, gradient=gradient: step(
-                lambda: shared(latents.flatten(0, 1)[..., None, None]).view_as(gradient), shared
-            ),
+            "shared": lambda latents=latents: step(lambda: shared(latents), shared),
             "blended": lambda latents=latents, weights=weights: step(lambda: decoder(latents, weights), decoder),
             "grouped": lambda latents=latents, weights=weights: step(
                 lambda: grouped(decoder, latents, weights), decoder

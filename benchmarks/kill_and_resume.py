@@ -3,10 +3,10 @@
     python benchmarks/kill_and_resume.py --kills 200 --seed 0
 
 A run has three stages. It is killed by SIGKILL up to four times, then resumed until it ends, and its weights after each
-stage, every row of its logs and its metrics must be those of the run that was never killed, bit for bit. Ctrl-C
-(SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without a traceback; so
-does SIGTERM, with the code 143, except outside training, where it ends a process at once. A kill waits for one of
-these, drawn from the seed:
+stage, its best checkpoints, every row of its logs and its metrics must be those of the run that was never killed, bit
+for bit. Ctrl-C (SIGINT) counts as a kill, after which the exit code must be 130 and one line say how to go on, without
+a traceback; so does SIGTERM, with the code 143, except outside training, where it ends a process at once. A kill waits
+for one of these, drawn from the seed:
 
     any moment       a time, uniform over the length of the whole run
     in a write       a file that is being written beside its place
@@ -14,9 +14,9 @@ these, drawn from the seed:
     after a write    a checkpoint that has just been moved to its place
     Ctrl-C, SIGTERM  up to a second after a stage's log was opened
 
-The example is the real one; only its plan is smaller, every step is logged, and no picture is drawn. Children are
-forked from a parent that has imported everything, since most of the time would go into imports; with --fresh each is an
-interpreter of its own.
+The example is the real one; only its plan is smaller, every step is logged, every fourth is followed by a validation
+with averaged weights, and no picture is drawn. Children are forked from a parent that has imported everything, since
+most of the time would go into imports; with --fresh each is an interpreter of its own.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ import run_folder
 import torch
 import vdsm
 
+from seqdisent.training import ELBOTraining
+
 STAGES = ("stage1", "stage2", "transition")
 MOMENTS = ("any moment", "in a write", "between stages", "after a write", "Ctrl-C", "SIGTERM")
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}  # the others are SIGKILL
@@ -60,11 +62,17 @@ PLAN = vdsm.Plan(
 )  # fmt: skip
 
 
+def fit_and_validate(fit: Callable[..., None], training: ELBOTraining, folder: Path, **options: object) -> None:
+    """Call `fit` with a log row at every step, validation at every fourth, and averaged weights."""
+    training.validation = [training.draw(torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    fit(training, folder, log_every=1, validate_every=4, averaging=0.9, progress_bar=False, **options)
+
+
 def child(arguments: list[str]) -> None:
     """Be `python examples/vdsm.py ARGUMENTS` with the small plan."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without it
     sys.argv = ["vdsm.py", *arguments]
-    run_folder.fit = partial(run_folder.fit, log_every=1, progress_bar=False)
+    run_folder.fit = partial(fit_and_validate, run_folder.fit)
     run_folder._draw_trainings = lambda *_: []
     task = vdsm.VIDEOS._replace(draw=lambda *_, **__: [])
     run_folder.main(vdsm.EXAMPLE._replace(task=task, presets={"small": {"clips": PLAN}, "cpu": {}}))
@@ -173,12 +181,18 @@ def outcome(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for stage in STAGES:
         found[f"{stage} weights"] = torch.load(run / stage / "model.pt", weights_only=True)
-        rows: dict[int, dict[str, str]] = {}
+        best = torch.load(run / stage / "best.ckpt", weights_only=True)
+        found[f"{stage} best"] = {name: best[name] for name in ("global_step", "state_dict", "callbacks")}
+        rows: dict[tuple[int, str], dict[str, str]] = {}
         logs = sorted((run / stage / "logs").glob("*/metrics.csv"), key=lambda log: int(log.parent.name.split("_")[1]))
         for log in logs:
             with log.open(newline="") as file:
                 for row in csv.DictReader(file):
-                    if row != rows.setdefault(int(row["step"]), row):
+                    kept = {
+                        name: value for name, value in row.items() if value
+                    }  # a log without validation lacks its columns
+                    kind = "step" if row["loss"] else "validation"
+                    if kept != rows.setdefault((int(row["step"]), kind), kept):
                         raise RuntimeError(f"{log}: step {row['step']} was done twice, and not alike")
         found[f"{stage} rows"] = rows
     found["weights"] = torch.load(run / "model.pt", weights_only=True)
@@ -226,7 +240,9 @@ def kill_and_resume(
     kill_when(begin(folder / "whole"), lambda: False)
     length = time.monotonic() - began
     wanted = outcome(folder / "whole")
-    assert all(list(wanted[f"{stage} rows"]) == list(range(n)) for stage, n in zip(STAGES, (24, 18, 12), strict=True))  # type: ignore[call-overload]
+    for stage, n in zip(STAGES, (24, 18, 12), strict=True):
+        steps = [step for step, kind in wanted[f"{stage} rows"] if kind == "step"]  # type: ignore[attr-defined]
+        assert steps == list(range(n))
     by_moment, by_place, in_a_write, too_late, alike, different = Counter(), Counter(), 0, 0, 0, []
     while sum(by_moment.values()) < kills:
         run = folder / f"run{alike + len(different)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from seqdisent import MixtureOfExpertsConvDecoder, NormalHead, overwrite_padding
+from seqdisent._checks import reads_at_once
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -46,7 +48,7 @@ def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
         return None
     if mask is not None:
         frames = overwrite_padding(frames, mask, event_dims=frames.ndim - 2)
-    if frames.amin() < 0 or frames.amax() > 1:
+    if reads_at_once(frames) and (frames.amin() < 0 or frames.amax() > 1):
         raise ValueError(f"frames: got values from {frames.amin():g} to {frames.amax():g}, expected all in [0, 1]")
     return frames
 
@@ -59,6 +61,12 @@ def of_real_steps(step: TorchDistribution, mask: Tensor | None) -> TorchDistribu
 def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> TorchDistribution:
     """Return independent pixels or keys; between 0 and 1, it is a cross-entropy and not a normalised density."""
     return of_real_steps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
+
+
+def factor(name: str, log_factor: Tensor) -> None:
+    """Be `pyro.factor` without its check of the values, which waits for the device."""
+    unit = dist.Unit(log_factor, validate_args=False)
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True})
 
 
 def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:

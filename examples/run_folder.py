@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -113,7 +112,7 @@ def single_stage(
         learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
         weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
         terms_per_step=plan.batch_size * length,
-        betas=plan.betas, weight_decay=plan.weight_decay, seed=seed, **options,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas, weight_decay=plan.weight_decay), seed=seed, **options,
     )  # fmt: skip
 
 
@@ -168,7 +167,7 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
     if not config_path.exists() and _is_main_process():
         run.mkdir(parents=True, exist_ok=True)
         write_json({**config, "frame_shape": list(data.train.frames.shape[2:])}, config_path)
-    started, trainings = time.perf_counter(), {}
+    trainings = {}
     for name, stage in example.stages.items():
         finished = run / name / "model.pt"
         training = stage(network, plan, data.train, config["seed"])
@@ -183,15 +182,13 @@ def _train(example: Example, arguments: argparse.Namespace) -> None:
             )  # fmt: skip
             if not _is_main_process():
                 continue
-            write_json((time.perf_counter() - started) / 60, run / name / "minutes.json")
+            write_json(training.minutes, run / name / "minutes.json")
             _save(network.state_dict(), finished)  # last: a stage that has it is not trained again
-            started = time.perf_counter()
         _load_weights(network, finished)
     if not _is_main_process():
         return
     network.float().eval()
     metrics = example.task.measure(example, network, data, seed=config["seed"])
-    # of a stage that was resumed, since then
     metrics["minutes"] = {name: read_json(run / name / "minutes.json") for name in trainings}
     write_json(metrics, run / "metrics.json")
     _save(network.state_dict(), run / "model.pt")  # last: what has it is a finished run

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import bernoulli, lengths, of_real_steps, real_frames
+from parts import bernoulli, factor, lengths, of_real_steps, real_frames
 from pyro.distributions import TorchDistribution
 from run_folder import Example, main, tuples
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class VDSM(nn.Module):
             z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
-                pyro.factor("same_identity", -self.disagreement(features, mask, *partner))
+                factor("same_identity", -self.disagreement(features, mask, *partner))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
@@ -162,7 +162,7 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", frames.shape[0]):
             d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
             pyro.sample("z", self.pose_prior(d, frames.shape[1], mask, HalfRolledOut))
-            pyro.factor("no_frames", d.new_zeros(d.shape[:-1]))
+            factor("no_frames", d.new_zeros(d.shape[:-1]))
 
     def motion_guide(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
@@ -391,7 +391,7 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
             "s": change(plan.static_weight, 1.0, round(n * plan.static_part)),
         },
         inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},
-        betas=plan.betas,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas),
         terms_per_step=plan.num_groups * plan.frames_per_group,
         seed=seed,
     )
@@ -402,13 +402,9 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
 
 class EncodedBatch(NamedTuple):
     frames: Tensor
-    mask: Tensor
+    mask: Tensor | None
     features: Tensor
     partner: tuple[Tensor, Tensor | None] | None  # features and mask of any clip of the same identity
-
-    @classmethod
-    def arguments(cls, batch: EncodedBatch) -> EncodedBatch:
-        return batch._replace(mask=_needed(batch.mask))
 
 
 def _needed(mask: Tensor) -> Tensor | None:
@@ -426,7 +422,7 @@ def encoded_draws(
         if partners:
             rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)
             partner = features().unflatten(0, clips.frames.shape[:2])[rows], _needed(clips.mask[rows])
-        return EncodedBatch(batch.frames, batch.mask, features()[batch.positions], partner)
+        return EncodedBatch(batch.frames, batch.mask if batch.ragged else None, features()[batch.positions], partner)
 
     return draw
 
@@ -449,9 +445,9 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
             for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
         }
         | ({"same_identity": AnnealingSchedule.constant(plan.same_identity)} if plan.same_identity else {}),
-        arguments=EncodedBatch.arguments,
+        arguments=tuple,
         terms_per_step=plan.num_clips * plan.clip_length,
-        betas=plan.betas,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas),
         rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
         seed=seed + 1,
     )
@@ -473,9 +469,9 @@ def transition_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBO
         encoded_draws(vdsm, replace(plan, num_clips=3 * plan.num_clips), clips),
         num_steps=n,
         learning_rate=learning_rate(plan.transition_rate, n, plan),
-        arguments=EncodedBatch.arguments,
+        arguments=tuple,
         terms_per_step=3 * plan.num_clips,
-        betas=plan.betas,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas),
         seed=seed + 2,
     )
 

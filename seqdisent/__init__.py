@@ -1,8 +1,9 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
 from seqdisent.chains import IndependentSteps, MarkovChain, RecurrentChain, feedback, shift_steps
+from seqdisent.decoders import ConvDecoder, MixtureOfExpertsConvDecoder
 from seqdisent.encoders import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder, read_backward
-from seqdisent.experts import MixtureOfExperts, MixtureOfExpertsConvDecoder
+from seqdisent.experts import MixtureOfExperts
 from seqdisent.heads import NormalHead
 from seqdisent.inference import (
     DecomposedELBO,
@@ -22,6 +23,7 @@ from seqdisent.transitions import Combiner, GatedTransition
 __all__ = [
     "AnnealingSchedule",
     "Combiner",
+    "ConvDecoder",
     "ConvEncoder",
     "DecomposedELBO",
     "ELBOTerms",

@@ -10,6 +10,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+_AT_ONCE = frozenset({"cpu"})  # device types
+
+
+def reads_at_once(tensor: Tensor) -> bool:
+    """Return whether the values of `tensor` can be read without waiting for a device."""
+    return tensor.device.type in _AT_ONCE
+
 
 def is_integer(value: object) -> TypeGuard[int]:
     """Return whether `value` is a whole number of any library, such as NumPy; a bool is none."""

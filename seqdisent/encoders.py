@@ -1,4 +1,4 @@
-"""Encoders: a frame to features, a sequence of features to what is static in it and to its dynamics."""
+"""Encoders: from frames to features, and from sequences of features to static latents and dynamics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seqdisent.masks import check_mask, fill_padding, overwrite_padding
 
 
 def _blur_pool(channels: int) -> nn.Module:
-    # imported here: antialiased-cnns is CC BY-NC-SA 4.0, and `downsample` must be able to do without it
+    # imported here: antialiased-cnns is CC BY-NC-SA 4.0, and users of `downsample` must not need it
     from antialiased_cnns import BlurPool
 
     module: nn.Module = BlurPool(channels, filt_size=4, stride=2)
@@ -28,25 +28,26 @@ class ConvEncoder(nn.Module):
 
     For each halving of the image: a 4x4 convolution of stride 1 and padding 1, LeakyReLU (slope 0.01), and BlurPool of
     stride 2 (Zhang, 2019). At 4x4 pixels a last 4x4 convolution gives `feature_dim` values, LeakyReLU again
-    (paper, section 3.1 and appendix D). The stride is in BlurPool alone: with the paper's strided convolutions on top
-    of it, 64 pixels are used up before the last layer.
+    (paper, section 3.1 and appendix D). Only BlurPool has a stride. If the convolutions had one too, as in the paper,
+    an image of 64 pixels would be too small before the last layer.
 
     Args:
         feature_dim: size of the features.
-        in_channels: colours of the image.
+        in_channels: colour channels of the image.
         image_size: height and width in pixels, 4 * 2**n.
-        channels: the width of each of the n convolutions, first to last; None for 32, 32, and 64 from the third on.
-        downsample: a function of the number of channels that returns a module halving the image (rounding up).
-            None: BlurPool of antialiased-cnns, **whose licence (CC BY-NC-SA 4.0) forbids commercial use**; give your
-            own, such as ``lambda channels: nn.AvgPool2d(2, ceil_mode=True)``, and that package is never imported.
+        channels: output channels of the n convolutions, in order; None for 32, 32, and 64 from the third on.
+        downsample: a function of the number of channels that returns a module that halves the image (rounding up).
+            None: BlurPool of antialiased-cnns, **whose licence (CC BY-NC-SA 4.0) forbids commercial use**. With a
+            function of your own, such as ``lambda channels: nn.AvgPool2d(2, ceil_mode=True)``, that package is never
+            imported.
 
     Shape:
         - frames: (\*B, in_channels, image_size, image_size)
         - output: (\*B, feature_dim)
 
     Raises:
-        ValueError: a size that does not fit (what would is named), frames of another shape, or a `downsample` that
-            does not halve them, or frames on another device than the parameters.
+        ValueError: an invalid size (the message says what is valid), frames of another shape or on another device than
+            the parameters, or a `downsample` that does not halve them.
         TypeError: frames that are not floating point, or not of the parameters' dtype (outside autocast).
 
     Example:
@@ -84,7 +85,7 @@ class ConvEncoder(nn.Module):
         self.convolutions = nn.Sequential(*layers, nn.Conv2d(channels[-1], feature_dim, 4), nn.LeakyReLU(0.01))
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):
-                # torch's default shrinks the signal about 3-fold a layer: features of nearly 0 that all look alike
+                # torch's default shrinks the signal about 3-fold per layer, so that all features are nearly 0
                 nn.init.kaiming_normal_(layer.weight, a=0.01, nonlinearity="leaky_relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -113,11 +114,12 @@ class ConvEncoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, frames: Tensor) -> None:
-        r"""Rescale the initial weights so that frames look different from each other from the first step on.
+        r"""Rescale the initial weights so that different frames have different features from the first step.
 
-        Layer by layer, every channel before its activation gets mean 0 and deviation 1 over `frames` (data-dependent
-        initialisation). Where frames are alike, as those of one data set are against a common background, a random
-        encoder hardly tells them apart, and learning starts with a long plateau. Call it once, before training.
+        Every channel before its activation gets mean 0 and standard deviation 1 over `frames`, layer by layer
+        (data-dependent initialisation). Frames of one data set often share most of their pixels, such as a background.
+        A random encoder gives them nearly the same features, and training starts with a long plateau. Call this method
+        once, before training.
 
         Args:
             frames: (\*B, in_channels, image_size, image_size), a few hundred of the training frames.
@@ -137,19 +139,19 @@ class ConvEncoder(nn.Module):
 
 
 class StaticEncoder(nn.Module):
-    r"""What stays the same over a sequence: a Normal from the average of its steps' embeddings.
+    r"""Posterior of the static latent: a Normal computed from the average of the steps' embeddings.
 
     .. math:: q(s | x_{1:T}) = \mathcal N(f_{loc}(\bar e), f_{scale}(\bar e)), \quad
         \bar e = \tfrac1T \sum_t \mathrm{LeakyReLU}(W e_t + b)
 
-    (paper, equation 2: the average over time keeps out what changes). The average is over real steps alone, and knows
-    no order, so the steps may be any group of frames of one identity.
+    (paper, equation 2: averaging over time removes what changes). The average is over real steps only and ignores
+    their order, so the steps may be any group of frames of one identity.
 
     Args:
         feature_dim: size of each step's features.
         static_dim: size of the static latent.
-        hidden_dim: width of the embedding that is averaged.
-        initial_scale: scale of the posterior around which training starts.
+        hidden_dim: size of the embedding that is averaged.
+        initial_scale: scale of the posterior at the start of training, approximately.
 
     Shape:
         - features: (\*B, T, feature_dim)
@@ -200,9 +202,9 @@ class StaticEncoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        r"""Rescale the initial embedding to mean 0 and deviation 1 over `features` (\*B, feature_dim).
+        r"""Rescale the initial embedding to mean 0 and standard deviation 1 over `features` (\*B, feature_dim).
 
-        See :meth:`ConvEncoder.calibrate`, whose calibrated features this wants.
+        Call it after :meth:`ConvEncoder.calibrate`, with the features of that encoder.
         """
         check_last_dim("features", features, self.feature_dim, "feature_dim")
         flat = features.reshape(-1, self.feature_dim)
@@ -213,19 +215,19 @@ class StaticEncoder(nn.Module):
 class Seq2SeqDynamicsEncoder(nn.Module):
     r"""A sequence-to-sequence network whose bottleneck is the dynamics of the sequence.
 
-    The encoder, a bidirectional LSTM, reads the embeddings; the final states of all its layers and directions give
-    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder is an LSTM whose initial states are layers of d, tanh for
-    the hidden state and linear for the cell. It unrolls d to :math:`\bar h_{1:T}`, which a
+    The encoder is a bidirectional LSTM over the embeddings. The final states of all its layers and directions give
+    :math:`q(d | x_{1:T})` (paper, equation 2). The decoder is an LSTM. Its initial states are functions of d: a linear
+    layer for the cell, and one followed by tanh for the hidden state. It unrolls d to :math:`\bar h_{1:T}`, which a
     :class:`~seqdisent.Combiner` reads step by step.
 
-    Ragged batches are packed: the backward direction starts at each sequence's last real step.
+    Ragged batches are packed, so the backward direction starts at the last real step of each sequence.
 
     Args:
         input_dim: size of each step's embedding.
         dynamics_dim: size of d.
-        hidden_dim: width of both LSTMs.
-        num_layers: layers of both LSTMs.
-        dropout: probability between the layers of the LSTMs, in training mode.
+        hidden_dim: hidden size of both LSTMs.
+        num_layers: number of layers of both LSTMs.
+        dropout: dropout probability between the layers of the LSTMs, in training mode.
 
     Shape:
         - embeddings: (\*B, T, input_dim)
@@ -234,7 +236,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
     Raises:
         TypeError: a mask that is not bool, or embeddings that are not of the parameters' dtype.
-        ValueError: embeddings of another size or on another device, none, a mask with a hole or a sequence of length 0.
+        ValueError: embeddings of another size or on another device, no embeddings, a mask with a hole, or a sequence of
+            length 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -245,9 +248,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
     References:
         Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1 and Table 5. The paper copies d into the decoder's
-        states; its size differs from theirs, so layers to h_0 and c_0 of every layer stand between. The released
-        code feeds each output back as the next input; here the input is a learnt constant, so that the unrolling is one
-        fused call.
+        states. Their sizes differ, so here linear layers map d to h_0 and c_0 of every layer. The released code feeds
+        each output back as the next input. Here the input is a learnt constant, so that unrolling is one fused call.
     """
 
     def __init__(
@@ -308,19 +310,19 @@ class Seq2SeqDynamicsEncoder(nn.Module):
 
 
 def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Return what each step may know of itself and of all later ones: the network reads every sequence from its end.
+    r"""Run a recurrent network backward in time: the output of a step depends on it and on all later steps.
 
     Args:
-        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` in one direction.
+        recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` with one direction.
         inputs: (\*B, T, I).
-        mask: (\*B, T) bool, which steps are real: a shorter sequence is read from its own last step.
+        mask: (\*B, T) bool, True where a step is real. Each sequence is read from its last real step.
 
     Returns:
         (\*B, T, H), 0 at padding.
 
     Raises:
-        TypeError: `recurrence` is no such network.
-        ValueError: one in two directions; inputs or mask of another shape, no sequence, a mask with a hole or on
+        TypeError: `recurrence` is not such a network.
+        ValueError: a bidirectional network; inputs or a mask of another shape, no sequence, or a mask with a hole or on
             another device.
 
     Example:
@@ -342,7 +344,7 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
         mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
         inputs = fill_padding(inputs, mask)
     lengths = steps.new_full((*inputs.shape[:-2], 1), num_steps) if mask is None else mask.sum(-1, keepdim=True)
-    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays behind what is real
+    order = (lengths - 1 - steps) % num_steps  # an involution; padding stays after the real steps
 
     def reverse(values: Tensor) -> Tensor:
         return values.gather(-2, order.unsqueeze(-1).expand(*values.shape))
@@ -359,10 +361,10 @@ def _check_several(name: str, examples: Tensor) -> None:
 
 
 def _standardise(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
-    """Rescale a layer whose output was (N, C, ...) so that each channel has mean 0 and deviation 1."""
+    """Rescale a layer whose output was (N, C, ...) so that each channel has mean 0 and standard deviation 1."""
     channels = output.transpose(0, 1).flatten(1)
     mean, deviation = channels.mean(1), channels.std(1)
-    deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a channel in which all are alike keeps its size
+    deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a constant channel keeps its scale
     layer.weight.div_(deviation.reshape(-1, *(1,) * (layer.weight.ndim - 1)))
     if layer.bias is not None:
         layer.bias.copy_((layer.bias - mean) / deviation)

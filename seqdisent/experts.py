@@ -1,53 +1,61 @@
-"""Mixtures of experts whose *parameters* are blended, once per sequence."""
+"""Mixtures of experts that blend the experts' parameters, once per sequence."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
-from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive, upsampling_channels
-from seqdisent.heads import full_precision
+from seqdisent._cells import unfuse
+from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive
 
 
-def _blend(bank: Tensor, weights: Tensor) -> Tensor:
+def blend(bank: Tensor, weights: Tensor) -> Tensor:
     """Average a bank (K, ...) by weights (N, K) in one matrix product: (N, ...)."""
     return (weights @ bank.reshape(len(bank), -1)).reshape(len(weights), *bank.shape[1:])
 
 
 class MixtureOfExperts(nn.Module):
-    r"""Any module as an expert: its parameters are averaged by the mixture weights before it is applied.
+    r"""A bank of experts of any architecture; the mixture weights average their parameters before the call.
 
     For row b with weights :math:`w_b` on K experts of parameters :math:`\theta_k`, the output is
     :math:`f(x_b; \sum_k w_{bk} \theta_k)`: one forward pass of one expert, whatever K (paper, section 3.1,
-    "Mixture of Experts Decoder"). The average of outputs, as in a classic mixture of experts, is something else.
+    "Mixture of Experts Decoder"). A classic mixture of experts averages the experts' outputs instead.
 
-    The K experts are drawn by `expert()`. A parameter that they do not share from the start (random weights, taken to
-    have mean 0) becomes :math:`\sqrt K (\bar\theta + 0.3 (\theta_k - \bar\theta))`: the uniform average has the spread
-    that one expert was meant to have, and the experts differ enough for the mixture weights to matter.
+    The K experts are drawn by `expert()`. A parameter that differs between them (random weights, assumed to have
+    mean 0) becomes :math:`\sqrt K (\bar\theta + 0.3 (\theta_k - \bar\theta))`. The uniform average then has the
+    spread of one expert, and the experts differ enough for the mixture weights to matter. The row that an embedding
+    reserves for padding (`padding_idx`) keeps its values and gets no gradient.
+
+    An expert may use a submodule or a parameter several times, read several tensors, and return a tuple, list or dict
+    of tensors. Recurrent cells (``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell``) are experts too.
 
     Args:
         expert: returns a new expert each time it is called, for instance ``lambda: nn.Linear(3, 2)``.
         num_experts: K, the size of the bank.
 
     Shape:
-        - x: (\*B, ...), whatever an expert takes as one example of shape (...).
+        - x: (\*B, ...), one example (...) of an expert's input for each row. A tuple holds several arguments: an expert
+          that is called as ``cell(x, (h, c))`` gets ``mixture((x, (h, c)), weights)``.
         - weights: (\*B, num_experts), usually on the simplex.
-        - output: (\*B, ...), what an expert gives for one example.
+        - output: (\*B, ...), an expert's output for one example; the same tuple, list or dict where it returns one.
 
     Raises:
-        TypeError: `expert` cannot be called or returns no module; or inputs that are not of its parameters' dtype.
+        TypeError: `expert` cannot be called or returns no module; inputs that are not of its parameters' dtype; or an
+            expert that gets or returns anything but tensors, such as a distribution.
         ValueError: the expert cannot be blended: batch norm with running statistics, spectral norm or another
-            parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, lazy modules, no
-            parameters, parameters that are not floating point, buffers that differ between experts; or inputs of the
-            wrong shape or on another device.
+            parametrisation (buffers or parameters rewritten in forward), a fused recurrent network, sparse gradients,
+            lazy modules, no parameters, parameters that are not floating point; experts that share a parameter, or
+            differ in their parameters' names or shapes or in their buffers; or inputs of the wrong shape, without a
+            row, or on another device.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -56,6 +64,10 @@ class MixtureOfExperts(nn.Module):
         torch.Size([5, 2])
         >>> mixture.expert.weight.shape
         torch.Size([4, 2, 3])
+        >>> cells = MixtureOfExperts(lambda: nn.LSTMCell(3, 2), num_experts=4)
+        >>> hidden, cell = cells((torch.randn(5, 3), torch.zeros(2, 5, 2).unbind()), torch.full((5, 4), 0.25))
+        >>> hidden.shape
+        torch.Size([5, 2])
 
     References:
         Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1. Zhang et al., "Mode-adaptive neural networks for
@@ -70,158 +82,66 @@ class MixtureOfExperts(nn.Module):
         experts = [expert() for _ in range(num_experts)]
         for module in experts:
             _check_blendable(module)
-        _check_same_buffers(experts)
+        _check_alike(experts)
         self.num_experts = num_experts
         self.expert = _stack(experts)
+        unfuse(self.expert)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Any, weights: Tensor) -> Any:
         """Apply to each x[b] the expert whose parameters are averaged by weights[b]."""
         check_last_dim("weights", weights, self.num_experts, "num_experts")
         batch_shape = weights.shape[:-1]
-        check_batch_shapes("weights", batch_shape, "x", x.shape[: len(batch_shape)])
-        parameter = next(self.expert.parameters())
-        check_kind("weights", weights, parameter)
-        if x.is_floating_point():  # an embedding reads integers
-            check_kind("x", x, parameter)
+        if 0 in batch_shape:
+            raise ValueError(f"weights: has batch shape {tuple(batch_shape)}, expected at least one row")
+        check_kind("weights", weights, next(self.expert.parameters()))
+        self._check_inputs(x, batch_shape)
         flat_weights = weights.reshape(-1, self.num_experts)
-        parameters = {name: _blend(bank, flat_weights) for name, bank in self.expert.named_parameters()}
-
-        def apply(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-            output: Tensor = torch.func.functional_call(self.expert, parameters, (row,))
-            return output
-
-        output = torch.vmap(apply, randomness="different")(
-            parameters, x.flatten(0, len(batch_shape) - 1) if batch_shape else x.unsqueeze(0)
+        arguments = tree_map(lambda tensor: tensor.reshape(len(flat_weights), *tensor.shape[len(batch_shape) :]), x)
+        outputs = torch.vmap(self._apply_blended, randomness="different")(
+            self._blended_parameters(flat_weights), arguments
         )
-        return output.unflatten(0, batch_shape) if batch_shape else output.squeeze(0)
+        return tree_map(lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[1:])), outputs)
+
+    def _check_inputs(self, x: Any, batch_shape: torch.Size) -> None:
+        parameter = next(self.expert.parameters())
+        for path, tensor in tree_flatten_with_path(x)[0]:
+            name = f"x{keystr(path)}"
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor")
+            check_batch_shapes("weights", batch_shape, name, tensor.shape[: len(batch_shape)])
+            if tensor.is_floating_point():  # an embedding reads integers
+                check_kind(name, tensor, parameter)
+
+    def _blended_parameters(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return a blend (N, ...) for each place of a parameter in the expert, each module counted once."""
+        blends = {bank: blend(bank, weights) for bank in self.expert.parameters()}
+        return {
+            f"{prefix}.{name}" if prefix else name: _without_gradient_of_padding(module, name, blends[bank])
+            for prefix, module in self.expert.named_modules()
+            for name, bank in module.named_parameters(recurse=False, remove_duplicate=False)
+        }
+
+    def _apply_blended(self, parameters: dict[str, Tensor], arguments: Any) -> Any:
+        # tie_weights=False: each place is named above. Of a submodule with two names, torch would replace the
+        # parameters twice, and after the call put the first replacement back in place of the bank.
+        output = torch.func.functional_call(self.expert, parameters, arguments, tie_weights=False)
+        for tensor in tree_leaves(output):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"expert: returned {type(tensor).__name__}, expected a tensor, or a tuple, list or dict of tensors"
+                )
+        return output
 
     def extra_repr(self) -> str:
-        """Name the number of experts beside the expert itself."""
+        """Return the number of experts."""
         return f"num_experts={self.num_experts}"
 
 
-class MixtureOfExpertsConvDecoder(nn.Module):
-    r"""A bank of transposed-convolution decoders, blended once per sequence and applied to all its frames.
+def spread(bank: Tensor) -> Tensor:
+    """Shrink the deviations of K independent draws (K, ...) from their average, and restore the scale of one draw.
 
-    Every expert is: a transposed convolution from 1x1 to 4x4 pixels, then one of stride 2 and padding 1 for each
-    doubling up to `image_size`; kernels 4x4, LeakyReLU (slope 0.01) between, logits out. For a sequence with weights
-    :math:`w`, kernels **and** biases of layer l are :math:`\sum_k w_k \theta_{kl}` (paper, section 3.1).
-    The whole bank is blended by one matrix product a layer, never by a loop over experts.
-
-    The bank starts as :math:`\theta_k = \theta + 0.3 \sqrt K \epsilon_k`, with :math:`\theta` and the centred
-    :math:`\epsilon_k` of the size that He et al. give one decoder. At uniform weights the blend is
-    :math:`\theta`, a decoder of the right size; K independent decoders would average to one that is smaller by
-    :math:`\sqrt K` in every layer, and paint nearly the same whatever the latents are.
-
-    Args:
-        latent_dim: size of each step's latent vector.
-        num_experts: K, the size of the bank.
-        out_channels: colours of the image.
-        image_size: height and width in pixels, 4 * 2**n.
-        channels: the width at 4, 8, ... pixels, n values; None for 512 halving (512, 256, 128, 64 at 64 pixels).
-
-    Shape:
-        - latents: (\*B, T, latent_dim)
-        - weights: (\*B, num_experts), usually on the simplex
-        - output: (\*B, T, out_channels, image_size, image_size), logits (float32 under autocast)
-
-    Raises:
-        ValueError: a size that does not fit (what would is named), or inputs of the wrong shape, without a sequence or
-            a step, or on another device.
-        TypeError: inputs that are not of the bank's dtype (outside autocast).
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> decoder = MixtureOfExpertsConvDecoder(5, 3, image_size=16, channels=(8, 4))
-        >>> decoder(torch.randn(2, 7, 5), torch.softmax(torch.randn(2, 3), -1)).shape
-        torch.Size([2, 7, 3, 16, 16])
-
-    References:
-        Vowels, Camgoz and Bowden, "VDSM", CVPR 2021, section 3.1 and appendix D. The released code blends by
-        broadcast-and-sum, one sequence after another: the same numbers, slower.
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        num_experts: int,
-        *,
-        out_channels: int = 3,
-        image_size: int = 64,
-        channels: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive(latent_dim=latent_dim, num_experts=num_experts, out_channels=out_channels)
-        self.latent_dim = latent_dim
-        self.num_experts = num_experts
-        self.image_size = image_size
-        self.channels = upsampling_channels(image_size, channels, first=512)
-        widths = [latent_dim, *self.channels, out_channels]
-        self.kernels = nn.ParameterList(
-            torch.empty(num_experts, widths[i], widths[i + 1], 4, 4) for i in range(len(widths) - 1)
-        )
-        self.biases = nn.ParameterList(torch.zeros(num_experts, width) for width in widths[1:])
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the bank again; its biases are 0."""
-        gain = nn.init.calculate_gain("leaky_relu", 0.01)
-        for i, kernel in enumerate(self.kernels):
-            # an output pixel sees all inputs once in the first layer, and 2x2 pixels of them where the stride is 2
-            fan_in = kernel.shape[1] * (1 if i == 0 else 4)
-            nn.init.normal_(kernel, std=gain / math.sqrt(fan_in))
-            with torch.no_grad():
-                kernel.copy_(_spread(kernel))
-        for bias in self.biases:
-            nn.init.zeros_(bias)
-
-    def forward(self, latents: Tensor, weights: Tensor) -> Tensor:
-        """Decode each sequence of latents with the decoder that its weights blend."""
-        check_last_dim("latents", latents, self.latent_dim, "latent_dim", ndim=2)
-        check_last_dim("weights", weights, self.num_experts, "num_experts")
-        if latents.shape[-2] == 0:
-            raise ValueError("latents: has length 0, expected at least one step")
-        batch_shape = latents.shape[:-2]
-        if 0 in batch_shape:
-            raise ValueError(f"latents: has batch shape {tuple(batch_shape)}, expected at least one sequence")
-        check_batch_shapes("latents", batch_shape, "weights", weights.shape[:-1])
-        check_kind("latents", latents, self.kernels[0])
-        check_kind("weights", weights, self.kernels[0])
-        flat_weights = weights.reshape(-1, self.num_experts)
-        kernels = [_blend(bank, flat_weights) for bank in self.kernels]
-        biases = [_blend(bank, flat_weights) for bank in self.biases]
-        # from 1x1 to 4x4 pixels every output sees the latent alone: one batched matrix product
-        hidden = latents.reshape(-1, *latents.shape[-2:]) @ kernels[0].flatten(2)
-        hidden = F.leaky_relu(hidden.unflatten(-1, (-1, 4, 4)) + biases[0][:, None, :, None, None])
-        logits = self._upsample(hidden, kernels[1:], biases[1:])
-        return full_precision(logits.unflatten(0, batch_shape) if batch_shape else logits.squeeze(0))
-
-    @staticmethod
-    def _upsample(hidden: Tensor, kernels: list[Tensor], biases: list[Tensor]) -> Tensor:
-        """Apply each sequence's own transposed convolutions: hidden (N, T, C, 4, 4), kernels (N, C, C', 4, 4)."""
-        # One fused call a sequence on unbound weights is faster on a CPU than one grouped convolution; unbinding
-        # (not indexing) gathers the gradients of all sequences in one stack.
-        frames = hidden.unbind()
-        for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-            frames = tuple(
-                F.conv_transpose2d(frame if i == 0 else F.leaky_relu(frame), k, b, stride=2, padding=1)
-                for frame, k, b in zip(frames, kernel.unbind(), bias.unbind(), strict=True)
-            )
-        return torch.stack(frames)
-
-    def extra_repr(self) -> str:
-        """Say the sizes that the bank was built with."""
-        return (
-            f"latent_dim={self.latent_dim}, num_experts={self.num_experts}, out_channels={self.biases[-1].shape[1]}, "
-            f"image_size={self.image_size}, channels={self.channels}"
-        )
-
-
-def _spread(bank: Tensor) -> Tensor:
-    """Return K independent draws (K, ...) as a common start of the same size, and deviations from it.
-
-    The average of K draws is smaller than one by sqrt(K), hence the factor. The share of the deviations, 0.3, comes
-    from exploratory runs; `benchmarks/stage1_choices.py` measures it against independent experts.
+    The average of K draws is smaller than one draw by sqrt(K), hence the factor. The size of the deviations, 0.3, comes
+    from exploratory runs; `benchmarks/stage1_choices.py` compares it with independent experts.
     """
     start = bank.mean(0)
     return math.sqrt(len(bank)) * (start + 0.3 * (bank - start))
@@ -239,6 +159,8 @@ def _check_blendable(expert: object) -> None:
         hooks = module._forward_pre_hooks.values()
         if parametrize.is_parametrized(module) or any(isinstance(hook, SpectralNorm | WeightNorm) for hook in hooks):
             raise ValueError(f"{where}: its weights are computed in forward (parametrised, spectral or weight norm)")
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(f"{where}: its gradients are sparse; use sparse=False")
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             raise ValueError(f"{where}: its parameters have no sizes yet; give it its input size")
     if not any(True for _ in expert.parameters()):
@@ -248,7 +170,20 @@ def _check_blendable(expert: object) -> None:
             raise ValueError(f"expert: parameter {name} is {parameter.dtype}, expected floating point")
 
 
-def _check_same_buffers(experts: list[nn.Module]) -> None:
+def _check_alike(experts: list[nn.Module]) -> None:
+    """Check that the experts have parameters of their own, of the same names and shapes, and the same buffers."""
+    owners: dict[nn.Parameter, int] = {}
+    layouts = []
+    for i, expert in enumerate(experts):
+        for name, parameter in expert.named_parameters():
+            if owners.setdefault(parameter, i) != i:
+                raise ValueError(f"expert: its modules share parameter {name}, expected a new module from each call")
+        layouts.append({name: tuple(parameter.shape) for name, parameter in expert.named_parameters()})
+        if layouts[i] != layouts[0]:
+            raise ValueError(
+                f"expert: call {i + 1} returned parameters {layouts[i]}, expected the same names and shapes as in the "
+                f"first call, {layouts[0]}"
+            )
     buffers_of = [dict(expert.named_buffers()) for expert in experts]
     for name in dict.fromkeys(name for buffers in buffers_of for name in buffers):
         first, *others = (buffers.get(name) for buffers in buffers_of)
@@ -264,17 +199,35 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _stack(experts: list[nn.Module]) -> nn.Module:
-    """Return one module whose parameters are (K, ...): the experts' own, random ones spread."""
+    """Return one module with the experts' parameters as (K, ...), after `spread` where they differ."""
     bank = copy.deepcopy(experts[0])
-    stacked: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays tied; as keys the old ones stay alive
+    stacked: dict[nn.Parameter, nn.Parameter] = {}  # keeps tied parameters tied, and the old ones alive as keys
     for name, module in bank.named_modules():
         for parameter_name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            each = torch.stack(
+                [expert.get_submodule(name).get_parameter(parameter_name).detach() for expert in experts]
+            )
             if parameter not in stacked:
-                each = torch.stack(
-                    [expert.get_submodule(name).get_parameter(parameter_name).detach() for expert in experts]
-                )
-                drawn_apart = bool((each != each[0]).any())
-                values = _spread(each) if drawn_apart else each
+                differ = bool((each != each[0]).any())
+                values = spread(each) if differ else each
                 stacked[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            if (row := _padding_row(module, parameter_name)) is not None:
+                stacked[parameter].detach()[:, row] = each[:, row]
             setattr(module, parameter_name, stacked[parameter])
     return bank
+
+
+def _padding_row(module: nn.Module, parameter_name: str) -> int | None:
+    """Return the row of an embedding's table that stands for padding, if the parameter has one."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and parameter_name == "weight":
+        return module.padding_idx
+    return None
+
+
+def _without_gradient_of_padding(module: nn.Module, parameter_name: str, table: Tensor) -> Tensor:
+    """Return a blended parameter (N, ...), cut off from the gradient in the row that an embedding pads with."""
+    # torch.vmap drops padding_idx
+    row = _padding_row(module, parameter_name)
+    if row is None:
+        return table
+    return table.index_copy(1, torch.tensor([row], device=table.device), table[:, row : row + 1].detach())

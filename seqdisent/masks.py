@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqdisent._checks import reads_at_once
+
 
 def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: torch.device | None = None) -> Tensor:
     """Return `mask` expanded to (*batch_shape, num_steps), or say what is wrong with it.
+
+    Its values are looked at only where that waits for no device.
 
     Raises:
         TypeError: the mask is no tensor of bool.
@@ -18,16 +22,22 @@ def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: to
         raise ValueError(f"mask: has shape {tuple(mask.shape)}, expected (*B, T) with T={num_steps} steps")
     if device is not None and mask.device != device:
         raise ValueError(f"mask: is on {mask.device}, expected {device}, where the values are that it is the mask of")
-    if not mask[..., 0].all():
-        raise ValueError("mask: a row has no real first step; every sequence needs at least one, padding on the right")
-    if (mask[..., 1:] & ~mask[..., :-1]).any():
-        raise ValueError("mask: a row has a hole; real steps come first, padding on the right")
+    if reads_at_once(mask):
+        check_mask_values(mask)
     try:
         return mask.expand(*batch_shape, num_steps)
     except RuntimeError as error:
         raise ValueError(
             f"mask: has shape {tuple(mask.shape)}, expected one that expands to {(*batch_shape, num_steps)}"
         ) from error
+
+
+def check_mask_values(mask: Tensor) -> None:
+    """Raise ValueError if a row of a mask (*B, T) has no real step, or a hole."""
+    if not mask[..., 0].all():
+        raise ValueError("mask: a row has no real first step; every sequence needs at least one, padding on the right")
+    if (mask[..., 1:] & ~mask[..., :-1]).any():
+        raise ValueError("mask: a row has a hole; real steps come first, padding on the right")
 
 
 def fill_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
@@ -94,7 +104,7 @@ def fill_inputs(inputs: Tensor, mask: Tensor) -> Tensor:
     second, has_second = inputs[..., 1, :].detach(), mask[..., 1]
     flat = has_second.flatten()
     another = second.reshape(len(flat), -1).index_select(0, flat.int().argmax().reshape(1)).squeeze(0)
-    another = torch.where(flat.any(), another, 0.0)
+    another = torch.where(flat.any(), another, 0.5)  # no later step is real: any value that roots and logarithms take
     filler = torch.where(has_second.unsqueeze(-1), second, another)
     return torch.where(mask.unsqueeze(-1), inputs, filler.unsqueeze(-2))
 

@@ -1,4 +1,4 @@
-"""Pictures of sequences and of training (extra ``plot``): grids, GIFs, schedules, ledgers."""
+"""Plots of clips and of training (extra ``plot``): grids, GIFs, schedules, ledgers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def film_strip(clips: Tensor, *, gap: int = 2, background: float = 1.0) -> Tensor:
-    """Lay clips out as one picture: a row a clip, its frames from left to right.
+    """Arrange clips in one picture: one row per clip, frames from left to right.
 
     Args:
         clips: pixels in [0, 1].
-        gap: pixels between frames.
+        gap: number of pixels between frames.
         background: brightness of the gaps.
 
     Shape:
@@ -42,23 +42,23 @@ def film_strip(clips: Tensor, *, gap: int = 2, background: float = 1.0) -> Tenso
 
 
 def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4) -> Tensor:
-    """Lay swaps out as one table, frame by frame: who (rows) does what (columns), as in the paper's Figures 1 and 5.
+    """Arrange swapped clips in a table, with identities in rows and motions in columns (paper, Figures 1 and 5).
 
-    The left column shows the clips that give the identity, the top row those that give the motion, and cell (i, j)
-    identity i doing motion j. The corner is empty.
+    The left column shows the clips that provide the identity, the top row those that provide the motion, and cell
+    (i, j) the swap with identity i and motion j. The corner is empty.
 
     Args:
-        static: R clips, pixels in [0, 1].
-        motion: Q clips.
-        swapped: R x Q clips.
-        gap: pixels between cells.
+        static: R clips that provide the identity, pixels in [0, 1].
+        motion: Q clips that provide the motion.
+        swapped: R x Q swapped clips.
+        gap: number of pixels between cells.
 
     Shape:
         - static: (R, T, C, H, W), motion: (Q, T, C, H, W), swapped: (R, Q, T, C, H, W)
         - output: (T, C, (R + 1) * (H + gap) - gap, (Q + 1) * (W + gap) - gap)
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: inconsistent shapes.
 
     Example:
         >>> clip = torch.zeros(2, 5, 3, 8, 8)
@@ -77,12 +77,12 @@ def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4)
 
 
 def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
-    """Write a picture as PNG and return its path.
+    """Write a picture as a PNG file and return the path.
 
     Args:
-        picture: pixels in [0, 1]; what lies outside is clipped.
-        path: where to write.
-        scale: how many pixels wide and high each pixel becomes.
+        picture: pixels in [0, 1]; other values are clipped.
+        path: the file to write.
+        scale: enlargement factor, an integer.
 
     Shape:
         - picture: (C, H, W) with 1 or 3 colours
@@ -103,13 +103,13 @@ def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
 
 
 def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8.0, scale: int = 1) -> Path:
-    """Write pictures as an endless animated GIF and return its path.
+    """Write pictures as an animated GIF that repeats, and return the path.
 
     Args:
-        pictures: pixels in [0, 1]; what lies outside is clipped.
-        path: where to write.
-        frames_per_second: how fast; the format counts in hundredths of a second.
-        scale: how many pixels wide and high each pixel becomes.
+        pictures: pixels in [0, 1]; other values are clipped.
+        path: the file to write.
+        frames_per_second: playback speed; GIF stores durations in hundredths of a second.
+        scale: enlargement factor, an integer.
 
     Shape:
         - pictures: (T, C, H, W) with 1 or 3 colours
@@ -132,12 +132,12 @@ def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8
 
 
 def plot_schedules(schedules: Mapping[str, Callable[[float], float]], num_steps: int, path: str | Path) -> Path:
-    """Plot schedules over training, one small plot each (paper, Figures 9 and 10), and return the path.
+    """Plot schedules against the training step, one panel each (paper, Figures 9 and 10), and return the path.
 
     Args:
         schedules: {title: a schedule, or any function of the step}.
-        num_steps: steps of the training.
-        path: where to write; its suffix says the format.
+        num_steps: number of training steps.
+        path: the file to write; its suffix selects the format.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -159,14 +159,14 @@ def plot_schedules(schedules: Mapping[str, Callable[[float], float]], num_steps:
 
 
 def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
-    """Plot every term of the ledger over training, from the CSV files of one run, and return the path.
+    """Plot every term of the ledger against the training step, from the CSV files of one run, and return the path.
 
     Args:
-        logs: ``metrics.csv`` of each part of the run, oldest first; where two parts log a step, the later one counts.
-        path: where to write; its suffix says the format.
+        logs: ``metrics.csv`` of each part of the run, oldest first. If two parts log the same step, the later is used.
+        path: the file to write; its suffix selects the format.
 
     Raises:
-        ValueError: no log holds a term.
+        ValueError: no log contains a term.
         ImportError: matplotlib is missing.
 
     Example:
@@ -182,7 +182,7 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
     for log in logs:
         with Path(log).open(newline="") as file:
             for row in csv.DictReader(file):
-                if row.get("step") is None:  # the last row, where the disk was full
+                if row.get("step") is None:  # an incomplete last row, written when the disk was full
                     continue
                 for name, value in row.items():
                     if value and (name.startswith(("KL(", "log_p(")) or name == "elbo"):
@@ -202,12 +202,12 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
 
 
 def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
-    """Plot mean squared errors against the step, with a line where the given frames end; return the path.
+    """Plot mean squared errors against the time step, with a line after the given frames, and return the path.
 
     Args:
-        errors: {what the line is called: (T,), mean squared errors of pixels in [0, 1]}.
-        path: where to write; its suffix says the format.
-        trained_on: how many frames were given; None for no line.
+        errors: {label: (T,), mean squared errors of pixels in [0, 1]}.
+        path: the file to write; its suffix selects the format.
+        trained_on: number of given frames; None for no line.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -245,7 +245,7 @@ def _axes(count: int, *, width: float) -> tuple[Any, list[Axes]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install it with: pip install 'seqdisent[plot]'") from error
-    # a figure of its own, not pyplot's: no global state, no window
+    # not pyplot's figure, which is global state and may open a window
     figure = Figure(figsize=(width * count, 2.8), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 

@@ -13,14 +13,13 @@ from seqdisent._checks import check_positive
 
 
 class AnnealingSchedule(ABC):
-    """A value for every training step: a KL weight, a temperature.
+    """A value for every training step, such as a KL weight or a temperature.
 
-    A schedule has no state: ``schedule(step)`` depends on the step alone, so a resumed run continues exactly.
-    Schedules are frozen, picklable, hashable and comparable, and are built by the class methods below.
+    A schedule has no state: ``schedule(step)`` depends only on the step, so a resumed run continues exactly.
+    Schedules are immutable, picklable, hashable and comparable. The methods below create them.
 
     Raises:
-        ValueError: from the class methods: a value that is not a finite number, or a number of steps that is not an
-            integer of at least 1.
+        ValueError: a value that is not a finite number, or a number of steps that is not an integer of at least 1.
 
     Example:
         >>> weight = AnnealingSchedule.linear(0.0, 1.0, num_steps=100)
@@ -43,32 +42,32 @@ class AnnealingSchedule(ABC):
 
     @abstractmethod
     def _value(self, step: float) -> float:
-        """Return the value at a step that is known to be valid."""
+        """Return the value at a valid step."""
 
     @property
     @abstractmethod
     def num_steps(self) -> float:
-        """Steps until the value stays as it is; infinite if it never does."""
+        """Number of steps after which the value is constant; infinite if it never is."""
 
     @staticmethod
     def constant(value: float, num_steps: int | None = None) -> AnnealingSchedule:
-        """Stay at `value`; `num_steps` says for how long where :meth:`then` follows."""
+        """Return `value` at every step; `num_steps` is the length of this part if :meth:`then` follows."""
         value = _finite("value", value)
         return _Linear(value, value, 0 if num_steps is None else _steps(num_steps))
 
     @staticmethod
     def linear(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end` in a straight line over `num_steps` steps, then stay."""
+        """Go from `start` to `end` linearly over `num_steps` steps, then stay at `end`."""
         return _Linear(_finite("start", start), _finite("end", end), _steps(num_steps))
 
     @staticmethod
     def cosine(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end` along half a cosine, flat at both ends, over `num_steps` steps, then stay."""
+        """Go from `start` to `end` along half a cosine period over `num_steps` steps, then stay at `end`."""
         return _Cosine(_finite("start", start), _finite("end", end), _steps(num_steps))
 
     @staticmethod
     def geometric(start: float, end: float, num_steps: int) -> AnnealingSchedule:
-        """Go from `start` to `end`, both positive, by a constant factor at each of `num_steps` steps, then stay."""
+        """Go from `start` to `end`, both positive, by a constant factor over `num_steps` steps, then stay at `end`."""
         start, end = _finite("start", start), _finite("end", end)
         for name, value in (("start", start), ("end", end)):
             if not value > 0:
@@ -77,15 +76,14 @@ class AnnealingSchedule(ABC):
 
     @staticmethod
     def quadratic(points: Iterable[tuple[float, float]]) -> AnnealingSchedule:
-        """Pass through (step, value) points, a parabola between each two, with a smooth join where one exists.
+        """Interpolate (step, value) points by parabolas, whose slopes agree at the points where possible.
 
-        Within each piece the value stays between those of its two ends: the slope with which a parabola starts is
-        limited to what keeps it monotone. (Interpolation without that limit overshoots: the released VDSM code's pose
-        weight, through 30, 0.2, 0.4 and 1, dips below 0 and is clipped at 0.005.)
+        Between two points the value is monotone: the initial slope of each parabola is limited accordingly. Without
+        that limit interpolation overshoots. The pose weight of the released VDSM code, through 30, 0.2, 0.4 and 1,
+        falls below 0 and is clipped at 0.005.
 
         Args:
-            points: at least two, steps increasing from 0 or more. Before the first and after the last point, the value
-                is theirs.
+            points: at least two, with increasing steps >= 0. The value is constant before the first and after the last.
 
         Raises:
             ValueError: fewer than two points, steps that do not increase, or a number that is not finite.
@@ -103,14 +101,14 @@ class AnnealingSchedule(ABC):
     def cyclical(
         start: float, end: float, *, cycle_steps: int, num_cycles: int | None = None, ramp: float = 0.5
     ) -> AnnealingSchedule:
-        """Go from `start` to `end` again and again: up in a straight line, then level (Fu et al., NAACL 2019).
+        """Repeat a cycle: from `start` to `end` linearly, then constant (Fu et al., NAACL 2019).
 
         Args:
             start: value at the start of a cycle.
             end: value after the ramp.
-            cycle_steps: steps of one cycle.
-            num_cycles: how many; then `end` stays. None: without end.
-            ramp: the part of a cycle, in (0, 1], in which the value rises.
+            cycle_steps: number of steps of one cycle.
+            num_cycles: number of cycles, after which the value stays at `end`; None for no limit.
+            ramp: fraction of a cycle, in (0, 1], during which the value changes.
 
         Example:
             >>> schedule = AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=4)
@@ -124,10 +122,10 @@ class AnnealingSchedule(ABC):
         return _Cyclical(start, end, _steps(cycle_steps, "cycle_steps"), cycles, float(ramp))
 
     def then(self, other: AnnealingSchedule) -> AnnealingSchedule:
-        """Return this schedule for its `num_steps`, then `other`, counting from 0.
+        """Follow this schedule for its `num_steps`, then `other` from its step 0.
 
         Raises:
-            ValueError: this schedule has no end (a constant without `num_steps`, an endless cycle).
+            ValueError: this schedule has no end (a constant without `num_steps`, or cycles without limit).
             TypeError: `other` is not a schedule.
         """
         if not isinstance(other, AnnealingSchedule):
@@ -135,7 +133,7 @@ class AnnealingSchedule(ABC):
         return _Then(self, other)
 
     def clamp(self, low: float, high: float) -> AnnealingSchedule:
-        """Return this schedule with its values limited to [low, high]."""
+        """Limit the values of this schedule to [low, high]."""
         if not low <= high:
             raise ValueError(f"low: got {low} above high={high}, expected low <= high")
         return _Clamp(self, float(low), float(high))
@@ -152,12 +150,12 @@ class _Ramp(AnnealingSchedule):
         return self.steps
 
     def _value(self, step: float) -> float:
-        # the end itself, not a rounding of it
+        # exactly `end`, without rounding
         return self.end if step >= self.steps else self._between(step / self.steps)
 
     @abstractmethod
     def _between(self, part: float) -> float:
-        """Return the value at a part in [0, 1) of the way."""
+        """Return the value after a fraction `part`, in [0, 1), of the steps."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class _Quadratic(AnnealingSchedule):
             if step < x1:
                 part, width = (step - x0) / (x1 - x0), x1 - x0
                 value = y0 + slope * width * part + (y1 - y0 - slope * width) * part**2
-                return min(max(value, min(y0, y1)), max(y0, y1))  # rounding only: the parabola is monotone
+                return min(max(value, min(y0, y1)), max(y0, y1))  # against rounding; the parabola is monotone
         return self.points[-1][1]
 
     def _slopes(self) -> list[float]:

@@ -15,7 +15,7 @@ from seqdisent.masks import check_mask, fill_padding
 def _expand(
     context: Tensor | None, z_prev: Tensor, size: int, name: str = "context", size_name: str = "context_dim"
 ) -> Tensor:
-    """Return `context` with the batch shape of `z_prev`: a chain is scored with its steps on the left of the batch."""
+    """Expand `context` to the batch shape of `z_prev`, which starts with time where a chain is scored."""
     if context is None:
         raise ValueError(f"{name}: got None, expected a tensor whose last dimension is {size_name}={size}")
     check_last_dim(name, context, size, size_name)
@@ -27,7 +27,7 @@ def _expand(
 
 
 def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: int) -> Tensor:
-    """Check both and return {z_prev, context}, concatenated."""
+    """Check and concatenate z_prev and context."""
     check_last_dim("z_prev", z_prev, latent_dim, "latent_dim")
     if context_dim == 0:
         if context is not None:
@@ -50,19 +50,19 @@ class GatedTransition(nn.Module):
 
     Args:
         latent_dim: size of z.
-        hidden_dim: width of f1 and f3.
-        context_dim: size of what is known beside z (dynamics, actions); 0 for none.
+        hidden_dim: output size of f1 and f3.
+        context_dim: size of the conditioning input (dynamics, actions); 0 for none.
         min_scale: the smallest scale.
 
     Shape:
         - z_prev: (\*B, latent_dim)
-        - context: (\*B, context_dim) or what expands to it (steps come on the left, so a static context need not know
-          of them); None when context_dim is 0
+        - context: (\*B, context_dim) or a shape that expands to it (where a chain is scored, time is a leading
+          dimension, and a static context expands over it); None when context_dim is 0
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
-        ValueError: inputs of another size or on another device, or a context where none was declared (or none where
-            one was).
+        ValueError: inputs of another size or on another device, a missing context, or a context although context_dim is
+            0.
         TypeError: z_prev of another dtype than the parameters, or parameters in half precision.
 
     Example:
@@ -73,7 +73,7 @@ class GatedTransition(nn.Module):
 
     References:
         Krishnan, Shalit and Sontag, "Structured inference networks for nonlinear state space models", AAAI 2017.
-        The released VDSM code gives f5 only z and overwrites its identity start.
+        In the released VDSM code, f5 reads z alone, and its initial identity is overwritten.
     """
 
     def __init__(self, latent_dim: int, hidden_dim: int, *, context_dim: int = 0, min_scale: float = 1e-4) -> None:
@@ -116,7 +116,7 @@ class Combiner(nn.Module):
         e &= \tfrac12 (\tanh(f_7(z_{t-1})) + W c + b) \\
         \mathrm{loc} &= f_8(e), \qquad \mathrm{scale} = \mathrm{softplus}(f_9(e)) + \mathrm{min\_scale}
 
-    The paper adds c itself; the layer W brings it to the width of f7.
+    The paper adds c itself. Here the linear layer W maps it to the output size of f7.
 
     ``combiner(z_prev, context)`` is ``combiner.step(z_prev, combiner.project(context))``. A chain is faster if it walks
     through contexts that were projected before, all steps in one product; then every step reads them with `step`::
@@ -127,13 +127,13 @@ class Combiner(nn.Module):
 
     Args:
         latent_dim: size of z.
-        hidden_dim: width of e.
+        hidden_dim: size of e.
         context_dim: size of the context.
         min_scale: the smallest scale.
 
     Shape:
         - z_prev: (\*B, latent_dim)
-        - context: (\*B, context_dim) or what expands to it
+        - context: (\*B, context_dim) or a shape that expands to it
         - output: Normal, batch \*B, event (latent_dim,)
 
     Raises:
@@ -169,10 +169,10 @@ class Combiner(nn.Module):
 
         Args:
             context: (\*B, context_dim), or (\*B, T, context_dim) for all steps of a sequence at once.
-            mask: (\*B, T) bool, which steps are real; padding then reaches no gradient.
+            mask: (\*B, T) bool, True where a step is real; padding then does not affect any gradient.
 
         Returns:
-            The same shape with hidden_dim at its end.
+            A tensor of the same shape, but with last dimension hidden_dim.
 
         Raises:
             TypeError: contexts of another dtype than the parameters, or a mask that is not bool.
@@ -191,8 +191,8 @@ class Combiner(nn.Module):
 
         Args:
             z_prev: (\*B, latent_dim).
-            projected: (\*B, hidden_dim) or what expands to it. Where context_dim is hidden_dim, a context that was not
-                projected cannot be told from one that was.
+            projected: (\*B, hidden_dim) or a shape that expands to it. If context_dim equals hidden_dim, a context that
+                was not projected is not detected.
 
         Raises:
             TypeError: z_prev of another dtype than the parameters.

@@ -30,6 +30,8 @@ WITHOUT_EXAMPLE = {
     "seqdisent.metrics.SwapScores": "SwapAccuracy shows it",
     "seqdisent.training.AtomicCheckpointIO": "fit installs it",
     "seqdisent.training.CheckpointError": "fit raises it",
+    "seqdisent.training.TrainerOptions": "fit takes them",
+    "seqdisent.training.load_weights": "save_weights shows it",
     "seqdisent.training.ELBOTraining": "fit shows it",
 }
 

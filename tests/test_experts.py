@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import blended_decoder, blended_module, plain_decoder
-from strategies import Tensors, batch_shapes, dimensions, num_steps, seeds
+from reference import blended_module
+from strategies import Tensors, dimensions, seeds
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from seqdisent import MixtureOfExperts, MixtureOfExpertsConvDecoder
+from seqdisent import MixtureOfExperts, NormalHead
 
 CONTRACTS = {
     "MixtureOfExperts": Contract(
@@ -27,16 +28,9 @@ CONTRACTS = {
         "num_experts=4",
         takes_any=("x",),  # whatever the expert takes
     ),
-    "MixtureOfExpertsConvDecoder": Contract(
-        lambda: MixtureOfExpertsConvDecoder(2, 4, out_channels=1, image_size=8, channels=(3,)),
-        ((2, 2), (4,)),
-        (2, 1, 8, 8),
-        "latent_dim=2, num_experts=4, out_channels=1, image_size=8, channels=(3,)",
-    ),
 }
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
-SIZES = st.sampled_from(((8, (3,)), (16, (3, 2))))  # image_size, channels
 
 
 class Tied(nn.Module):
@@ -89,6 +83,32 @@ class TwoNames(nn.Module):
         return self.gain * torch.tanh(x) + self.bias
 
 
+class Twice(nn.Module):
+    """A module that has one layer under two names, and another one inside both of two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = self.first
+        inner = nn.Linear(3, 3)
+        self.left, self.right = nn.Sequential(inner, nn.Tanh()), nn.Sequential(inner, nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(self.second(torch.tanh(self.first(x)))) + self.right(x)
+
+
+class Several(nn.Module):
+    """A module that reads several tensors and returns several, nested and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, others: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        hidden = self.linear(x) * others["scale"]
+        return hidden, {"parts": [hidden.sum(), hidden[..., index]]}
+
+
 EXPERTS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "linear on steps": (lambda: nn.Linear(3, 2), (5, 3)),
@@ -97,6 +117,7 @@ EXPERTS = {
     "tied": (Tied, (3,)),
     "constant buffers": (WithConstants, (3,)),
     "a number as a parameter": (Scaled, (3,)),
+    "one submodule under two names": (Twice, (3,)),
     "one parameter under two names": (TwoNames, (4,)),
 }
 every_expert = pytest.mark.parametrize(("factory", "example_shape"), EXPERTS.values(), ids=EXPERTS)
@@ -104,213 +125,6 @@ every_expert = pytest.mark.parametrize(("factory", "example_shape"), EXPERTS.val
 
 def bank_of(mixture: MixtureOfExperts) -> dict[str, Tensor]:
     return {name: bank.detach() for name, bank in mixture.expert.named_parameters()}
-
-
-def layers_of(decoder: MixtureOfExpertsConvDecoder) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(decoder.kernels, decoder.biases, strict=True))
-
-
-def set_bank(decoder: MixtureOfExpertsConvDecoder, layers: list[tuple[Tensor, Tensor]]) -> MixtureOfExpertsConvDecoder:
-    decoder = copy.deepcopy(decoder)
-    with torch.no_grad():
-        for (kernel, bias), (new_kernel, new_bias) in zip(layers_of(decoder), layers, strict=True):
-            kernel.copy_(new_kernel)
-            bias.copy_(new_bias)
-    return decoder
-
-
-def small_decoder(tensors: Tensors, num_experts: int, latent_dim: int = 2) -> MixtureOfExpertsConvDecoder:
-    return tensors.build(
-        lambda: MixtureOfExpertsConvDecoder(latent_dim, num_experts, out_channels=2, image_size=8, channels=(3,))
-    )
-
-
-# The decoder -----------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=10)  # the reference loops over pixels
-@given(seeds(), SIZES, dimensions(3), dimensions(3), dimensions(3), dimensions(3), dimensions(2))
-def test_decoder_equals_the_loop(seed, size, latent_dim, num_experts, out_channels, batch, steps):
-    tensors, (image_size, channels) = Tensors(seed), size
-    decoder = tensors.build(
-        lambda: MixtureOfExpertsConvDecoder(
-            latent_dim, num_experts, out_channels=out_channels, image_size=image_size, channels=channels
-        )
-    )
-    # weights off the simplex as well: the blend is linear, whatever they are
-    latents, weights = tensors.normal(batch, steps, latent_dim), tensors.normal(batch, num_experts)
-    logits = decoder(latents, weights)
-    assert logits.shape == (batch, steps, out_channels, image_size, image_size)
-    torch.testing.assert_close(logits, blended_decoder(layers_of(decoder), latents, weights), **CLOSE)
-
-
-@given(seeds(), SIZES, dimensions(4), num_steps(3))
-def test_decoder_with_one_hot_weights_is_the_plain_decoder(seed, size, num_experts, steps):
-    tensors, (image_size, channels) = Tensors(seed), size
-    decoder = tensors.build(
-        lambda: MixtureOfExpertsConvDecoder(2, num_experts, image_size=image_size, channels=channels)
-    )
-    latents = tensors.normal(num_experts, steps, 2)
-    logits = decoder(latents, torch.eye(num_experts, dtype=torch.float64))
-    for k in range(num_experts):
-        plain = plain_decoder([kernel[k] for kernel in decoder.kernels], [bias[k] for bias in decoder.biases])
-        torch.testing.assert_close(logits[k], plain(latents[k][..., None, None]), **CLOSE)
-
-
-@given(seeds(), dimensions(5), num_steps(3))
-def test_decoder_sees_only_the_blend_which_is_linear_in_the_bank(seed, num_experts, steps):
-    tensors = Tensors(seed)
-    decoder, plain = small_decoder(tensors, num_experts), small_decoder(tensors, 1)
-    latents, weights = tensors.normal(1, steps, 2), tensors.normal(1, num_experts)
-    average = [
-        (torch.tensordot(weights, kernel, 1), torch.tensordot(weights, bias, 1)) for kernel, bias in layers_of(decoder)
-    ]
-    expected = set_bank(plain, average)(latents, torch.ones(1, 1, dtype=torch.float64))
-    torch.testing.assert_close(decoder(latents, weights), expected, **CLOSE)
-
-
-@given(seeds(), dimensions(5), dimensions(3))
-def test_decoder_is_blind_to_the_order_of_experts(seed, num_experts, batch):
-    tensors = Tensors(seed)
-    decoder = small_decoder(tensors, num_experts)
-    latents, weights = tensors.normal(batch, 2, 2), tensors.simplex(batch, num_experts)
-    order = torch.randperm(num_experts, generator=tensors.generator)
-    permuted = set_bank(decoder, [(kernel[order], bias[order]) for kernel, bias in layers_of(decoder)])
-    torch.testing.assert_close(permuted(latents, weights[:, order]), decoder(latents, weights), **CLOSE)
-
-
-@given(seeds(), st.integers(2, 4), dimensions(3))
-def test_decoder_row_does_not_see_its_neighbours(seed, batch, num_experts):
-    tensors = Tensors(seed)
-    decoder = small_decoder(tensors, num_experts)
-    latents = tensors.normal(batch, 2, 2).requires_grad_()
-    weights = tensors.simplex(batch, num_experts).requires_grad_()
-    logits = decoder(latents, weights)
-    others_changed = decoder(
-        torch.cat([latents[:1], tensors.normal(batch - 1, 2, 2)]),
-        torch.cat([weights[:1], tensors.simplex(batch - 1, num_experts)]),
-    )
-    torch.testing.assert_close(logits[0], others_changed[0], rtol=1e-12, atol=1e-12)
-    for gradient in torch.autograd.grad(logits[0].square().sum(), [latents, weights]):
-        assert gradient[0].abs().sum() > 0
-        assert (gradient[1:] == 0).all()
-
-
-@given(seeds(), num_steps(4))
-def test_decoder_frame_does_not_see_other_frames(seed, steps):
-    tensors = Tensors(seed)
-    decoder = small_decoder(tensors, 3)
-    latents, weights = tensors.normal(1, steps, 2), tensors.simplex(1, 3)
-    one_by_one = torch.cat([decoder(latents[:, t : t + 1], weights) for t in range(steps)], 1)
-    torch.testing.assert_close(decoder(latents, weights), one_by_one, **CLOSE)
-
-
-@given(seeds(), batch_shapes())
-def test_decoder_takes_any_batch_shape(seed, batch_shape):
-    tensors = Tensors(seed)
-    decoder = small_decoder(tensors, 3)
-    latents, weights = tensors.normal(*batch_shape, 2, 2), tensors.simplex(*batch_shape, 3)
-    logits = decoder(latents, weights)
-    assert logits.shape == (*batch_shape, 2, 2, 8, 8)
-    flat = decoder(latents.reshape(-1, 2, 2), weights.reshape(-1, 3))
-    torch.testing.assert_close(logits, flat.reshape(logits.shape), **CLOSE)
-
-
-def test_every_bank_parameter_leads_with_the_experts_and_each_expert_gets_a_gradient():
-    tensors = Tensors(0)
-    decoder = small_decoder(tensors, 5)
-    decoder(tensors.normal(3, 2, 2), tensors.simplex(3, 5)).square().sum().backward()
-    assert len(list(decoder.parameters())) == 4
-    for parameter in decoder.parameters():
-        assert parameter.shape[0] == 5
-        assert (parameter.grad.flatten(1).norm(dim=1) > 0).all()
-
-
-@pytest.mark.parametrize("num_experts", [1, 8, 40])
-def test_decoder_starts_with_logits_of_order_one_at_uniform_weights(num_experts):
-    # He: the logits' variance over latents is about 1 where a pixel sees all its 2x2 inputs, less at the border. Over
-    # 30 seeds it came to 1.00 with a standard deviation of 0.03 for each K, so the bounds are ten of them away.
-    # The average of K independent decoders gives 0.12 for 8 experts and 0.02 for 40.
-    tensors = Tensors(1, torch.float32)
-    torch.manual_seed(1)
-    decoder = MixtureOfExpertsConvDecoder(16, num_experts, image_size=8, channels=(64,))
-    logits = decoder(tensors.normal(2, 64, 16), torch.full((2, num_experts), 1 / num_experts))
-    assert 0.7 < logits.std((0, 1)).mean() < 1.3
-    assert all((bias == 0).all() for bias in decoder.biases)
-
-
-def test_one_decoder_starts_with_the_deviation_that_he_et_al_give_it():
-    """Each kernel's deviation is sqrt(2 / (1 + slope^2) / inputs of a pixel), within 4 standard errors."""
-    torch.manual_seed(0)
-    decoder = MixtureOfExpertsConvDecoder(48, 1, image_size=16, channels=(40, 32))
-    for kernel, inputs in zip(decoder.kernels, (48, 40 * 4, 32 * 4), strict=True):
-        ratio = kernel.std() / math.sqrt(2 / (1 + 0.01**2) / inputs)
-        assert abs(ratio - 1) < 4 / math.sqrt(2 * kernel.numel())
-
-
-@pytest.mark.parametrize("image_size", [8, 16, 32, 64, 128])
-def test_default_channels_halve_from_512(image_size):
-    with torch.device("meta"):
-        decoder = MixtureOfExpertsConvDecoder(2, 1, image_size=image_size)
-        logits = decoder(torch.zeros(1, 2, 2), torch.ones(1, 1))
-    assert logits.shape == (1, 2, 3, image_size, image_size)
-    assert decoder.channels == tuple(512 // 2**i for i in range(int(math.log2(image_size)) - 2))
-    assert f"latent_dim=2, num_experts=1, out_channels=3, image_size={image_size}, channels=" in repr(decoder)
-
-
-def test_default_channels_at_64_pixels_are_the_papers():
-    with torch.device("meta"):
-        assert MixtureOfExpertsConvDecoder(2, 1).channels == (512, 256, 128, 64)
-
-
-@pytest.mark.parametrize("image_size", [48, 0, -8, 4, 1, 65, 64.0, (64, 32), True, None])
-def test_decoder_refuses_other_image_sizes(image_size):
-    wanted = (
-        f"image_size: got {image_size!r}, expected one integer 4 * 2**n for square images (8, 16, 32, 64, 128, ...)"
-    )
-    with pytest.raises(ValueError, match=re.escape(wanted)):
-        MixtureOfExpertsConvDecoder(2, 2, image_size=image_size)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        ((2, 2), {"image_size": 16, "channels": (4,)}, r"channels: got 1 values \(4,\), expected 2 for image_size=16"),
-        ((2, 2), {"image_size": 8, "channels": (4, 4)}, r"expected 1 for image_size=8 \(4 \* 2\*\*1 pixels\)"),
-        ((2, 2), {"image_size": 16, "channels": (4, 0)}, r"channels\[1\]: got 0, expected an integer >= 1"),
-        ((0, 2), {}, "latent_dim: got 0"),
-        ((2, 0), {}, "num_experts: got 0"),
-        ((2, True), {}, "num_experts: got True"),
-        ((2, 1.5), {}, "num_experts: got 1.5"),
-        ((2, 2), {"out_channels": -1}, "out_channels: got -1"),
-    ],
-)
-def test_decoder_refuses_sizes(arguments, options, message):
-    with pytest.raises(ValueError, match=message):
-        MixtureOfExpertsConvDecoder(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("latents", "weights", "message"),
-    [
-        ((2, 3, 5), (2, 4), "latents: last dimension is 5, expected latent_dim=2"),
-        ((2,), (4,), r"latents: has shape \(2,\), expected at least 2 dimensions"),
-        ((2, 3, 2), (2, 5), "weights: last dimension is 5, expected num_experts=4"),
-        ((2, 3, 2), (), r"weights: has shape \(\), expected at least 1"),
-        ((2, 3, 2), (1, 4), r"weights: has batch shape \(1,\), expected that of latents, \(2,\)"),
-        ((2, 3, 2), (2, 3, 4), r"weights: has batch shape \(2, 3\), expected that of latents, \(2,\)"),
-        ((2, 0, 2), (2, 4), "latents: has length 0"),
-        ((0, 3, 2), (0, 4), r"latents: has batch shape \(0,\), expected at least one sequence"),
-        ((2, 0, 3, 2), (2, 0, 4), r"latents: has batch shape \(2, 0\), expected at least one sequence"),
-    ],
-)
-def test_decoder_refuses_inputs(latents, weights, message):
-    decoder = MixtureOfExpertsConvDecoder(2, 4, image_size=8, channels=(2,))
-    with pytest.raises(ValueError, match=message):
-        decoder(torch.zeros(latents), torch.zeros(weights))
-
-
-# Any module as an expert -----------------------------------------------------------------------------------------
 
 
 @every_expert
@@ -410,6 +224,22 @@ def test_every_parameter_of_a_mixture_leads_with_the_experts_and_gets_a_gradient
         assert (parameter.grad.reshape(3, -1).norm(dim=1) > 0).all()
 
 
+@every_expert
+def test_a_call_leaves_the_bank_as_it_was(factory, example_shape):
+    tensors = Tensors(0)
+    mixture = tensors.build(lambda: MixtureOfExperts(factory, 3))
+    x, weights = tensors.normal(2, *example_shape), tensors.simplex(2, 3)
+    places = [
+        (module, name, parameter) for module in mixture.modules() for name, parameter in module._parameters.items()
+    ]
+    first = mixture(x, weights)
+    assert all(module._parameters[name] is parameter for module, name, parameter in places)
+    assert torch.equal(mixture(x, weights), first)
+    with pytest.raises(RuntimeError):
+        mixture(tensors.normal(2, *(7 for _ in example_shape)), weights)  # an error leaves it as it was, too
+    assert torch.equal(mixture(x, weights), first)
+
+
 def test_tied_parameters_stay_tied():
     mixture = MixtureOfExperts(Tied, 3)
     for module in (mixture, copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):  # noqa: S301 - our own
@@ -451,11 +281,10 @@ def test_experts_differ_from_their_average_by_the_stated_share(num_experts):
     # standard error of at most sqrt(2) / sqrt(2 * 4096) = 1.6 %, and 6 % is four of them
     torch.manual_seed(0)
     mixture = MixtureOfExperts(lambda: nn.Linear(64, 64), num_experts)
-    decoder = MixtureOfExpertsConvDecoder(16, num_experts, image_size=8, channels=(64,))
-    for bank in (mixture.expert.weight.detach(), decoder.kernels[0].detach()):
-        average = bank.mean(0)
-        ratio = ((bank - average).square().mean() / average.square().mean()).sqrt().item()
-        assert ratio == pytest.approx(0.3 * math.sqrt(num_experts - 1), rel=0.06)
+    bank = mixture.expert.weight.detach()
+    average = bank.mean(0)
+    ratio = ((bank - average).square().mean() / average.square().mean()).sqrt().item()
+    assert ratio == pytest.approx(0.3 * math.sqrt(num_experts - 1), rel=0.06)
 
 
 def test_the_bank_is_what_was_drawn_nearer_to_its_average_and_scaled():
@@ -466,19 +295,226 @@ def test_the_bank_is_what_was_drawn_nearer_to_its_average_and_scaled():
         torch.testing.assert_close(bank, 2 * (0.7 * average + 0.3 * expert.weight))
 
 
-def test_the_factorys_own_module_is_left_alone():
-    shared = nn.Linear(3, 2)
-    before = copy.deepcopy(shared.state_dict())
-    mixture = MixtureOfExperts(lambda: shared, 2)
-    assert shared.weight is not mixture.expert.weight
-    for name, tensor in shared.state_dict().items():
-        assert torch.equal(tensor, before[name])
+def test_the_factorys_own_modules_are_left_alone():
+    drawn = [nn.Sequential(nn.Linear(3, 4), nn.LSTMCell(4, 2)) for _ in range(2)]
+    before = copy.deepcopy(drawn)
+    mixture = MixtureOfExperts(iter(drawn).__next__, 2)
+    assert mixture.expert[1].weight_hh.shape == (2, 8, 2)
+    for module, untouched in zip(drawn, before, strict=True):
+        assert type(module[1]) is nn.LSTMCell
+        for name, tensor in untouched.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor)
 
 
 def test_parameters_that_are_no_draws_are_not_scaled():
     mixture = MixtureOfExperts(lambda: nn.LayerNorm(3), 4)
     assert (mixture.expert.weight == 1).all()
     assert (mixture.expert.bias == 0).all()
+
+
+# Several inputs and outputs, cells, embeddings ---------------------------------------------------------------------
+
+
+def row_by_row(mixture: MixtureOfExperts, factory: Callable[[], nn.Module], x: tuple, weights: Tensor) -> list:
+    """Apply to each row's arguments a plain module whose parameters are blended; what each returns."""
+    outputs = []
+    for b, weights_of_row in enumerate(weights):
+        plain = factory().to(weights.dtype)
+        with torch.no_grad():
+            for name, parameter in plain.named_parameters():
+                parameter.copy_(torch.tensordot(weights_of_row, bank_of(mixture)[name], 1))
+        outputs.append(plain(*tree_map(lambda tensor: tensor[b], x)))  # noqa: B023
+    return outputs
+
+
+def test_an_expert_may_read_and_return_several_tensors():
+    tensors = Tensors(0)
+    mixture = tensors.build(lambda: MixtureOfExperts(Several, 3))
+    index = torch.tensor([[[0], [1]], [[1], [1]]])
+    x, weights = (tensors.normal(2, 2, 4, 3), {"scale": tensors.normal(2, 2, 1)}, index), tensors.simplex(2, 2, 3)
+    hidden, others = mixture(x, weights)
+    assert hidden.shape == (2, 2, 4, 2)
+    assert others["parts"][0].shape == (2, 2)
+    assert others["parts"][1].shape == (2, 2, 4, 1)
+    flat = row_by_row(mixture, Several, tree_map(lambda tensor: tensor.flatten(0, 1), x), weights.flatten(0, 1))
+    for row, (wanted, wanted_others) in enumerate(flat):
+        got = hidden[row // 2, row % 2], *(part[row // 2, row % 2] for part in others["parts"])
+        torch.testing.assert_close(got, (wanted, *wanted_others["parts"]), **CLOSE)
+    assert MixtureOfExperts(Listed, 2)([torch.zeros(2, 3), torch.zeros(2, 3)], torch.zeros(2, 2)).shape == (2, 2)
+    one = mixture(tree_map(lambda tensor: tensor[0, 1], x), weights[0, 1])
+    torch.testing.assert_close(one, tree_map(lambda tensor: tensor[0, 1], (hidden, others)), **CLOSE)
+
+
+CELLS = {
+    "lstm": lambda: nn.LSTMCell(3, 5),
+    "gru": lambda: nn.GRUCell(3, 5),
+    "rnn": lambda: nn.RNNCell(3, 5),
+    "relu": lambda: nn.RNNCell(3, 5, nonlinearity="relu"),
+    "lstm without biases": lambda: nn.LSTMCell(3, 5, bias=False),
+    "gru without biases": lambda: nn.GRUCell(3, 5, bias=False),
+}
+
+
+@pytest.mark.parametrize("steps", [(), (4,)], ids=["one input", "a batch of inputs"])
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_recurrent_cells_are_experts(cell, steps):
+    tensors = Tensors(0)
+    mixture = tensors.build(lambda: MixtureOfExperts(cell, 3))
+    assert repr(mixture.expert) == repr(cell())
+    weights, x = tensors.simplex(5, 3), tensors.normal(5, *steps, 3).requires_grad_()
+    state = tensors.normal(5, *steps, 5)
+    if isinstance(cell(), nn.LSTMCell):
+        state = state, tensors.normal(5, *steps, 5)
+    for arguments in ((x, state), (x,)):  # without a state a cell starts at 0
+        output = mixture(arguments, weights)
+        wanted = row_by_row(mixture, cell, arguments, weights)
+        for row in range(5):
+            torch.testing.assert_close(tree_map(lambda tensor: tensor[row], output), wanted[row], **CLOSE)  # noqa: B023
+    torch.testing.assert_close(mixture(x, weights), output, rtol=0, atol=0)
+    total = sum(tensor.pow(3).sum() for tensor in tree_leaves(mixture((x, state), weights)))
+    wanted = sum(tensor.pow(3).sum() for tensor in tree_leaves(row_by_row(mixture, cell, (x, state), weights)))
+    torch.testing.assert_close(torch.autograd.grad(total, x), torch.autograd.grad(wanted, x), **CLOSE)
+    for duplicate in (copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):  # noqa: S301 - our own
+        torch.testing.assert_close(duplicate(x, weights), output, rtol=0, atol=0)
+
+
+def test_a_cell_with_a_forward_of_its_own_keeps_it():
+    class Doubled(nn.RNNCell):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * nn.functional.linear(input, self.weight_ih, self.bias_ih)
+
+    tensors = Tensors(0)
+    mixture = tensors.build(lambda: MixtureOfExperts(lambda: Doubled(3, 2), 2))
+    x, weights = tensors.normal(4, 3), tensors.simplex(4, 2)
+    wanted = row_by_row(mixture, lambda: Doubled(3, 2), (x,), weights)
+    torch.testing.assert_close(mixture(x, weights), torch.stack(wanted), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ((torch.zeros(2, 3), None), TypeError, r"^x\[1\]: got NoneType, expected a tensor"),
+        (
+            (torch.zeros(2, 3), torch.zeros(3, 2)),
+            ValueError,
+            r"^x\[1\]: has batch shape \(3,\), expected that of weights",
+        ),
+        (
+            (torch.zeros(2, 3), (torch.zeros(2, 2), torch.zeros(2, 2).double())),
+            TypeError,
+            r"^x\[1\]\[1\]: has dtype torch\.float64, expected torch\.float32",
+        ),
+    ],
+)
+def test_the_argument_that_does_not_fit_is_named(x, error, message):
+    with pytest.raises(error, match=message):
+        MixtureOfExperts(lambda: nn.LSTMCell(3, 2), 4)(x, torch.zeros(2, 4))
+
+
+def test_an_expert_that_returns_no_tensor_is_named():
+    mixture = MixtureOfExperts(lambda: NormalHead(3, 2), 4)
+    with pytest.raises(TypeError, match="expert: returned Independent, expected a tensor, or a tuple, list or dict of"):
+        mixture(torch.zeros(2, 3), torch.zeros(2, 4))
+    mixture = MixtureOfExperts(lambda: nn.MultiheadAttention(4, 1), 2)
+    steps = torch.zeros(3, 5, 4)
+    with pytest.raises(TypeError, match="expert: returned bool"):
+        MixtureOfExperts(Answers, 2)(torch.zeros(2, 3), torch.zeros(2, 2))
+    attended, weights = mixture((steps, steps, steps), torch.zeros(3, 2))
+    assert (attended.shape, weights.shape) == ((3, 5, 4), (3, 5, 5))
+
+
+class Listed(nn.Linear):
+    """A module whose one argument is a list."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        return super().forward(inputs[0]) + super().forward(inputs[1])
+
+
+class Answers(nn.Linear):
+    """A module that says yes."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, bool]:
+        return super().forward(x), True
+
+
+class TiedWords(nn.Module):
+    """A table of words that is read at the start and, transposed, at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(2, 5)
+        self.words = nn.Embedding(5, 2, padding_idx=3)
+        self.scores.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(self.words(x))
+
+
+def drawn_table(kind: type[nn.Module]) -> nn.Module:
+    """A table whose padding row is drawn, and not 0."""
+    return kind.from_pretrained(torch.randn(5, 2), freeze=False, padding_idx=3)
+
+
+TABLES = {
+    "embedding": (lambda: nn.Embedding(5, 2, padding_idx=3), "weight"),
+    "counted from the end": (lambda: nn.Embedding(5, 2, padding_idx=-2), "weight"),
+    "a drawn row": (lambda: drawn_table(nn.Embedding), "weight"),
+    "inside": (lambda: nn.Sequential(nn.Embedding(5, 2, padding_idx=3), nn.Linear(2, 2)), "0.weight"),
+    "tied": (TiedWords, "scores.weight"),
+}
+
+
+@pytest.mark.parametrize(("factory", "name"), TABLES.values(), ids=TABLES)
+def test_the_padding_row_of_an_embedding_keeps_its_values_and_its_gradient(factory, name):
+    torch.manual_seed(0)
+    drawn = [factory() for _ in range(3)]
+    mixture = MixtureOfExperts(iter(drawn).__next__, 3)
+    bank = mixture.expert.get_parameter(name)
+    for k, expert in enumerate(drawn):
+        assert torch.equal(bank[k, 3], expert.get_parameter(name)[3])
+        assert not torch.equal(bank[k, 2], expert.get_parameter(name)[2])
+    x, weights = torch.tensor([[0, 3, 1], [3, 3, 2]]), torch.randn(2, 3).softmax(-1)
+    output = mixture(x, weights)
+    torch.testing.assert_close(output, torch.stack(row_by_row(mixture, factory, (x,), weights)))
+    (gradient,) = torch.autograd.grad((output + 1).pow(2).sum(), bank)
+    # the sum of the gradients of plain modules, by row and expert
+    wanted = torch.zeros_like(bank)
+    for b in range(2):
+        plain = factory()
+        with torch.no_grad():
+            for parameter_name, parameter in plain.named_parameters():
+                parameter.copy_(torch.tensordot(weights[b], bank_of(mixture)[parameter_name], 1))
+        (one,) = torch.autograd.grad((plain(x[b]) + 1).pow(2).sum(), plain.get_parameter(name))
+        wanted += weights[b][:, None, None] * one
+    torch.testing.assert_close(gradient, wanted)
+    if name != "scores.weight":
+        assert (gradient[:, 3] == 0).all()
+    assert (gradient[:, 2] != 0).any()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch loops over the rows
+def test_the_padding_row_of_a_bag_counts_nothing():
+    torch.manual_seed(0)
+    drawn = [drawn_table(nn.EmbeddingBag) for _ in range(3)]
+    mixture = MixtureOfExperts(iter(drawn).__next__, 3)
+    for bank, expert in zip(mixture.expert.weight, drawn, strict=True):
+        assert torch.equal(bank[3], expert.weight[3])
+    x, weights = torch.tensor([[[0, 3, 1]], [[3, 3, 2]]]), torch.randn(2, 3).softmax(-1)
+    output = mixture(x, weights)
+    torch.testing.assert_close(
+        output, torch.stack(row_by_row(mixture, lambda: drawn_table(nn.EmbeddingBag), (x,), weights))
+    )
+    output.sum().backward()
+    assert (mixture.expert.weight.grad[:, 3] == 0).all()
+
+
+# What is refused, and what is not --------------------------------------------------------------------------------
 
 
 def test_dropout_inside_an_expert_differs_between_rows_and_stops_in_eval():
@@ -515,9 +551,11 @@ def _named(expert: nn.Module) -> nn.Module:
             lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
             r"ParametrizedLinear\) cannot be blended: its weights are computed",
         ),
+        (lambda: nn.Embedding(5, 3, sparse=True), r"Embedding\) cannot be blended: its gradients are sparse"),
+        (lambda: nn.EmbeddingBag(5, 3, sparse=True), r"EmbeddingBag\) cannot be blended: its gradients are sparse"),
         (lambda: nn.LazyLinear(3), r"LazyLinear\) cannot be blended: its parameters have no sizes yet"),
     ],
-    ids=["batch norm", "instance norm", "lstm", "gru", "spectral", "weight", "new spectral", "new weight", "lazy"],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_modules_that_cannot_be_blended_are_refused_by_name(expert, message):
     with warnings.catch_warnings():
@@ -532,6 +570,34 @@ def test_an_unblendable_expert_is_refused_even_when_it_is_not_the_first():
     experts = iter([nn.Linear(3, 3), nn.LSTM(3, 3)])
     with pytest.raises(ValueError, match="LSTM"):
         MixtureOfExperts(lambda: next(experts), 2)
+
+
+def test_experts_that_share_parameters_are_refused():
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="expert: its modules share parameter weight, expected a new module from each"):
+        MixtureOfExperts(lambda: shared, 2)
+    with pytest.raises(ValueError, match=r"expert: its modules share parameter 1\.weight, expected a new module"):
+        MixtureOfExperts(lambda: nn.Sequential(nn.Linear(3, 3), shared), 2)
+    MixtureOfExperts(lambda: nn.Sequential(shared, shared), 1)
+
+
+@pytest.mark.parametrize(
+    ("second", "got"),
+    [
+        (lambda: nn.Linear(3, 4), r"\{'weight': \(4, 3\), 'bias': \(4,\)\}"),
+        (lambda: nn.Linear(3, 2, bias=False), r"\{'weight': \(2, 3\)\}"),
+        (lambda: nn.Bilinear(3, 3, 2), r"\{'weight': \(2, 3, 3\), .*\}"),
+        (lambda: nn.Sequential(nn.Linear(3, 2)), r"\{'0.weight': .*\}"),
+    ],
+    ids=["size", "fewer", "another", "deeper"],
+)
+def test_experts_with_other_parameters_than_the_first_are_refused(second, got):
+    experts = iter([nn.Linear(3, 2), nn.Linear(3, 2), second()])
+    with pytest.raises(ValueError, match=f"expert: call 3 returned parameters {got}, expected the same names and shap"):
+        MixtureOfExperts(experts.__next__, 3)
+    experts = iter([nn.Linear(3, 2, bias=False), nn.Linear(3, 2)])
+    with pytest.raises(ValueError, match=r"expert: call 2 returned parameters .*'bias': \(2,\)\}, expected the same"):
+        MixtureOfExperts(experts.__next__, 2)
 
 
 class Drawn(nn.Module):
@@ -553,6 +619,22 @@ def test_a_buffer_that_differs_between_experts_is_refused_by_name(second):
     with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts, expected the same in all"):
         MixtureOfExperts(lambda: Drawn(next(buffers)), 3)
     MixtureOfExperts(lambda: Drawn(torch.tensor([1.0, 2.0])), 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1.0, 2.0], [1.0, 2.0000002]), ([0.0, 2.0], [1e-9, 2.0]), ([1.0, 2.0], [1.0, math.nan])],
+    ids=["by a rounding", "from 0", "by NaN"],
+)
+def test_a_buffer_that_differs_by_little_is_refused(first, second):
+    buffers = iter([torch.tensor(first), torch.tensor(second)])
+    with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts"):
+        MixtureOfExperts(lambda: Drawn(next(buffers)), 2)
+
+
+@pytest.mark.parametrize("buffer", [[1.0, math.nan], [math.inf, 0.0], [True, False], [1, 2]])
+def test_equal_buffers_are_taken(buffer):
+    MixtureOfExperts(lambda: Drawn(torch.tensor(buffer)), 2)
 
 
 def test_norms_without_running_statistics_are_taken():
@@ -588,6 +670,8 @@ def test_what_is_no_factory_of_experts_is_refused(expert, error, message):
         ((3, 3), (2, 4), r"x: has batch shape \(3,\), expected that of weights, \(2,\)"),
         ((1, 3), (2, 4), r"x: has batch shape \(1,\), expected that of weights, \(2,\)"),
         ((3,), (2, 3, 4), r"x: has batch shape \(3,\), expected that of weights, \(2, 3\)"),
+        ((0, 3), (0, 4), r"weights: has batch shape \(0,\), expected at least one row"),
+        ((2, 0, 3), (2, 0, 4), r"weights: has batch shape \(2, 0\), expected at least one row"),
     ],
 )
 def test_mixture_refuses_inputs(x, weights, message):
@@ -604,14 +688,6 @@ def test_mixture_names_the_input_of_another_dtype(named):
         MixtureOfExperts(lambda: nn.Linear(3, 2), 4)(**inputs)
 
 
-@pytest.mark.parametrize("named", ["latents", "weights"])
-def test_decoder_names_the_input_of_another_dtype(named):
-    inputs = {"latents": torch.zeros(2, 3, 2), "weights": torch.zeros(2, 4)}
-    inputs[named] = inputs[named].double()
-    with pytest.raises(TypeError, match=f"^{named}: has dtype torch.float64, expected torch.float32"):
-        MixtureOfExpertsConvDecoder(2, 4, image_size=8, channels=(3,))(**inputs)
-
-
 def test_an_expert_may_read_integers():
     mixture = MixtureOfExperts(lambda: nn.Embedding(5, 2), 3)
     weights = torch.randn(2, 3).softmax(-1)
@@ -625,13 +701,3 @@ def test_an_expert_may_read_integers():
 def test_mixture_refuses_a_bank_of_no_experts(num_experts):
     with pytest.raises(ValueError, match=f"num_experts: got {num_experts}, expected an integer >= 1"):
         MixtureOfExperts(lambda: nn.Linear(3, 2), num_experts)
-
-
-def test_float32_logits_under_autocast():
-    decoder = MixtureOfExpertsConvDecoder(2, 3, image_size=8, channels=(4,))
-    latents, weights = torch.randn(2, 2, 2), torch.full((2, 3), 1 / 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = decoder(latents, weights)
-    assert logits.dtype == torch.float32
-    # bfloat16 has 8 bits: a relative error of 0.4 % an operation, on logits of order 1
-    torch.testing.assert_close(logits, decoder(latents, weights), rtol=0, atol=0.1)

@@ -18,9 +18,11 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
-from test_training import losses, make, run  # noqa: E402
+from small_runs import losses, make, run  # noqa: E402
 
-from seqdisent import training  # noqa: E402
+from seqdisent import _files  # noqa: E402
+from seqdisent.training import checkpoints  # noqa: E402
+from seqdisent.training.logs import WholeCSVLogger  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -142,13 +144,13 @@ class Killed(BaseException):
 def test_the_log_has_every_step_that_a_checkpoint_has_behind_it(tmp_path, monkeypatch):
     """A resumed run starts at the checkpoint: what is logged after it, of a step before it, would be lost by a kill."""
     checked = []
-    write = training._checkpoints.write
+    write = checkpoints.write_tensors
 
     def and_look(checkpoint, path):
         write(checkpoint, path)
         checked.append((checkpoint["global_step"], sorted(losses(tmp_path))))
 
-    monkeypatch.setattr(training._checkpoints, "write", and_look)
+    monkeypatch.setattr(checkpoints, "write_tensors", and_look)
     run(make(num_steps=25)[0], tmp_path)
     assert checked == [(step, list(range(step))) for step in (10, 20, 25)]
 
@@ -177,6 +179,27 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(moment, whol
     run(resumed, tmp_path, clip_norm=1.0, resume=True)
     assert_same_end(resumed, tmp_path, whole)
     assert not (tmp_path / "last.ckpt.unfinished").exists()
+
+
+def test_a_kill_while_the_log_gets_a_column_leaves_its_rows(tmp_path, monkeypatch):
+    """The first validation brings columns, for which the whole file is written anew."""
+    logger = WholeCSVLogger(tmp_path, "logs")
+    for step in range(3):
+        logger.log_metrics({"loss": 1.5}, step)
+        logger.save()
+    logger.log_metrics({"validation/elbo": 2.5}, 3)
+
+    class DictWriter(csv.DictWriter):
+        def writerows(self, rows):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "DictWriter", DictWriter)
+        with pytest.raises(Killed):
+            logger.save()
+    assert list(losses(tmp_path)) == [0, 1, 2]
+    logger.save()
+    assert list(losses(tmp_path)) == [0, 1, 2]
 
 
 # Disk full -----------------------------------------------------------------------------------------------------------
@@ -218,7 +241,7 @@ def large(num_steps=30):
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_stays(small_disk):
     with pytest.raises(
-        OSError, match="the checkpoint was not written: No space left on device; the one before is whole"
+        OSError, match="last.ckpt was not written: No space left on device; the one before is whole"
     ) as raised:
         run(large(), small_disk / "run")
     assert raised.value.errno == errno.ENOSPC
@@ -240,9 +263,12 @@ def test_a_disk_that_the_log_fills_is_named_and_the_rows_before_stay(small_disk)
 def test_a_file_that_may_not_grow_is_named_and_the_checkpoint_before_stays(tmp_path):
     run(make(num_steps=10)[0], tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
-    with file_size_limit(100_000), pytest.raises(OSError, match="not written: File too large; the one before is whole"):
-        training._checkpoints.write({"weights": torch.zeros(150_000)}, tmp_path / "last.ckpt")
+    with (
+        file_size_limit(100_000),
+        pytest.raises(OSError, match="last.ckpt was not written: File too large; the one .* whole"),
+    ):
+        _files.write_tensors({"weights": torch.zeros(150_000)}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     with file_size_limit(100_000), pytest.raises(OSError, match="File too large; there was none before"):
-        training._checkpoints.write({"weights": torch.zeros(150_000)}, tmp_path / "other.ckpt")
+        _files.write_tensors({"weights": torch.zeros(150_000)}, tmp_path / "other.ckpt")
     assert not list(tmp_path.rglob("*.unfinished"))

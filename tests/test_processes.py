@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
-from two_processes import NUM_STEPS, stage  # noqa: E402
+from small_runs import losses  # noqa: E402
+from two_processes import NUM_STEPS, held_out, stage  # noqa: E402
 
 from seqdisent import elbo_terms  # noqa: E402
 from seqdisent.training import step_seed  # noqa: E402
@@ -52,3 +53,18 @@ def test_two_processes_have_the_gradients_of_one(name, tmp_path):
         torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-5 * scale)
     for mine, theirs in zip((*steps, parameters), (*other_steps, other_parameters), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    found = losses(tmp_path, key="validation/elbo")[NUM_STEPS]  # of the batches of both
+    assert float(found["validation/elbo"]) == pytest.approx(bound_of_one_process(name, parameters), rel=1e-5)
+    assert (tmp_path / "best.ckpt").exists()
+
+
+def bound_of_one_process(name, weights):
+    training = stage(name)
+    training.network.load_state_dict(weights)
+    training.network.eval()
+    inputs = {key: schedule(NUM_STEPS - 1) for key, schedule in training.inputs.items()}
+    bounds = []
+    for index, batch in enumerate(held_out(training)):
+        torch.manual_seed(step_seed(training.seed, "validation", index, 0))
+        bounds.append(elbo_terms(training.model, training.guide, *training.arguments(batch), **inputs).elbo())
+    return torch.cat(bounds).mean().item()

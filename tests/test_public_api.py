@@ -47,6 +47,7 @@ import seqdisent
 after, imported = state(), set(sys.modules)
 blocks = [
     seqdisent.ConvEncoder(2, image_size=8, channels=(2,), downsample=lambda c: torch.nn.AvgPool2d(2, ceil_mode=True)),
+    seqdisent.ConvDecoder(2, image_size=8, channels=(2,)),
     seqdisent.MixtureOfExpertsConvDecoder(2, 2, image_size=8, channels=(2,)),
     seqdisent.StaticEncoder(2, 2),
     seqdisent.Seq2SeqDynamicsEncoder(2, 2, hidden_dim=2),
@@ -88,11 +89,11 @@ def roots(modules: list[str]) -> set[str]:
 
 
 def public_in(module: ModuleType) -> dict[str, object]:
-    """Return what a part of the package offers: what `__all__` names, or else what is defined there."""
-    if hasattr(module, "__all__"):
-        return {name: getattr(module, name) for name in module.__all__}
-    own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) or inspect.isclass(value)}
-    return {name: value for name, value in own.items() if name[0] != "_" and value.__module__ == module.__name__}
+    """Return the functions and classes of a part of the package: those in `__all__`, or else those defined there."""
+    names = getattr(module, "__all__", vars(module))
+    found = {name: getattr(module, name) for name in names if name[0] != "_" and callable(getattr(module, name))}
+    own = hasattr(module, "__all__")
+    return {name: thing for name, thing in found.items() if own or thing.__module__ == module.__name__}
 
 
 def test_all_is_exactly_what_the_api_pages_describe():

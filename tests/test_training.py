@@ -1,79 +1,23 @@
 """Training: resumed runs are exact, failures name their term, checkpoints are plain tensors."""
 
-import csv
+import contextlib
 import signal
+from functools import partial
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 from seqdisent import AnnealingSchedule
 
-training = pytest.importorskip("seqdisent.training")
+lightning = pytest.importorskip("lightning")
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
+from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encode, self.decode = nn.Linear(3, 4), nn.Linear(2, 3)
-
-    def model(self, x, gain=1.0):
-        with pyro.plate("sequences", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(gain * self.decode(z), 1.0, validate_args=False).to_event(1), obs=x)
-
-    def guide(self, x, gain=1.0):
-        with pyro.plate("sequences", len(x)):
-            loc, scale = self.encode(x).chunk(2, -1)
-            scale = nn.functional.softplus(scale)
-            pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(1))
-
-
-class Interrupted(Exception):
-    pass
-
-
-def make(*, stop_at=None, bad_at=None, num_steps=30):
-    torch.manual_seed(0)
-    network = Linear()
-    drawn = []
-
-    def draw(generator):
-        if len(drawn) == stop_at:
-            raise Interrupted
-        batch = torch.randn(5, 3, generator=generator)
-        if len(drawn) == bad_at:
-            batch[2, 1] = float("nan")
-        drawn.append(batch)
-        return batch
-
-    module = training.ELBOTraining(
-        network,
-        network.model,
-        network.guide,
-        draw,
-        num_steps=num_steps,
-        learning_rate=AnnealingSchedule.cosine(1e-2, 1e-3, num_steps),
-        weights={"z": AnnealingSchedule.linear(0.0, 1.0, 20)},
-        inputs={"gain": AnnealingSchedule.linear(0.5, 1.0, 20)},
-        arguments=lambda batch: (batch,),
-        seed=3,
-    )
-    return module, drawn
-
-
-def run(module, folder, **options):
-    training.fit(module, folder, checkpoint_every=10, log_every=1, progress_bar=False, accelerator="cpu", **options)
-
-
-def losses(folder):
-    found = {}
-    for log in sorted((folder / "logs").glob("*/metrics.csv")):
-        with log.open(newline="") as file:
-            found |= {int(row["step"]): row for row in csv.DictReader(file)}
-    return found
+from seqdisent import _checks, training  # noqa: E402
+from seqdisent.training.fit import _quiet  # noqa: E402
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
@@ -181,7 +125,7 @@ def test_a_checkpoint_loads_outside_training(tmp_path):
     assert not drawn
 
 
-class Exits(training.Callback):
+class Exits(Callback):
     def __init__(self, error):
         self.error = error
 
@@ -200,9 +144,9 @@ def test_only_ctrl_c_is_ctrl_c(tmp_path):
 def test_a_trainer_of_ones_own_may_log_nothing(tmp_path):
     module, _ = make(num_steps=3)
     options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    logger = training.CSVLogger(tmp_path, "logs")
-    with training._quiet():
-        training.lightning.Trainer(
+    logger = CSVLogger(tmp_path, "logs")
+    with _quiet():
+        lightning.Trainer(
             max_steps=3, logger=logger, log_every_n_steps=0, accelerator="cpu", default_root_dir=tmp_path, **options
         ).fit(module)
     assert module.global_step == 3
@@ -237,7 +181,7 @@ def likelihood_of_every_step(terms, weights):
          r"weights: no site \['zz'\] in the ledger, expected some of \['z'\] \(latent\)"),
         ({"rate_factors": {"encodr": 0.1}}, ValueError,
          r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
-        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple"),
+        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple or a dict"),
         ({"arguments": training.frames_and_mask}, TypeError, "draw: the batch is a Tensor, expected clips with"),
         ({"objective": lambda terms, _: terms.elbo() + pyro.param("free", torch.zeros(()))}, ValueError,
          r"network: lacks 1 parameters .* shape \(\); expected the module that owns all of them \(also"),
@@ -311,7 +255,7 @@ def test_a_weight_may_be_a_tensor(tmp_path):
 
 
 def averaged():
-    return training.lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.9)
+    return EMAWeightAveraging(decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +275,7 @@ def test_averaged_weights_are_those_of_one_run(steps_before, averaged_whole, tmp
     torch.testing.assert_close(after.network.state_dict(), averaged_whole, rtol=0, atol=0)
 
 
-class AtTheEnd(training.Callback):
+class AtTheEnd(Callback):
     def on_train_end(self, *_):
         signal.raise_signal(signal.SIGTERM)
 
@@ -347,7 +291,7 @@ def test_a_finished_run_resumes_with_its_progress_bar(tmp_path):
     training.fit(make(num_steps=4)[0], tmp_path, resume=True, accelerator="cpu")
 
 
-class StopsEarly(training.Callback):
+class StopsEarly(Callback):
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = trainer.global_step == 7
 
@@ -390,3 +334,195 @@ def test_an_objective_knows_every_latent_s_weight(tmp_path):
 
     run(changed(objective=objective, weights={}), tmp_path / "none")
     assert seen == [{"z": 1.0}] * 5
+
+
+# Options of the training and of the trainer --------------------------------------------------------------------------
+
+
+def test_any_optimiser_at_the_rate_of_the_schedule(tmp_path):
+    """One step of plain gradient descent, by hand; its own rate, 7, is never used."""
+    module = changed(optimizer=partial(torch.optim.SGD, lr=7.0), rate_factors={"decode": 0.5})
+    module.num_steps, rate = 1, module.learning_rate(0)
+    before = {name: parameter.detach().clone() for name, parameter in module.network.named_parameters()}
+    run(module, tmp_path)
+    for name, parameter in module.network.named_parameters():
+        factor = 0.5 if name.startswith("decode") else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * factor * parameter.grad)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_is_fused_unless_it_says_otherwise(optimizer, tmp_path):
+    module = changed(optimizer=partial(optimizer, betas=(0.8, 0.9), weight_decay=0.1))
+    run(module, tmp_path / "fused", clip_norm=1.0, precision="bf16-mixed")  # which Lightning refuses for `fused=True`
+    (group,) = module.trainer.optimizers[0].param_groups
+    assert (group["fused"], group["betas"], group["weight_decay"]) == (True, (0.8, 0.9), 0.1)
+    other = changed(optimizer=partial(optimizer, fused=False))
+    run(other, tmp_path / "not")
+    assert other.trainer.optimizers[0].param_groups[0]["fused"] is False
+
+
+def test_model_and_guide_take_keywords(tmp_path):
+    run(changed(), tmp_path / "positional")
+    run(changed(arguments=lambda batch: {"x": batch}), tmp_path / "keywords")
+    assert losses(tmp_path / "keywords") == losses(tmp_path / "positional")
+
+
+def without_a_bias(parameters):
+    return torch.optim.SGD(parameters[:-1], lr=1.0)
+
+
+def grouped_anew(groups):
+    return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"optimizer": lambda parameters: parameters}, TypeError, "optimizer: returned list, expected a torch.optim."),
+        ({"optimizer": without_a_bias}, ValueError, "optimizer: lacks 1 of 4 trained parameters, expected all"),
+        ({"optimizer": grouped_anew, "rate_factors": {"encode": 0.1}}, ValueError,
+         "optimizer: its groups lack `factor`, expected those that it was given"),
+        ({"arguments": lambda batch: {"x": batch, "gain": 1.0}}, ValueError,
+         r"inputs: \['gain'\] are also in the dict that `arguments` returned, expected one value"),
+    ],
+)  # fmt: skip
+def test_options_of_a_training_that_do_not_fit(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run(changed(**options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_steps": 7}, TypeError, "max_steps: fit decides it; expected num_steps of ELBOTraining to say it"),
+        ({"logger": False}, TypeError, "logger: fit decides it; expected loggers to say it"),
+        ({"acelerator": "cpu"}, TypeError, r"acelerator: is no option of fit, expected one of \['accelerator', "),
+        ({"clip_norm": 1.0, "gradient_clip_val": 1.0}, ValueError, "clip_norm: gradient_clip_val is given too"),
+        ({"plugins": training.AtomicCheckpointIO()}, TypeError, "plugins: fit decides how checkpoints are written"),
+    ],
+)  # fmt: skip
+def test_options_of_the_trainer_that_fit_decides(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run(make()[0], tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["draw", "optimizer", "arguments", "objective", "logged"])
+def test_a_value_is_no_function(name):
+    network = Linear()
+    whole = {"num_steps": 3, "learning_rate": lambda _: 1e-3, "draw": lambda _: None}
+    value, said = ({"scale": 3}, r"logged\['scale'\]: got int") if name == "logged" else (3, f"{name}: got int")
+    with pytest.raises(TypeError, match=f"{said}, expected a function"):
+        training.ELBOTraining(network, network.model, network.guide, **{**whole, name: value})
+
+
+class Remembers(Logger):
+    name, version = "remembers", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.rows[step] = metrics
+
+    def log_hyperparams(self, *_):
+        pass
+
+
+def test_loggers_and_trainer_options_are_lightning_s(tmp_path):
+    logger, module = Remembers(), changed(logged={"scale": lambda network: network.encode.bias})
+    run(module, tmp_path, loggers=[logger], gradient_clip_val=1e-3, gradient_clip_algorithm="value")
+    assert sorted(logger.rows) == [0, 1, 2, 3, 4]
+    assert logger.rows[4]["scale"] == pytest.approx(module.network.encode.bias.mean().item(), abs=0.05)
+    assert logger.rows[0]["scale"] != logger.rows[4]["scale"]
+    assert max(parameter.grad.abs().max() for parameter in module.network.parameters()) <= 1e-3
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_terms_with_steps_are_logged_per_real_step(tmp_path):
+    from flat_memory import StateSpaceVAE
+
+    torch.manual_seed(0)
+    network = StateSpaceVAE()
+    lengths = torch.tensor([1, 3, 6])
+    frames, mask = torch.randn(3, 6, 5), torch.arange(6) < lengths[:, None]
+    module = training.ELBOTraining(
+        network, network.model, network.guide, lambda _: {"x": frames, "mask": mask}, arguments=dict,
+        num_steps=1, learning_rate=lambda _: 1e-3,
+    )  # fmt: skip
+    run(module, tmp_path)
+    row = losses(tmp_path)[0]
+    assert float(row["per_step/KL(z)"]) == pytest.approx(float(row["KL(z)"]) * 3 / 10, rel=1e-5)
+
+
+def test_a_mask_with_a_hole_is_refused_as_it_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checks, "_AT_ONCE", frozenset())  # where blocks do not look, as on an accelerator
+    hole = {"x": torch.zeros(2, 3), "mask": torch.tensor([[True, True, True], [True, False, True]])}
+    with pytest.raises(ValueError, match="mask: a row has a hole; real steps come first"):
+        run(changed(draw=lambda _: hole, arguments=lambda batch: (batch["x"],)), tmp_path)
+
+
+# How far it is -------------------------------------------------------------------------------------------------------
+
+
+def test_minutes_add_up_over_resumptions(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("seqdisent.training.module.time.monotonic", lambda: now[0])
+
+    def minutes_of(module, resume):
+        draw = module.draw
+
+        def slow(generator):
+            now[0] += 6.0
+            return draw(generator)
+
+        module.draw = slow
+        with contextlib.suppress(Interrupted):
+            run(module, tmp_path, resume=resume)
+        return module.minutes
+
+    assert minutes_of(make(stop_at=17)[0], resume=False) == pytest.approx(1.1, abs=0.11)  # at the checkpoint of step 10
+    now[0] += 1e6
+    assert minutes_of(make()[0], resume=True) == pytest.approx(3.0, abs=0.11)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["minutes"] == pytest.approx(3.0, abs=0.11)
+    finished = make()[0]
+    run(finished, tmp_path, resume=True)
+    assert finished.minutes == pytest.approx(3.0, abs=0.11)
+
+
+def test_a_terminal_has_a_bar_that_goes_on_where_a_resumed_run_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            bar = trainer.progress_bar_callback.train_progress_bar
+            shown.append((trainer.global_step, bar.initial, bar.total))
+
+    options = {"accelerator": "cpu", "checkpoint_every": 10, "log_every": 1, "callbacks": (Watch(),)}
+    with pytest.raises(Interrupted):
+        training.fit(make(stop_at=12)[0], tmp_path, **options)
+    assert shown[0] == (1, 0, 30)
+    capsys.readouterr()
+    training.fit(make()[0], tmp_path, resume=True, **options)
+    assert shown[-1] == (30, 10, 30)
+    assert "30/30" in capsys.readouterr().out
+
+
+def test_elsewhere_a_line_is_printed_now_and_then(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("seqdisent.training.progress.time.monotonic", lambda: now[0])
+    module, _ = make()
+    draw = module.draw
+
+    def slow(generator):
+        now[0] += 3.0
+        return draw(generator)
+
+    module.draw = slow
+    training.fit(module, tmp_path, accelerator="cpu")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split(":")[0] for line in lines] == [f"step {n} of 30, 0.333 a second" for n in (10, 20, 30, 30)]
+    assert all("log_p(x) -" in line and "KL(z) " in line for line in lines)
+    assert "\r" not in capsys.readouterr().out

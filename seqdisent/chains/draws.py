@@ -12,7 +12,18 @@ from torch import Tensor
 
 from seqdisent.chains.protocol import Conditionals
 
-Drawn = Sequence[tuple[Any, Tensor]]  # the conditional of each step, and what was drawn from it
+
+class Taken(NamedTuple):
+    """A step of a draw: its conditional, what was drawn, and the log-density where only a draw has it cheaply."""
+
+    conditional: Any
+    value: Tensor
+    log_prob: Tensor | None
+
+
+def taken(conditional: Any, value: Tensor) -> Taken:
+    """Return what is kept of a step, right after its draw: a flow remembers the inverse of its last one alone."""
+    return Taken(conditional, value, conditional.log_prob(value) if _is_flow(conditional) else None)
 
 
 class Draw(NamedTuple):
@@ -33,9 +44,9 @@ class Draw(NamedTuple):
     log_prob_per_step: Tensor | None = None
 
 
-def conditionals_at_draw(drawn: Drawn) -> Conditionals | None:
+def conditionals_at_draw(drawn: Sequence[Taken]) -> Conditionals | None:
     """Return the conditionals of a path from the steps that drew it: diagonal Normals, or flows; None of others."""
-    initial, *steps = [conditional for conditional, _ in drawn]
+    initial, *steps = [step.conditional for step in drawn]
     if not steps:
         return Conditionals(initial, None)
     if all(_is_flow(step) for step in steps):
@@ -47,11 +58,12 @@ def conditionals_at_draw(drawn: Drawn) -> Conditionals | None:
     return Conditionals(initial, dist.Normal(loc, scale, validate_args=False).to_event(1))
 
 
-def log_prob_at_draw(drawn: Drawn) -> Tensor | None:
+def log_prob_at_draw(drawn: Sequence[Taken]) -> Tensor | None:
     """Return the log-density of each step at what it drew if there are flows among them, else None."""
-    if not any(_is_flow(conditional) for conditional, _ in drawn):
+    if all(step.log_prob is None for step in drawn):
         return None
-    return torch.stack([conditional.log_prob(z) for conditional, z in drawn], -1)
+    each = [step.conditional.log_prob(step.value) if step.log_prob is None else step.log_prob for step in drawn]
+    return torch.stack(each, -1)
 
 
 class _Flows:

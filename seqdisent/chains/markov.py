@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from seqdisent._checks import check_positive, drops_out
-from seqdisent.chains.draws import Draw, conditionals_at_draw, log_prob_at_draw
+from seqdisent.chains.draws import Draw, Taken, conditionals_at_draw, log_prob_at_draw, taken
 from seqdisent.chains.protocol import ChainState, Conditionals
 from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
 
@@ -137,7 +137,7 @@ class MarkovChain(TorchDistribution):
 
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw as ``pyro.sample`` does: every step that can be reparameterised is."""
-        return self._drawn(torch.Size(sample_shape), "draw", [])
+        return self._drawn(torch.Size(sample_shape), "draw")
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised.
@@ -145,12 +145,12 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no `rsample`.
         """
-        return self._drawn(torch.Size(sample_shape), "rsample", [])
+        return self._drawn(torch.Size(sample_shape), "rsample")
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._drawn(torch.Size(sample_shape), "draw", [])
+            return self._drawn(torch.Size(sample_shape), "draw")
 
     def rsample_with_conditionals(
         self,
@@ -178,7 +178,7 @@ class MarkovChain(TorchDistribution):
             >>> torch.equal(conditionals.steps.mean, path[:, :-1].movedim(1, 0))
             True
         """
-        drawn: list[tuple[Any, Tensor]] = []
+        drawn: list[Taken] = []
         path = self._drawn(torch.Size(sample_shape), "rsample", drawn)
         if type(self).conditionals is MarkovChain.conditionals:
             found = conditionals_at_draw(drawn)
@@ -194,7 +194,7 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no mean (a flow).
         """
-        return self._drawn(torch.Size(), "mean", [])
+        return self._drawn(torch.Size(), "mean")
 
     def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
         r"""Return the conditional of the next step, and the state from which the chain goes on after it.
@@ -324,10 +324,11 @@ class MarkovChain(TorchDistribution):
             )
         return conditional
 
-    def _drawn(self, sample_shape: torch.Size, how: How, drawn: list[tuple[Any, Tensor]]) -> Tensor:
-        """Take a whole path, step by step; add each conditional, and what was taken from it, to `drawn`."""
+    def _drawn(self, sample_shape: torch.Size, how: How, drawn: list[Taken] | None = None) -> Tensor:
+        """Take a whole path, step by step, and note each step in `drawn`."""
         first = self._take(self.initial, how, sample_shape)
-        drawn.append((self.initial, first))
+        if drawn is not None:
+            drawn.append(taken(self.initial, first))
         mask = self._step_mask
         path = self._walk([first], self._state_at(1), self.num_steps, how, real=mask, drawn=drawn)
         return path if mask is None else fill_padding(path, mask)
@@ -341,7 +342,7 @@ class MarkovChain(TorchDistribution):
         *,
         known: tuple[Tensor, Tensor] | None = None,
         real: Tensor | None = None,
-        drawn: list[tuple[Any, Tensor]] | None = None,
+        drawn: list[Taken] | None = None,
     ) -> Tensor:
         """Lengthen `path` to `num_steps`, keeping steps that are `known`; one that is not `real` follows the first."""
         for t in range(len(path), num_steps):
@@ -351,7 +352,7 @@ class MarkovChain(TorchDistribution):
             conditional, state = self.step(z_prev, state)
             z = self._take(conditional, how)
             if drawn is not None:
-                drawn.append((conditional, z))
+                drawn.append(taken(conditional, z))
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)

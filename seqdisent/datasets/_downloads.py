@@ -1,22 +1,18 @@
-"""Where data lies, and how files are fetched, checked and written."""
+"""Where data lies, and how files are fetched and checked."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import gzip
 import hashlib
 import http.client
 import os
-import tempfile
-import time
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-_ABANDONED = 24 * 3600.0  # seconds after which an unfinished file is nobody's
+from seqdisent import _files
 
 
 def cache_folder() -> Path:
@@ -117,29 +113,7 @@ def find_files(
             content = fetch(url, timeout)
             not_kept = "nothing was kept; try again or another base_url"
             verify(content, digest, f"{file} from {url}", not_kept, gzipped=gzipped)
-            write(target / file, content)
+            _files.write(target / file, content, several_writers=True)
     if attribution is not None:
-        write(target / "ATTRIBUTION.md", attribution.encode())
+        _files.write(target / "ATTRIBUTION.md", attribution.encode(), several_writers=True)
     return target
-
-
-def write(path: Path, *content: bytes | memoryview) -> None:
-    """Writes a file, part after part, that other processes see whole or not at all.
-
-    A process that is killed on the way leaves a hidden file of another name beside it, which nothing reads; the next
-    one that writes the same file removes those older than a day.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        with contextlib.suppress(OSError):  # another process may be as far
-            if left.stat().st_mtime < time.time() - _ABANDONED:
-                left.unlink()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(content)
-        os.chmod(temporary, 0o644)  # a cache may be shared, and temporary files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

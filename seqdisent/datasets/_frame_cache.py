@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._downloads import write
+from seqdisent import _files
 
 _CHECKSUM_BYTES = 4
 
@@ -43,7 +43,8 @@ def kept_frames(path: Path, shape: tuple[int, ...], compose: Callable[[], npt.ND
         return kept
     frames = compose()
     try:
-        write(path, frames.data.cast("B"), _checksum(frames))
+        parts = (frames.data.cast("B"), _checksum(frames))
+        _files.write(path, lambda file: file.writelines(parts), several_writers=True)
     except OSError as error:
         warnings.warn(
             f"could not keep the composed frames in {path}: {error}; they are held in memory, and will be composed "

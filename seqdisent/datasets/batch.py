@@ -20,3 +20,5 @@ class Batch(NamedTuple):
     """Ground-truth factors, each (B,) int64; for evaluation only."""
     positions: Tensor
     """(B, T) int64, where each frame stands in `Clips.frames.flatten(0, 1)`: what was computed for it once is found."""
+    ragged: bool
+    """Whether `mask` has padding; known without reading the mask, which may be on an accelerator."""

@@ -352,7 +352,8 @@ class Clips:
     def _batch(self, positions: Tensor, lengths: Tensor, rows: Tensor, factors: Sequence[str] | None = None) -> Batch:
         mask = torch.arange(positions.shape[1], device=positions.device) < lengths[:, None]
         frames = self.frames.flatten(0, 1)[positions].to(torch.float32).div_(float(self.scale))
-        if not bool(mask.all()):
+        ragged = not bool(mask.all())
+        if ragged:
             frames.masked_fill_(~mask.reshape(*mask.shape, *[1] * (frames.dim() - 2)), 0.0)
         labels = {name: self.labels[name][rows] for name in (self.labels if factors is None else factors)}
-        return Batch(frames, mask, self.identity[rows], labels, positions)
+        return Batch(frames, mask, self.identity[rows], labels, positions, ragged)

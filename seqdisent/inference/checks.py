@@ -155,9 +155,10 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and _is_same_memory(a, b):  # told without waiting for the device
         return True
     try:
-        return bool(torch.as_tensor(a == b).all())
+        equal = a == b
     except RuntimeError:  # shapes that do not broadcast
         return False
+    return bool(equal.all()) if isinstance(equal, Tensor) else bool(equal)
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:

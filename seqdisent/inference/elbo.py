@@ -16,9 +16,10 @@ from seqdisent._checks import check_positive, check_weights
 from seqdisent._distributed import all_processes
 from seqdisent._random import kept_random_state
 from seqdisent.inference.checks import same
+from seqdisent.inference.kl import How
 from seqdisent.inference.plates import PARTICLES, is_in, per_sequence, sequences_plate
 from seqdisent.inference.programs import run_both, sample_sites
-from seqdisent.inference.scoring import How, score
+from seqdisent.inference.scoring import score
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -20,18 +20,20 @@ from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import bare
 from seqdisent.masks import fill_padding, overwrite_padding
 
+How = Literal["density", "closed form", "monte carlo"]
 
-class SiteKL(NamedTuple):
-    """What a latent site has in the ledger; the second and third are a trajectory's alone."""
+
+class Score(NamedTuple):
+    """What a site has in the ledger, not yet summed to a value a sequence."""
 
     term: Tensor
-    per_step: Tensor | None
-    real_steps: Tensor | None
-    pair: tuple[Any, Any]  # (q, p)
-    closed_form: bool
+    how: How
+    pair: tuple[Any, Any] | None = None  # (q, p) of a latent
+    per_step: Tensor | None = None  # of a trajectory
+    real_steps: Tensor | None = None
 
 
-def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool, draw: Draw | None = None) -> SiteKL:
+def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool, draw: Draw | None = None) -> Score:
     """Compare a guide's site with the model's, at the guide's value; `draw` is what the guide's chain handed over."""
     value = q_site["value"]
     q, q_mask = unmasked(q_site)
@@ -44,12 +46,12 @@ def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool, draw: Draw
         )
     chains = _both_chains(q, p)
     if chains is not None:
-        per_step, pair, closed_form = _chain_kl(name, *chains, value, analytic, draw)
+        per_step, pair, is_closed = _chain_kl(name, *chains, value, analytic, draw)
         per_step, real_steps = over_steps(per_step, chains[0].step_mask, q_site["scale"], q_mask)
-        return SiteKL(per_step.sum(-1), per_step, real_steps, pair, closed_form)
+        return Score(per_step.sum(-1), _how(is_closed), pair, per_step, real_steps)
     check_coordinates(name, q, p, value)
-    term, closed_form = _pair_kl(name, q, p, value, analytic)
-    return SiteKL(scale_and_mask(term, q_site["scale"], q_mask), None, None, (q, p), closed_form)
+    term, is_closed = _pair_kl(name, q, p, value, analytic)
+    return Score(scale_and_mask(term, q_site["scale"], q_mask), _how(is_closed), (q, p))
 
 
 def over_steps(per_step: Tensor, step_mask: Tensor | None, scale: Any, mask: Any) -> tuple[Tensor, Tensor]:
@@ -58,6 +60,10 @@ def over_steps(per_step: Tensor, step_mask: Tensor | None, scale: Any, mask: Any
     for factor in (step_mask, _to_step(mask)):
         real_steps = real_steps if factor is None else real_steps & factor
     return scale_and_mask(per_step, _to_step(scale), _to_step(mask)), real_steps
+
+
+def _how(is_closed: bool) -> How:
+    return "closed form" if is_closed else "monte carlo"
 
 
 def _both_chains(q: TorchDistribution, p: TorchDistribution) -> tuple[Chain, Chain] | None:
@@ -82,9 +88,9 @@ def _chain_kl(
         steps = q.step_distribution, p.step_distribution
         if mask is not None:
             path = fill_padding(path, mask, event_dims=len(q.event_shape) - 1)
-        per_step, closed_form = _pair_kl(name, *steps, path, analytic)
+        per_step, is_closed = _pair_kl(name, *steps, path, analytic)
         per_step = per_step.expand(torch.broadcast_shapes(per_step.shape, steps[0].batch_shape))
-        return _without_padding(per_step, mask), steps, closed_form
+        return _without_padding(per_step, mask), steps, is_closed
     if mask is not None:
         path = fill_padding(path, mask)
     drawn = None if draw is None else draw.log_prob_per_step
@@ -94,18 +100,18 @@ def _chain_kl(
         log_q = q.log_prob_per_step(path) if drawn is None else _without_padding(drawn, mask)
         return log_q - p.log_prob_per_step(path), (q, p), False
     q_at, p_at = q.conditionals(path) if draw is None else draw.conditionals, p.conditionals(path)
-    per_step, closed_form = _pair_kl(
+    per_step, is_closed = _pair_kl(
         name, q_at.initial, p_at.initial, path[..., 0, :], analytic, None if drawn is None else drawn[..., 0]
     )
     per_step = per_step.unsqueeze(-1)
     if q_at.steps is not None:
         later_drawn = None if drawn is None else drawn[..., 1:].movedim(-1, 0)
         later_path = path[..., 1:, :].movedim(-2, 0)
-        later, later_closed_form = _pair_kl(name, q_at.steps, p_at.steps, later_path, analytic, later_drawn)
+        later, later_is_closed = _pair_kl(name, q_at.steps, p_at.steps, later_path, analytic, later_drawn)
         later = later.movedim(0, -1)
-        closed_form = closed_form and later_closed_form
+        is_closed = is_closed and later_is_closed
         per_step = torch.cat([per_step.expand(*later.shape[:-1], 1), later], -1)
-    return _without_padding(per_step, mask), (q_at, p_at), closed_form
+    return _without_padding(per_step, mask), (q_at, p_at), is_closed
 
 
 def _without_padding(per_step: Tensor, mask: Tensor | None) -> Tensor:
@@ -157,7 +163,7 @@ def closed_form(q: Any, p: Any) -> Tensor | None:
     if type(q) is dist.Independent and families[1] is torch.distributions.MultivariateNormal:
         is_known = q.reinterpreted_batch_ndims == 1 and _family(q.base_dist) is torch.distributions.Normal
     else:
-        is_known = families in _KL_REGISTRY and not any(issubclass(family, _GENERIC) for family in families)
+        is_known = families in _KL_REGISTRY and not any(family in _GENERIC for family in families)
     if not is_known:
         return None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -22,22 +22,10 @@ from seqdisent.inference.checks import (
     no_rsample,
     unmasked,
 )
-from seqdisent.inference.kl import over_steps, site_kl
+from seqdisent.inference.kl import Score, over_steps, site_kl
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites, without_mask
 from seqdisent.masks import fill_padding
-
-How = Literal["density", "closed form", "monte carlo"]
-
-
-class Score(NamedTuple):
-    """What a site has in the ledger, not yet summed to a value a sequence."""
-
-    term: Tensor
-    per_step: Tensor | None
-    real_steps: Tensor | None
-    pair: tuple[Any, Any] | None
-    how: How
 
 
 @dataclass
@@ -74,7 +62,7 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
     found.sites = sites
     for name, site in guide_sites.items():
         if name not in sites and is_auxiliary(site):
-            found.latent[name] = Score(_log_prob(site), None, None, None, "monte carlo")
+            found.latent[name] = Score(_log_prob(site), "monte carlo")
             found.sites[name] = site
     return found
 
@@ -144,9 +132,8 @@ class _ModelScores(_Scorer):
         elif name in self.guide_sites:
             # a closed form is right where all that p may condition on was drawn without looking at this site
             analytic = self.analytic and self.drawn_before[name].issuperset(self.scores.latent)
-            found = site_kl(name, self.guide_sites[name], msg, analytic=analytic, draw=self.draws.get(name))
-            how: How = "closed form" if found.closed_form else "monte carlo"
-            self.scores.latent[name] = Score(found.term, found.per_step, found.real_steps, found.pair, how)
+            draw = self.draws.get(name)
+            self.scores.latent[name] = site_kl(name, self.guide_sites[name], msg, analytic=analytic, draw=draw)
 
 
 def _log_prob(site: Site) -> Tensor:
@@ -158,6 +145,6 @@ def _likelihood(site: Site) -> Score:
     fn, mask = unmasked(site)
     chain = as_chain(fn)
     if chain is None:
-        return Score(_log_prob(site), None, None, None, "density")
+        return Score(_log_prob(site), "density")
     per_step, real = over_steps(chain.log_prob_per_step(site["value"]), chain.step_mask, site["scale"], mask)
-    return Score(per_step.sum(-1), per_step, real, None, "density")
+    return Score(per_step.sum(-1), "density", None, per_step, real)

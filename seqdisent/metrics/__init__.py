@@ -1,6 +1,6 @@
-"""Measures of what a trained model does, usable with anyone's model.
+"""Metrics of disentanglement, generation and reconstruction, for any model.
 
-What accumulates or probes needs the extra ``metrics`` (torchmetrics, scikit-learn); it is imported where it is used.
+Metrics that accumulate and probes need the extra ``metrics`` (torchmetrics, scikit-learn), imported on first use.
 """
 
 from importlib import import_module

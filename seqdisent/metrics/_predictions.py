@@ -1,4 +1,4 @@
-"""What a judge said and what is true, checked and as class numbers."""
+"""Predictions and labels: checks, and conversion to class numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seqdisent._checks import check_positive
 
 
 def as_tensor(argument: str, values: object) -> Tensor:
-    """Return `values` as a tensor: a tensor itself, or an array or list of numbers.
+    """Return a tensor, or an array or list of numbers, as a tensor.
 
     Raises:
         TypeError: anything else.
@@ -25,7 +25,7 @@ def as_tensor(argument: str, values: object) -> Tensor:
 
 
 def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
-    """Return the factors and how many values each has, or say what is wrong with them."""
+    """Check and return {factor: number of classes}."""
     if not num_classes:
         raise ValueError("num_classes: is empty, expected at least one factor")
     check_positive(**{f"num_classes[{name!r}]": count for name, count in num_classes.items()})
@@ -33,19 +33,25 @@ def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
 
 
 def class_numbers(
-    argument: str, values: Mapping[str, Tensor], num_classes: Mapping[str, int], *, count: int | None = None
+    argument: str,
+    values: Mapping[str, Tensor],
+    num_classes: Mapping[str, int],
+    *,
+    device: torch.device,
+    count: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return the class numbers (N,) of each factor, from such numbers or from logits (N, K).
+    """Return the class numbers (N,) of each factor, from class numbers or logits (N, K).
 
     Args:
-        argument: what the values are called, for the message.
-        values: the factors, and others that are left out.
+        argument: name of the values, for the message.
+        values: {factor: class numbers or logits}; factors that are not in `num_classes` are ignored.
         num_classes: {factor: K}.
-        count: how many there have to be; None for any number, the same for all factors.
+        device: device of the result.
+        count: the expected N; None for any, the same for all factors.
 
     Raises:
-        TypeError: a factor's values are no numbers.
-        ValueError: a factor is missing, has another shape, a value out of range or a logit that is NaN.
+        TypeError: a factor's values are not numbers.
+        ValueError: a factor that is missing, or has another shape, a value out of range or a logit that is NaN.
     """
     numbers = {}
     for name, size in num_classes.items():
@@ -67,12 +73,12 @@ def class_numbers(
             raise ValueError(
                 f"{what}: has values from {int(value.min())} to {int(value.max())}, expected 0 to {size - 1}"
             )
-        numbers[name] = value.long()
+        numbers[name] = value.to(device, torch.long)
     return numbers
 
 
 def check_logits(what: str, logits: Tensor, size: int) -> Tensor:
-    """Return `logits` if they are (N, size) and none is NaN or infinite upwards."""
+    """Check and return logits (N, size), without NaN and +inf, and with a finite one in each row."""
     if not logits.is_floating_point() or logits.ndim != 2 or logits.shape[-1] != size:
         raise ValueError(
             f"{what}: has shape {tuple(logits.shape)} and dtype {logits.dtype}, expected floating-point logits "
@@ -84,13 +90,13 @@ def check_logits(what: str, logits: Tensor, size: int) -> Tensor:
 
 
 def shares(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, of counts (target, prediction), the share on the diagonal and that of the best constant prediction."""
+    """Return the accuracy of counts (target, prediction), and that of the best constant prediction."""
     total = table.sum()
     return table.diagonal().sum() / total, table.sum(1).max() / total
 
 
 def tabulate(target: Tensor, predicted: Tensor, size: int) -> Tensor:
-    """Count each pair of classes, (size, size): targets down, predictions across."""
+    """Return the confusion matrix (size, size), with targets in rows and predictions in columns."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     table: Tensor = multiclass_confusion_matrix(predicted, target, size, validate_args=False)

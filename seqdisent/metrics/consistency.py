@@ -1,4 +1,4 @@
-"""Accuracy consistency: whether a judge says the same of a clip and of its reconstruction (extra ``metrics``)."""
+"""Accuracy consistency: a judge's agreement between clips and their reconstructions (extra ``metrics``)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class ConsistencyScores(NamedTuple):
-    """What :class:`AccuracyConsistency` says, in shares of [0, 1].
+    """Result of :class:`AccuracyConsistency`; all values are in [0, 1].
 
     Attributes:
-        agreement: {factor: clips of which the judge says the same as of their reconstructions}; 1 is perfect.
-        chance: {factor: the most that reconstructions can reach which all look the same}: how often the judge gives its
-            commonest answer on real clips. A judge that is blind agrees with itself always, and has a chance of 1.
-        average: the agreement averaged over the factors.
+        agreement: {factor: fraction of clips with the same prediction for the clip and its reconstruction}; 1 is best.
+        chance: {factor: largest agreement of identical reconstructions}, which is the frequency of the most common
+            prediction on real clips. It is 1 for a judge that always predicts the same.
+        average: agreement averaged over the factors.
     """
 
     agreement: dict[str, Tensor]
@@ -39,25 +39,25 @@ class ConsistencyScores(NamedTuple):
 
 
 class AccuracyConsistency(Metric):
-    """The judge's agreement between each real clip and its reconstruction, per factor and averaged (paper, Table 2).
+    """Agreement of a judge's predictions for clips and for their reconstructions (paper, Table 2).
 
-    The judge should be one that has only seen real clips of other identities (:func:`~seqdisent.metrics.train_judge`).
-    Agreement needs no labels, and so says nothing of the judge: show its own accuracy beside it. It says nothing of
-    disentanglement either, since reconstruction swaps nothing.
+    The judge should be trained only on real clips of other identities (:func:`~seqdisent.metrics.train_judge`).
+    Agreement needs no labels, so it does not depend on whether the judge is right: report the judge's accuracy too. It
+    does not measure disentanglement, since a reconstruction swaps nothing.
 
     Args:
-        num_classes: {factor: how many values it has}, such as ``judge.num_classes``.
-        **options: those of :class:`torchmetrics.Metric`.
+        num_classes: {factor: number of classes}, such as ``judge.num_classes``.
+        **options: options of :class:`torchmetrics.Metric`.
 
     Shape:
-        - real, reconstructed: {factor: class numbers (N,), or logits (N, K)}, in the same order; tensors, arrays or
+        - real, reconstructed: {factor: class numbers (N,) or logits (N, K)}, in the same order; tensors, arrays or
           lists
 
     Returns:
         :class:`ConsistencyScores` from ``compute()``.
 
     Raises:
-        TypeError: values that are no numbers.
+        TypeError: values that are not numbers.
         ValueError: a factor that is missing, or has another shape or values out of range.
 
     Example:
@@ -78,9 +78,9 @@ class AccuracyConsistency(Metric):
 
     def update(self, real: Mapping[str, Tensor], reconstructed: Mapping[str, Tensor]) -> None:
         """Count clips."""
-        before = class_numbers("real", real, self.num_classes)
+        before = class_numbers("real", real, self.num_classes, device=self.device)
         count = len(next(iter(before.values())))
-        after = class_numbers("reconstructed", reconstructed, self.num_classes, count=count)
+        after = class_numbers("reconstructed", reconstructed, self.num_classes, device=self.device, count=count)
         for i, (name, size) in enumerate(self.num_classes.items()):
             getattr(self, f"table_{i}").add_(tabulate(before[name], after[name], size))
 
@@ -95,37 +95,37 @@ class AccuracyConsistency(Metric):
 def released_protocol_consistency(
     real: Clips, reconstructed: Tensor, *, seed: int, train_share: float = 0.8, **options: Any
 ) -> ConsistencyScores:
-    """Accuracy consistency the way VDSM's released notebook measures it, to compare with the paper's numbers alone.
+    """Accuracy consistency as VDSM's released notebook computes it, for comparison with the paper's numbers.
 
-    Two things differ from :class:`AccuracyConsistency` with a judge from :func:`~seqdisent.metrics.train_judge`, and
-    both raise the number: the judge is trained on the reconstructions too, under the labels of their originals, so it
-    learns to forgive what the model gets wrong; and the training and test clips are drawn with replacement from the
-    same clips, so more than half of what it is tested on it has been trained on.
+    It differs from :class:`AccuracyConsistency` with a judge from :func:`~seqdisent.metrics.train_judge` in two ways,
+    and both raise the result. The judge is also trained on the reconstructions, with the labels of their originals, so
+    it learns to ignore the model's errors. Training and test clips are drawn with replacement from the same clips, so
+    the judge has been trained on more than half of the test clips.
 
     Args:
         real: clips with labels.
-        reconstructed: the reconstruction of each, in their order; uint8, or floating point in [0, 1].
-        seed: of the split and the judge.
-        train_share: how many draws train the judge, as a share of the clips; as many as are left test it.
-        **options: those of :func:`~seqdisent.metrics.train_judge`.
+        reconstructed: their reconstructions, in the same order; uint8, or floating point in [0, 1].
+        seed: seed of the split and of the judge.
+        train_share: number of draws that train the judge, as a fraction of the clips; the remaining draws test it.
+        **options: options of :func:`~seqdisent.metrics.train_judge`.
 
     Shape:
         - reconstructed: (N, T, C, H, W)
 
     Returns:
-        The scores of the clips drawn for the test.
+        The scores of the test clips.
 
     Raises:
         TypeError: `reconstructed` is neither uint8 nor floating point.
-        ValueError: `reconstructed` has another shape than the clips or pixels of another range, or `train_share` leaves
-            one side empty.
+        ValueError: `reconstructed` has another shape than the clips or pixels outside [0, 1], or `train_share` leaves
+            no clips for training or test.
 
     Example:
         >>> from seqdisent.datasets import Clips
         >>> who = torch.arange(2).repeat(8)
         >>> frames = (200 * who[:, None, None, None, None]).expand(16, 2, 1, 8, 8).to(torch.uint8)
         >>> clips = Clips(frames, labels={"who": who})
-        >>> scores = released_protocol_consistency(  # it learns to accept the error
+        >>> scores = released_protocol_consistency(  # trained on them
         ...     clips, 255 - frames, seed=0, num_steps=20, batch_size=8, channels=(4,)
         ... )
         >>> scores.average

@@ -1,41 +1,52 @@
-"""Swapped clips against the truth, where the data has a renderer: no judge, and nothing to game."""
+"""Metrics of swapped clips against the true clips, where the data set has a renderer; no judge is involved."""
 
 from __future__ import annotations
+
+import math
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from seqdisent._checks import check_positive
+from seqdisent.heads import full_precision
 from seqdisent.metrics._predictions import as_tensor
+
+_PIXELS_AT_ONCE = 2048  # pixels per clip that nearest_clip converts to float64 at once
 
 
 def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) -> Tensor:
-    """Pair every clip with a fixed donor of another identity, and of another motion where there is one.
-
-    Arrays and lists of numbers are taken as tensors are.
+    """Choose a donor for every clip: of another identity and, if there is one, of another motion.
 
     Args:
-        identity: who each clip shows.
-        motion: what it shows, as one number each; None if unknown.
-        seed: decides which donor.
+        identity: label of the identity of each clip; a tensor, array or list.
+        motion: label of the motion of each clip; None if unknown.
+        seed: seed of the random choice.
 
     Shape:
         - identity, motion: (N,)
         - output: (N,) positions
 
     Raises:
-        TypeError: labels that are no numbers.
-        ValueError: a clip has no donor since all show the same identity.
+        TypeError: labels that are not numbers.
+        ValueError: all clips have the same identity, or labels of another shape or with NaN.
 
     Example:
         >>> pick_donors(torch.tensor([0, 0, 1]), seed=0)
         tensor([2, 2, 1])
     """
     identity = as_tensor("identity", identity)
+    if identity.ndim != 1 or bool(identity.isnan().any()):
+        raise ValueError(f"identity: has shape {tuple(identity.shape)} or NaN, expected one label for each clip, (N,)")
     allowed = identity[:, None] != identity[None, :]
     if not allowed.any(1).all():
         raise ValueError("identity: all clips show the same one, expected at least two")
     if motion is not None:
-        motion = as_tensor("motion", motion)
+        motion = as_tensor("motion", motion).to(identity.device)
+        if motion.shape != identity.shape or bool(motion.isnan().any()):
+            raise ValueError(
+                f"motion: has shape {tuple(motion.shape)} or NaN, expected {tuple(identity.shape)}, that of identity"
+            )
         differs = allowed & (motion[:, None] != motion[None, :])
         allowed = torch.where(differs.any(1, keepdim=True), differs, allowed)
     generator = torch.Generator().manual_seed(seed)
@@ -44,12 +55,12 @@ def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) ->
 
 
 def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return each clip's mean squared error of pixels in [0, 1], over its real frames.
+    """Return the mean squared error of each clip, over its real frames and in pixels in [0, 1].
 
     Args:
-        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
-        truth: the same.
-        mask: which frames are real; None for all.
+        predicted: uint8, or floating point in [0, 1]; a mean up to 0.5 outside is accepted, as a Gaussian may have.
+        truth: the true clips, uint8 or floating point in [0, 1].
+        mask: True where a frame is real; None if all are.
 
     Shape:
         - predicted, truth: (N, T, C, H, W)
@@ -58,7 +69,7 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
 
     Raises:
         TypeError: frames that are neither uint8 nor floating point.
-        ValueError: shapes that differ, pixels of another range, or a clip without a real frame.
+        ValueError: shapes that differ, pixels outside [0, 1], or a clip without a real frame.
 
     Example:
         >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
@@ -68,71 +79,112 @@ def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) 
     if predicted.shape != truth.shape:
         raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
     if mask is not None:
-        mask = as_tensor("mask", mask)
-        if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
-            raise ValueError(
-                f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool "
-                f"{tuple(predicted.shape[:2])} with at least one real frame in each row"
-            )
-    error = (
-        (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).square().flatten(2).mean(-1)
-    )
+        mask = _frame_mask(mask, predicted)
+    difference = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).flatten(2)
     if mask is None:
-        return error.mean(-1)
-    return torch.where(mask, error, 0.0).sum(-1) / mask.sum(-1)
+        return difference.square().mean((1, 2))
+    # before the square, so that padding does not affect the gradient
+    difference = torch.where(mask.unsqueeze(-1), difference, 0.0)
+    return difference.square().mean(-1).sum(-1) / mask.sum(-1)
 
 
-def nearest_clip(predicted: Tensor, candidates: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Return, for each predicted clip, the position of the candidate with the smallest squared error.
+def _frame_mask(mask: Tensor, predicted: Tensor) -> Tensor:
+    mask = as_tensor("mask", mask).to(predicted.device)
+    if mask.shape != predicted.shape[:2] or mask.dtype != torch.bool or not mask.any(-1).all():
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)} and dtype {mask.dtype}, expected bool {tuple(predicted.shape[:2])} "
+            "with at least one real frame in each row"
+        )
+    return mask
+
+
+def nearest_clip(
+    predicted: Tensor, candidates: Tensor, mask: Tensor | None = None, *, batch_size: int = 1024
+) -> Tensor:
+    """Return the position of the candidate with the smallest squared error, for each predicted clip.
 
     Args:
-        predicted: uint8, or floating point in [0, 1]; up to 0.5 beyond, since the mean of a Gaussian may be.
-        candidates: every true clip there is, the same.
-        batch_size: candidates compared at once.
+        predicted: uint8, or floating point in [0, 1]; a mean up to 0.5 outside is accepted, as a Gaussian may have.
+        candidates: all true clips, uint8 or floating point in [0, 1].
+        mask: True where a frame of a predicted clip is real; only these are compared. None if all are real.
+        batch_size: number of predicted clips, and of candidates, that are compared at once.
 
     Shape:
         - predicted: (N, T, C, H, W)
         - candidates: (M, T, C, H, W)
+        - mask: (N, T) bool
         - output: (N,)
+
+    Returns:
+        Positions in `candidates`; of equally near candidates, the first. Squared errors are computed in float64 for
+        every dtype. They are exact if both sides are uint8.
 
     Raises:
         TypeError: clips that are neither uint8 nor floating point.
-        ValueError: clips of another shape, or pixels of another range.
+        ValueError: clips or a mask of another shape, no candidate, or pixels outside [0, 1] or not finite.
 
     Example:
         >>> candidates = torch.eye(3).reshape(3, 1, 1, 1, 3)
         >>> nearest_clip(candidates * 0.8, candidates)
         tensor([0, 1, 2])
     """
-    predicted, candidates = as_tensor("predicted", predicted), as_tensor("candidates", candidates)
+    predicted, candidates = as_tensor("predicted", predicted).detach(), as_tensor("candidates", candidates).detach()
     if predicted.shape[1:] != candidates.shape[1:]:
         raise ValueError(
             f"candidates: have shape {tuple(candidates.shape[1:])} each, expected {tuple(predicted.shape[1:])}"
         )
-    flat = pixels("predicted", predicted).flatten(1)
-    distances = []
-    for chunk in candidates.split(batch_size):
-        chunk = pixels("candidates", chunk, true=True).to(flat).flatten(1)
-        distances.append(chunk.square().sum(1) - 2 * flat @ chunk.T)
-    return torch.cat(distances, 1).argmin(1)
+    if len(candidates) == 0:
+        raise ValueError("candidates: is empty, expected at least one clip")
+    check_positive(batch_size=batch_size)
+    mask = predicted.new_ones(predicted.shape[:2], dtype=torch.bool) if mask is None else _frame_mask(mask, predicted)
+    check_pixels("predicted", predicted, mask)
+    check_pixels("candidates", candidates, true=True)
+    all_bytes = predicted.dtype == candidates.dtype == torch.uint8
+
+    def shares(bytes_or_shares: Tensor) -> Tensor:
+        values = bytes_or_shares.to(predicted.device, torch.float64)
+        return values if all_bytes or bytes_or_shares.dtype != torch.uint8 else values / 255
+
+    predicted, candidates = predicted.flatten(2), candidates.flatten(2)
+    nearest = []
+    for some, real in zip(predicted.split(batch_size), mask.split(batch_size), strict=True):
+        error = torch.zeros(len(some), len(candidates), dtype=torch.float64, device=predicted.device)
+        for step, first in product(range(some.shape[1]), range(0, some.shape[2], _PIXELS_AT_ONCE)):
+            part = slice(first, first + _PIXELS_AT_ONCE)
+            origin = shares(candidates[:1, step, part])  # the common background then costs no digits
+            rows = torch.where(real[:, step, None], shares(some[:, step, part]) - origin, 0.0)
+            for start in range(0, len(candidates), batch_size):
+                columns = shares(candidates[start : start + batch_size, step, part]) - origin
+                # |p - c|^2 without |p|^2, which is the same for all candidates
+                squares = real[:, step, None] * torch.linalg.vecdot(columns, columns)
+                error[:, start : start + batch_size] += squares.addmm_(rows, columns.T, alpha=-2)
+        if not bool(error.isfinite().all()):
+            raise ValueError("predicted: has clips with NaN or infinite pixels, to which no candidate is nearest")
+        nearest.append(error.argmin(1))
+    return torch.cat(nearest)
 
 
 def pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> Tensor:
-    """Return frames in floating point, bytes as shares of 255.
+    """Check frames and return them in float32 or float64, with bytes divided by 255."""
+    check_pixels(argument, frames, mask, true=true)
+    return frames.float() / 255 if frames.dtype == torch.uint8 else full_precision(frames)
+
+
+def check_pixels(argument: str, frames: Tensor, mask: Tensor | None = None, *, true: bool = False) -> None:
+    """Check that frames are uint8, or floating point in [0, 1] approximately.
 
     Raises:
         TypeError: another dtype.
-        ValueError: a mean further than 0.5 from [0, 1], or in `true` frames any value that is, such as pixels in 0 to
-            255. Of predicted ones a few pixels may be anywhere: a forecast that diverges is a result.
+        ValueError: a mean more than 0.5 outside [0, 1]; with `true`, any value that is, or NaN. Single pixels of
+            predicted frames may have any value, since a forecast may diverge.
     """
     if frames.dtype == torch.uint8:
-        return frames.float() / 255
+        return
     if not frames.is_floating_point():
         raise TypeError(f"{argument}: has dtype {frames.dtype}, expected uint8, or floating point in [0, 1]")
     real = (frames if mask is None else frames[mask]).detach()
     if real.numel():
-        low, high = map(float, real.aminmax() if true else (real.mean(),) * 2)
-        if low < -0.5 or high > 1.5:
+        low, high = map(float, real.aminmax() if true else (full_precision(real).mean(),) * 2)
+        if low < -0.5 or high > 1.5 or (true and math.isnan(low)):
             what = f"from {low:g} to {high:g}" if true else f"of mean {low:g}"
             raise ValueError(f"{argument}: has values {what}, expected pixels in [0, 1], or uint8")
-    return frames

@@ -1,4 +1,4 @@
-"""Diversity and sharpness of generated clips as a judge sees them (extra ``metrics``)."""
+"""Entropies of a judge's predictions for generated clips (extra ``metrics``)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ except ImportError as error:
 
 
 class EntropyScores(NamedTuple):
-    """What :class:`GenerationEntropies` says of one factor.
+    """Result of :class:`GenerationEntropies` for one factor.
 
     Attributes:
-        inter: H(y) in nats, the entropy of the averaged prediction, from 0 to ln K: how diverse the clips are.
-        intra: H(y|x) in nats, the predictions' entropy averaged over the clips, from 0 to `inter`: how unsure the judge
-            is.
+        inter: H(y) in nats, the entropy of the average prediction, from 0 to ln K; high if the clips are diverse.
+        intra: H(y|x) in nats, the average entropy of the predictions, from 0 to `inter`; low if the judge is certain.
         inception_score: exp(H(y) - H(y|x)), from 1 to K.
     """
 
@@ -41,14 +40,13 @@ class GenerationEntropies(Metric):
         H(y|x) = -\frac{1}{N} \sum_{n,y} p(y|x_n) \log p(y|x_n), \qquad
         \mathrm{IS} = e^{H(y) - H(y|x)}
 
-    with :math:`p(y|x_n)` the judge's prediction and :math:`\bar p` its average over the N clips. Both reach their best
-    values with one clip of each class, repeated: they say that every class comes, recognisably, and nothing about
-    variety within a class, nor whether the factors are disentangled. Entropies of a judge that is unsure of real clips
-    mean little.
+    where :math:`p(y|x_n)` is the judge's prediction and :math:`\bar p` its average over the N clips. Both entropies are
+    optimal for one recognisable clip per class, repeated. They do not measure variety within a class or
+    disentanglement. If the judge is uncertain of real clips, they mean little.
 
     Args:
-        num_classes: {factor: how many values it has}, such as ``judge.num_classes``.
-        **options: those of :class:`torchmetrics.Metric`.
+        num_classes: {factor: number of classes}, such as ``judge.num_classes``.
+        **options: options of :class:`torchmetrics.Metric`.
 
     Shape:
         - predictions: {factor: logits (N, K)}, tensors, arrays or lists; log-probabilities are logits too
@@ -57,9 +55,9 @@ class GenerationEntropies(Metric):
         {factor: :class:`EntropyScores`} from ``compute()``.
 
     Raises:
-        TypeError: values that are no numbers.
-        ValueError: a factor that is missing or has another shape, class numbers or probabilities, or logits that are
-            NaN.
+        TypeError: values that are not numbers.
+        ValueError: a factor that is missing or has another shape; class numbers or probabilities instead of logits; or
+            logits that are NaN.
 
     Example:
         >>> metric = GenerationEntropies({"action": 3})
@@ -103,7 +101,7 @@ class GenerationEntropies(Metric):
             checked.append(logits)
         self.count += len(checked[0])
         for i, logits in enumerate(checked):
-            probability = logits.double().softmax(-1)
+            probability = logits.to(self.device, torch.float64).softmax(-1)
             getattr(self, f"probability_{i}").add_(probability.sum(0))
             getattr(self, f"entropy_{i}").add_(torch.special.entr(probability).sum())
 
@@ -118,5 +116,6 @@ class GenerationEntropies(Metric):
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    shares = ((logits >= 0) & (logits <= 1)).all(-1) & ((logits.double().sum(-1) - 1).abs() < 1e-4)
-    return len(logits) > 0 and bool(shares.all())  # one row of logits may look like it by chance
+    rounding = max(1e-4, torch.finfo(logits.dtype).eps)  # of a sum of probabilities, also in half precision
+    shares = ((logits >= 0) & (logits <= 1)).all(-1) & ((logits.double().sum(-1) - 1).abs() < rounding)
+    return len(logits) > 0 and bool(shares.all())  # a single row of logits may sum to 1 by chance

@@ -1,4 +1,4 @@
-"""The Frechet distance between real and generated clips, in the features of any network (extra ``metrics``)."""
+"""Frechet distance between real and generated clips, in the features of any network (extra ``metrics``)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ except ImportError as error:
 
 
 class FrechetScore(NamedTuple):
-    """What :class:`FrechetDistance` says.
+    """Result of :class:`FrechetDistance`.
 
     Attributes:
-        distance: 0 where both sets have the same mean and covariance of features.
-        extractor: the network that the features are of. Distances of different extractors cannot be compared.
+        distance: 0 if both sets have the same mean and covariance of features.
+        extractor: name of the feature extractor. Distances of different extractors cannot be compared.
     """
 
     distance: Tensor
@@ -32,7 +32,7 @@ class FrechetScore(NamedTuple):
 
 
 class _Features(nn.Module):
-    """Hands features on: the extractor was run before."""
+    """The identity, since the features are extracted before."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -48,28 +48,28 @@ class FrechetDistance(FrechetInceptionDistance):
     .. math::
         \lVert \mu - \mu' \rVert^2 + \operatorname{tr}\bigl(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\bigr)
 
-    computed by torchmetrics in float64. Only with Inception's features is it the Frechet inception distance, and only
-    with the paper's 3D ResNeXt comparable to the paper's figures; so the extractor's name is part of the result. It is
-    biased upwards where clips are few: take the same number on both sides, several times `num_features`, and show
-    beside it the distance of as many real clips from the same ones.
+    computed by torchmetrics in float64. It is the Frechet inception distance only with Inception's features, and
+    comparable to the paper's values only with the paper's 3D ResNeXt. The result therefore contains the extractor's
+    name. The distance is biased upwards if there are few clips. Use as many generated as real clips, several times
+    `num_features`, and report the distance between two sets of real clips of the same size beside it.
 
     Args:
-        extractor: a function of what ``update`` is given (frames, and a mask where they are ragged) that returns
-            features (N, F), a tensor or an array, such as ``judge.features``. A module is moved with the metric, a
-            bound method of one is not.
+        extractor: a function of the arguments of ``update`` (frames, and a mask if they are ragged) that returns
+            features (N, F), a tensor or an array, such as ``judge.features``. Moving the metric to a device moves a
+            module, but not a bound method of one.
         num_features: F, such as ``judge.num_features``.
-        name: what to call the extractor in the result: its architecture and what it was trained on.
-        **options: those of :class:`torchmetrics.Metric`.
+        name: name of the extractor in the result, with its architecture and training data.
+        **options: options of :class:`torchmetrics.Metric`.
 
     Shape:
-        - clips: whatever the extractor takes, such as frames (N, T, C, H, W) and a mask (N, T); `real` says which side
+        - clips: the extractor's arguments, such as frames (N, T, C, H, W) and a mask (N, T)
 
     Returns:
         :class:`FrechetScore` from ``compute()``.
 
     Raises:
-        TypeError: features that are no numbers.
-        ValueError: an empty name, or features of another shape.
+        TypeError: features that are not numbers.
+        ValueError: an empty name, or features of another shape or that are not finite.
         RuntimeError: in ``compute``, fewer than two real or two generated clips.
 
     Example:
@@ -92,13 +92,17 @@ class FrechetDistance(FrechetInceptionDistance):
         self.extractor, self.num_features, self.name = extractor, num_features, name
 
     def update(self, *clips: Tensor, real: bool) -> None:  # type: ignore[override]
-        """Add clips, real or generated."""
+        """Add real or generated clips."""
         with torch.no_grad():
             features = as_tensor("extractor", self.extractor(*clips))
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"extractor: returned features of shape {tuple(features.shape)}, expected (N, {self.num_features})"
             )
+        # torchmetrics returns the distance in the features' dtype, which must not be an integer or half precision
+        features = features.to(self.device, torch.float64 if features.dtype == torch.float64 else torch.float32)
+        if not bool(features.isfinite().all()):
+            raise ValueError("extractor: returned features that are not finite")
         super().update(features, real)
 
     def compute(self) -> FrechetScore:  # type: ignore[override]

@@ -1,8 +1,7 @@
-"""The judge: a classifier of every ground-truth factor of a clip, trained on real clips and frozen."""
+"""The judge: a frozen classifier of the ground-truth factors of a clip, trained on real clips."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,43 +11,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from seqdisent import _files
 from seqdisent._checks import check_kind, check_positive, check_scale
 from seqdisent._random import kept_random_state
 from seqdisent.masks import check_mask
 from seqdisent.metrics._predictions import check_classes
+from seqdisent.metrics.counterfactual import check_pixels
 
 if TYPE_CHECKING:
     from seqdisent.datasets.clips import Clips
 
 
 class Judge(nn.Module):
-    r"""Read every factor off a clip: who is in it, and what happens.
+    r"""A classifier of every factor of a clip, such as identity and motion.
 
-    Strided 3x3 convolutions (LeakyReLU) and a linear layer give each frame `frame_dim` values; a bidirectional GRU
-    reads them in order, since a motion and its reverse have the same frames. Averages over the real frames, of the
-    frames' values and of the GRU's outputs, are the clip's features, and one linear layer maps them to the logits of
-    all factors. There is no batch statistic: a clip's logits do not depend on its neighbours.
+    Strided 3x3 convolutions (LeakyReLU) and a linear layer map each frame to `frame_dim` values. A bidirectional GRU
+    reads these in order, since a motion and its reverse have the same frames. The features of a clip are the averages,
+    over its real frames, of the frames' values and of the GRU's outputs. One linear layer maps them to the logits of
+    all factors. There are no batch statistics, so the logits of a clip do not depend on other clips.
 
     Args:
-        num_classes: {factor: how many values it has}.
-        in_channels: colours of the image.
+        num_classes: {factor: number of classes}.
+        in_channels: colour channels of the image.
         image_size: height and width in pixels.
-        channels: of each convolution; each halves the image, rounding up.
-        frame_dim: size of a frame's values.
-        hidden_dim: size of the GRU, in each direction.
+        channels: output channels of each convolution; each convolution halves the image, rounding up.
+        frame_dim: number of values per frame.
+        hidden_dim: hidden size of the GRU, per direction.
 
     Attributes:
-        accuracy: {factor: share of held-out clips judged rightly}, in [0, 1]; empty for a judge that
-            :func:`train_judge` did not make. Print it beside whatever the judge says.
+        accuracy: {factor: accuracy on held-out clips}, in [0, 1]; empty unless :func:`train_judge` made the judge.
+            Report it beside the judge's scores.
         num_features: size of :meth:`features`.
 
     Shape:
-        - frames: (N, T, C, H, W), floating point in [0, 1]
-        - mask: (N, T) bool, padding on the right; None for none
+        - frames: (N, T, C, H, W), floating point in [0, 1]; computed in the parameters' dtype, under autocast too
+        - mask: (N, T) bool, padding on the right; None if there is no padding
         - output: {factor: logits (N, K)}
 
     Raises:
-        ValueError: no factor, one without classes, frames or a mask of another shape, or frames on another device.
+        ValueError: no factors, a factor without classes, frames or a mask of another shape or on another device, or
+            frames whose mean is more than 0.5 outside [0, 1].
         TypeError: frames that are not floating point, or outside autocast not of the parameters' dtype.
 
     Example:
@@ -84,7 +86,7 @@ class Judge(nn.Module):
         layers += [nn.Flatten(), nn.Linear(width * size * size, frame_dim), nn.LeakyReLU(0.01)]
         self.frame_encoder = nn.Sequential(*layers)
         for layer in self.frame_encoder:
-            if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's own draws shrink the differences between frames
+            if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's default shrinks the differences between frames
                 nn.init.kaiming_normal_(layer.weight, a=0.01)
         self.gru = nn.GRU(frame_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.heads = nn.Linear(self.num_features, sum(self.num_classes.values()))
@@ -95,11 +97,13 @@ class Judge(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return the logits of each factor."""
-        logits = self.heads(self.features(frames, mask)).split(list(self.num_classes.values()), -1)
+        features = self.features(frames, mask)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.heads(features).split(list(self.num_classes.values()), -1)
         return dict(zip(self.num_classes, logits, strict=True))
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return what the heads read, (N, num_features), of frames and a mask as :class:`Judge` takes them."""
+        """Return the features (N, num_features) of frames and a mask, the input of the last layer."""
         if frames.ndim != 5 or tuple(frames.shape[2:]) != self.frame_shape or 0 in frames.shape[:2]:
             raise ValueError(
                 f"frames: has shape {tuple(frames.shape)}, expected (N, T, {', '.join(map(str, self.frame_shape))})"
@@ -109,19 +113,21 @@ class Judge(nn.Module):
         check_kind("frames", frames, self.heads.weight)
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
-        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
-        real = self.frame_encoder(frames[mask] - 0.5)  # padding never enters
-        values = real.new_zeros(*mask.shape, self.frame_dim)
-        values[mask] = real
-        lengths = mask.sum(1)
-        packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        outputs, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])
-        return torch.cat([values, outputs], -1).sum(1) / lengths.unsqueeze(-1)
+        mask = check_mask(mask, frames.shape[:1], frames.shape[1], frames.device)
+        frames = frames[mask].to(self.heads.weight.dtype)
+        check_pixels("frames", frames)
+        # in full precision, so that scores do not depend on an enclosing autocast
+        with torch.autocast(frames.device.type, enabled=False):
+            real = self.frame_encoder(frames - 0.5)
+            values = real.new_zeros(*mask.shape, self.frame_dim)
+            values[mask] = real
+            lengths = mask.sum(1)
+            packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])
+            return torch.cat([values, outputs], -1).sum(1) / lengths.unsqueeze(-1)
 
     def save(self, path: str | Path) -> None:
         """Write the judge and its accuracy, beside `path` first, so that a killed process never leaves half a file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         options = {"in_channels": self.frame_shape[0], "image_size": self.frame_shape[1], "channels": self.channels}
         options |= {"frame_dim": self.frame_dim, "hidden_dim": self.hidden_dim}
         contents = {
@@ -130,14 +136,12 @@ class Judge(nn.Module):
             "accuracy": self.accuracy,
             "state": self.state_dict(),
         }
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        torch.save(contents, unfinished)
-        os.replace(unfinished, path)
+        _files.write_tensors(contents, Path(path), several_writers=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
         """Read the judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU."""
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = _files.read_tensors(Path(path))
         with kept_random_state():
             judge = cls(contents["num_classes"], **contents["options"])
         judge.load_state_dict(contents["state"])
@@ -159,30 +163,30 @@ def train_judge(
     hidden_dim: int = 64,
     on_step: Callable[[int, float], object] | None = None,
 ) -> Judge:
-    """Train a judge on real clips, freeze it, and note its accuracy on clips that it has not seen.
+    """Train a judge on real clips, freeze it, and measure its accuracy on held-out clips.
 
-    Adam on the cross entropy summed over the factors, its learning rate rising and falling once. The same seed gives
-    the same judge, and the global random state stays as it was.
+    Adam minimises the cross-entropy summed over the factors, with one cycle of the learning rate. The same seed gives
+    the same judge, and the global random state does not change.
 
     Args:
-        train: real clips of the training identities alone (:meth:`~seqdisent.datasets.Clips.split`).
-        held_out: real clips of other identities, for the judge's own accuracy and nothing else.
-        factors: which labels to learn; None for all.
-        num_steps: optimisation steps.
-        batch_size: clips in each.
-        learning_rate: the highest one.
-        seed: of the initial weights and the batches.
+        train: real clips of the training identities only (:meth:`~seqdisent.datasets.Clips.split`).
+        held_out: real clips of other identities, used only for the judge's accuracy.
+        factors: the labels to learn; None for all.
+        num_steps: number of optimisation steps.
+        batch_size: clips per step.
+        learning_rate: maximum of the cycle.
+        seed: seed of the initial weights and of the batches.
         channels: as :class:`Judge`'s.
         frame_dim: as :class:`Judge`'s.
         hidden_dim: as :class:`Judge`'s.
-        on_step: called with each step's number and loss (nats per clip), for a progress bar.
+        on_step: called with the number and loss (nats per clip) of each step, for a progress bar.
 
     Returns:
-        The judge, frozen, where `train` has its frames; ``judge.accuracy`` is filled in.
+        The frozen judge, on the device of the frames of `train`, with its ``accuracy``.
 
     Raises:
-        ValueError: a factor that the clips do not have, no factor at all, or held-out clips whose factors or frames
-            differ from those of `train`.
+        ValueError: a factor that the clips do not have, no factors, or held-out clips whose factors or frames differ
+            from those of `train`.
 
     Example:
         >>> from seqdisent.datasets import Clips
@@ -247,6 +251,7 @@ def _accuracy(judge: Judge, clips: Clips, batch_size: int) -> dict[str, float]:
     right = dict.fromkeys(judge.num_classes, 0)
     for positions in torch.arange(len(clips)).split(batch_size):
         batch = clips.batch(positions)
-        for name, logits in judge(batch.frames.to(judge.heads.weight.device), batch.mask).items():
-            right[name] += int((logits.argmax(-1) == batch.labels[name].to(logits.device)).sum())
+        device = judge.heads.weight.device
+        for name, logits in judge(batch.frames.to(device), batch.mask.to(device)).items():
+            right[name] += int((logits.argmax(-1) == batch.labels[name].to(device)).sum())
     return {name: count / len(clips) for name, count in right.items()}

@@ -1,4 +1,4 @@
-"""Probes: what can be told from a latent alone (extra ``metrics``)."""
+"""Probes: classifiers that predict a factor from a latent (extra ``metrics``)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ except ImportError as error:
     ) from error
 
 Kind = Literal["linear", "mlp"]
-"""Which probe: logistic regression, or a network with one hidden layer."""
+"""The kind of probe: logistic regression, or a network with one hidden layer."""
 
 
 class ProbeScores(NamedTuple):
-    """What a probe reaches on the test latents.
+    """Scores of a probe on the test latents.
 
     Attributes:
-        accuracy: share predicted rightly, in [0, 1].
-        chance: share of the commonest test label: the most that a probe reaches which learned nothing.
-        converged: whether fitting ended by itself; if not, a longer fit may find more.
+        accuracy: fraction of correct predictions, in [0, 1].
+        chance: fraction of the most common test label, the accuracy of the best constant prediction.
+        converged: whether the fit converged; if not, more iterations may give a higher accuracy.
     """
 
     accuracy: float
@@ -53,20 +53,19 @@ def probe(
 ) -> ProbeScores:
     """Predict one factor from one latent, with scikit-learn (paper, Table 1).
 
-    Latents are brought to mean 0 and deviation 1, dimension by dimension, by those of the training half. Take them from
-    the posterior's mean, and test on identities that the probe was not trained on: an identity's own code tells
-    anything about it. A probe at chance shows that this kind of probe finds nothing, not that nothing is there; and a
-    high one does not show that the decoder uses what the probe finds. Swaps show that. Arrays and lists of numbers are
-    taken as tensors are.
+    Each dimension of the latents is standardised with the mean and standard deviation of the training latents. Use the
+    posterior means, and test on identities that the probe was not trained on, since a code of the identity predicts all
+    its factors. An accuracy at chance means that this kind of probe finds nothing, not that the latent contains
+    nothing. A high accuracy does not mean that the decoder uses the information; swaps show that.
 
     Args:
-        train_latents: what the probe learns from.
-        train_labels: the factor's values there.
-        test_latents: what it is tested on.
-        test_labels: the factor's values there.
+        train_latents: training latents; a tensor, array or list, as the other arguments.
+        train_labels: the factor's values for them.
+        test_latents: test latents.
+        test_labels: the factor's values for them.
         kind: "linear" (logistic regression) or "mlp" (one hidden layer of 128).
-        seed: of the network's initial weights and batches.
-        max_iterations: of the optimiser (for "mlp", passes over the data).
+        seed: seed of the network's initial weights and batches.
+        max_iterations: maximum number of iterations of the optimiser (for "mlp", of epochs).
 
     Shape:
         - train_latents: (N, D), test_latents: (M, D)
@@ -76,8 +75,8 @@ def probe(
         The scores.
 
     Raises:
-        TypeError: latents or labels that are no numbers.
-        ValueError: shapes that do not fit, latents that are not finite, a single class to learn, or another `kind`.
+        TypeError: latents or labels that are not numbers.
+        ValueError: inconsistent shapes, latents that are not finite, a single training class, or another `kind`.
 
     Example:
         >>> latents = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -102,7 +101,7 @@ def probe(
         warnings.simplefilter("always")
         pipeline.fit(x, y)
     converged = True
-    for warning in caught:  # said in the result; any other is passed on
+    for warning in caught:  # part of the result; other warnings are passed on
         if issubclass(warning.category, ConvergenceWarning):
             converged = False
         else:
@@ -121,13 +120,13 @@ def probe_table(
     seed: int = 0,
     max_iterations: int = 1000,
 ) -> dict[str, dict[str, ProbeScores]]:
-    """Probe every latent for every factor; what should be there, and what should not.
+    """Probe every latent for every factor, those that it should contain and those that it should not.
 
     Args:
-        train_latents: {latent: what the probes learn from}.
-        train_labels: {factor: its values there}.
-        test_latents: {latent: what they are tested on}.
-        test_labels: {factor: its values there}.
+        train_latents: {latent: training latents}.
+        train_labels: {factor: its values for them}.
+        test_latents: {latent: test latents}.
+        test_labels: {factor: its values for them}.
         kind: as :func:`probe`'s.
         seed: as :func:`probe`'s.
         max_iterations: as :func:`probe`'s.
@@ -141,7 +140,7 @@ def probe_table(
 
     Raises:
         TypeError: as :func:`probe`.
-        ValueError: training and test name other latents or factors, or as :func:`probe`.
+        ValueError: latents or factors that differ between training and test, or as :func:`probe`.
 
     Example:
         >>> s, d = torch.eye(2).repeat_interleave(10, 0), torch.zeros(20, 1)
@@ -166,7 +165,7 @@ def probe_table(
 
 
 def _checked(half: str, latents: Tensor, labels: Tensor) -> tuple[Any, Any]:
-    """Return both as NumPy arrays."""
+    """Check latents and labels and return them as NumPy arrays."""
     latents, labels = as_tensor(f"{half}_latents", latents), as_tensor(f"{half}_labels", labels)
     if latents.ndim != 2 or 0 in latents.shape:
         raise ValueError(f"{half}_latents: has shape {tuple(latents.shape)}, expected (N, D) with nothing empty")

@@ -1,4 +1,4 @@
-"""Swaps as a judge sees them: what follows the donor, what stays, what leaks (extra ``metrics``)."""
+"""Accuracy and leakage of swaps, according to a judge (extra ``metrics``)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ except ImportError as error:
 
 
 class SwapScores(NamedTuple):
-    """What :class:`SwapAccuracy` says of one factor; all are shares in [0, 1], or NaN where no pair can show it.
+    """Result of :class:`SwapAccuracy` for one factor; all values are fractions in [0, 1], or NaN without such pairs.
 
     Attributes:
-        follows: whether the factor should follow the donor; if not, it should stay the source's.
-        accuracy: predictions equal to the wanted label, among all pairs; 1 is perfect.
-        chance: the most that a constant prediction reaches on the same pairs: how often the commonest wanted label
-            comes. 1 / K where the labels are balanced, more where they are not.
-        leakage: predictions equal to the unwanted label, among the pairs whose two labels differ. 0 is perfect.
-        leakage_chance: the most that a constant prediction reaches there. Leakage above it means that the unwanted
-            clip's label came through; a swap that is blind to both clips stays at or below it.
-        agreement: pairs whose two labels are the same. There a swap that changes nothing is right, so an accuracy means
-            something only where it is above this too.
-        towards_unwanted: predictions equal to the unwanted label among all pairs; a perfect swap has `agreement`.
+        follows: whether the wanted label is the donor's (True) or the source's. The other one is unwanted.
+        accuracy: predictions equal to the wanted label, among all pairs; 1 is best.
+        chance: accuracy of the best constant prediction on the same pairs, which is the frequency of the most common
+            wanted label: 1 / K for balanced labels, more otherwise.
+        leakage: predictions equal to the unwanted label, among the pairs whose two labels differ; 0 is best.
+        leakage_chance: leakage of the best constant prediction. Higher leakage means that the unwanted label is
+            transferred; a swap that does not depend on either clip is at or below it.
+        agreement: pairs whose two labels are equal. A swap that changes nothing has this accuracy, so only an accuracy
+            above it shows that a factor was swapped.
+        towards_unwanted: predictions equal to the unwanted label, among all pairs; equal to `agreement` for a perfect
+            swap.
     """
 
     follows: bool
@@ -44,29 +45,30 @@ class SwapScores(NamedTuple):
 
 
 class SwapAccuracy(Metric):
-    """Judge swapped clips: does each factor follow the clip that it should follow, and nothing of the other?
+    """Accuracy and leakage of swapped clips for all factors, those taken from the donor and those kept from the source.
 
-    One direction alone can be gamed: a model that keeps everything in one latent swaps the whole clip, and scores 100 %
-    on the factors that should follow. So all factors are scored at once, and both swaps belong in a report (identity
-    from the donor, and motion from the donor). Scores are those of the judge too: show its accuracy beside them.
+    One direction alone is not enough: a model that encodes everything in one latent swaps the whole clip, and scores
+    100 % on the factors that should follow the donor. Therefore all factors are scored, and a report should have both
+    swaps (identity from the donor, and motion from the donor). The scores also depend on the judge: report its accuracy
+    beside them.
 
-    It sums counts, so batches and processes add up exactly. Pairs should be drawn beforehand, from a seed
+    The metric sums counts, so the result is exact over batches and processes. Draw the pairs in advance with a seed
     (:func:`~seqdisent.metrics.pick_donors`).
 
     Args:
-        num_classes: {factor: how many values it has}, such as ``judge.num_classes``.
-        follows: the factors that should follow the donor; the others should stay the source's.
-        **options: those of :class:`torchmetrics.Metric`.
+        num_classes: {factor: number of classes}, such as ``judge.num_classes``.
+        follows: the factors that should follow the donor; the others should be the source's.
+        **options: options of :class:`torchmetrics.Metric`.
 
     Shape:
-        - predictions: {factor: class numbers (N,), or logits (N, K)}; tensors, arrays or lists
-        - source, donor: {factor: labels (N,)}; factors that are not in `num_classes` are left out
+        - predictions: {factor: class numbers (N,) or logits (N, K)}; tensors, arrays or lists
+        - source, donor: {factor: labels (N,)}; factors that are not in `num_classes` are ignored
 
     Returns:
         {factor: :class:`SwapScores`} from ``compute()``.
 
     Raises:
-        TypeError: values that are no numbers.
+        TypeError: values that are not numbers.
         ValueError: `follows` names an unknown factor; in ``update``, a factor that is missing, or has another shape or
             values out of range.
 
@@ -97,10 +99,10 @@ class SwapAccuracy(Metric):
         self, predictions: Mapping[str, Tensor], source: Mapping[str, Tensor], donor: Mapping[str, Tensor]
     ) -> None:
         """Count pairs of clips."""
-        predicted = class_numbers("predictions", predictions, self.num_classes)
+        predicted = class_numbers("predictions", predictions, self.num_classes, device=self.device)
         count = len(next(iter(predicted.values())))
-        sources = class_numbers("source", source, self.num_classes, count=count)
-        donors = class_numbers("donor", donor, self.num_classes, count=count)
+        sources = class_numbers("source", source, self.num_classes, device=self.device, count=count)
+        donors = class_numbers("donor", donor, self.num_classes, device=self.device, count=count)
         for i, (name, size) in enumerate(self.num_classes.items()):
             wanted, unwanted = donors[name], sources[name]
             if name not in self.follows:
@@ -128,7 +130,7 @@ class SwapAccuracy(Metric):
         return scores
 
     def confusion(self) -> dict[str, Tensor]:
-        """Return, for each factor, the counts (K, K) of wanted labels (down) and predictions (across), here so far."""
+        """Return the counts (K, K) of wanted labels (rows) and predictions (columns) of each factor on this process."""
         return {
             name: getattr(self, f"same_{i}") + getattr(self, f"wanted_{i}") for i, name in enumerate(self.num_classes)
         }
@@ -141,23 +143,23 @@ def intervention_score(swaps: Sequence[Mapping[str, SwapScores]]) -> Tensor:
         1 - \tfrac{1}{2} \bigl(
             \operatorname{mean} |\text{on} - 1| + \operatorname{mean} |\text{off} - \text{chance}| \bigr)
 
-    where *on* are the accuracies of the factors that should stay, *off* those of the factors that should follow the
-    donor, *both towards the source's label*, pooled over all swaps. The benchmark's chance is 1 / K; here it is how
-    often the donor's label agrees with the source's on the very pairs, which is the same for balanced labels and random
-    pairs, and what a perfect swap gets for any others.
+    where *on* and *off* are frequencies of the *source's* label, *on* for the factors that should stay and *off* for
+    those that should follow the donor, pooled over all swaps. In the benchmark, chance is 1 / K. Here it is the
+    frequency of pairs whose source and donor have the same label. The two are equal for balanced labels and random
+    pairs, and a perfect swap has this value for any labels.
 
-    It asks only whether a swapped factor leaves the source, not whether it arrives at the donor: a model that draws it
-    at random scores 1. Read it beside :class:`SwapAccuracy`.
+    The score measures only whether a swapped factor differs from the source, not whether it equals the donor's: a model
+    that draws the factor at random scores 1. Report it with :class:`SwapAccuracy`.
 
     Args:
-        swaps: what ``SwapAccuracy.compute()`` returned for each swap (identity from the donor, motion from the donor).
+        swaps: results of ``SwapAccuracy.compute()``, one per swap (identity from the donor, motion from the donor).
 
     Returns:
         The score, at most 1.
 
     Raises:
-        TypeError: the result of one swap alone, which belongs in a list.
-        ValueError: the swaps together leave no factor in place, or exchange none.
+        TypeError: a single result instead of a list.
+        ValueError: no factor that stays, or none that follows the donor.
 
     Example:
         >>> metric = SwapAccuracy({"who": 2, "what": 2}, follows=["what"])

@@ -800,6 +800,18 @@ def test_expanding_a_subclass_keeps_it():
     assert expanded.batch_shape == (4,)
 
 
+def test_a_flow_is_inverted_once_a_step():
+    flow = affine_autoregressive(2, [3])
+    calls = []
+    flow.arn.register_forward_hook(lambda *_: calls.append(1))
+
+    def flowing(loc):
+        return dist.TransformedDistribution(dist.Normal(loc, 1.0).to_event(1), [flow])
+
+    MarkovChain(flowing(torch.zeros(3, 2)), flowing, 5).rsample_with_conditionals()
+    assert len(calls) == 5
+
+
 @pytest.mark.parametrize(("num_steps", "mask"), [(1, None), (3, None), (3, mask_of([3, 1]))])
 def test_flows_hand_over_the_density_of_their_draw(num_steps, mask):
     """What was computed at the draw against the flow's own inverse, which needs a call for each coordinate."""

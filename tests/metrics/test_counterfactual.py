@@ -36,6 +36,18 @@ def test_donors_of_labels_in_a_list_or_an_array_are_those_of_a_tensor():
         pick_donors([0, 1], ["runs", "walks"], seed=0)
 
 
+def test_labels_that_do_not_fit_each_other_are_refused():
+    identity, nan = torch.tensor([0, 1, 1]), torch.tensor([0.0, float("nan"), 1.0])
+    for wrong in (torch.tensor([3]), torch.tensor([0, 1]), identity[:, None], nan):
+        with pytest.raises(ValueError, match=r"motion: has shape .* or NaN, expected \(3,\), that of identity"):
+            pick_donors(identity, wrong, seed=0)
+    for wrong in (identity[:, None], nan):  # NaN differs from itself
+        with pytest.raises(
+            ValueError, match=r"identity: has shape .* or NaN, expected one label for each clip, \(N,\)"
+        ):
+            pick_donors(wrong, seed=0)
+
+
 def test_squared_error_is_that_of_a_loop_and_ignores_padding():
     generator = torch.Generator().manual_seed(0)
     predicted = torch.rand(3, 4, 2, 5, 5, generator=generator)
@@ -67,6 +79,102 @@ def test_nearest_clip_is_that_of_a_loop(seed, batch_size):
         assert nearest_clip(as_bytes, clips, batch_size=batch_size).tolist() == list(range(7))
     with pytest.raises(ValueError, match="candidates: have shape"):
         nearest_clip(predicted, candidates[:, :1])
+
+
+def clips_of_a_common_picture(count, seed=0):
+    """Clips (N, 2, 1, 60, 60) of one picture that differ in two pixels each, as bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = torch.randint(100, 150, (1, 2 * 60 * 60), generator=generator, dtype=torch.uint8).repeat(count, 1)
+    places = torch.randint(clips.shape[1], (count, 2), generator=generator)
+    clips.scatter_(1, places, clips.gather(1, places) + 1 + torch.arange(count, dtype=torch.uint8)[:, None] % 50)
+    return clips.reshape(count, 2, 1, 60, 60)
+
+
+@pytest.mark.parametrize("batch_size", [7, 1024])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_nearest_clip_finds_clips_that_differ_in_two_pixels(dtype, batch_size):
+    candidates = clips_of_a_common_picture(40)
+    if dtype != torch.uint8:
+        candidates = (candidates.double() / 255).to(dtype)
+    candidates = candidates.unique(dim=0)  # of what is the same after rounding, none is the nearest
+    assert len(candidates) >= 20
+    assert nearest_clip(candidates, candidates, batch_size=batch_size).tolist() == list(range(len(candidates)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nearest_clip_of_half_precision_frames_is_that_of_exact_differences(dtype):
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.rand(30, 4, 3, 16, 16, generator=generator).to(dtype)
+    predicted = (candidates + 0.3 * torch.randn(candidates.shape, generator=generator)).to(dtype)
+    wanted = (predicted.double()[:, None] - candidates.double()).square().flatten(2).sum(-1).argmin(1)
+    assert torch.equal(nearest_clip(predicted, candidates), wanted)
+    assert torch.equal(nearest_clip(predicted.float(), candidates), wanted)
+
+
+@given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9))
+def test_nearest_clip_compares_real_frames_alone(seed, batch_size):
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.rand(4, 3, 1, 3, 3, generator=generator)
+    candidates = torch.rand(7, 3, 1, 3, 3, generator=generator)
+    lengths = torch.randint(1, 4, (4,), generator=generator)
+    mask = torch.arange(3) < lengths[:, None]
+    wanted = [
+        min(range(7), key=lambda j: (clip[:n] - candidates[j, :n]).square().sum().item())  # noqa: B023
+        for clip, n in zip(predicted, lengths, strict=True)
+    ]
+    predicted[~mask] = float("nan")
+    assert nearest_clip(predicted, candidates, mask, batch_size=batch_size).tolist() == wanted
+    for wrong in (mask[:1], mask.float(), torch.zeros_like(mask)):
+        with pytest.raises(ValueError, match="mask: has shape"):
+            nearest_clip(predicted, candidates, wrong)
+
+
+def test_what_padding_holds_does_not_reach_the_gradient_of_the_squared_error():
+    predicted, truth = torch.rand(2, 2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    predicted[~mask] = float("nan")
+    (gradient,) = torch.autograd.grad(squared_error(predicted.requires_grad_(), truth, mask).sum(), predicted)
+    assert (gradient[~mask] == 0).all()
+    torch.testing.assert_close(gradient[0], 2 * (predicted - truth)[0] / 12)
+    torch.testing.assert_close(gradient[1, 0], 2 * (predicted - truth)[1, 0] / 4)
+
+
+def test_of_equally_near_clips_the_first_is_taken():
+    candidates = clips_of_a_common_picture(6)[[0, 1, 2, 1, 0, 2]]
+    for batch_size in (1, 2, 6):
+        assert nearest_clip(candidates, candidates, batch_size=batch_size).tolist() == [0, 1, 2, 1, 0, 2]
+
+
+def test_nearest_clip_keeps_no_graph_and_refuses_what_is_not_finite():
+    clips = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert not nearest_clip(clips.clone().requires_grad_(), clips).requires_grad
+    for bad in (float("nan"), float("inf")):
+        wrong = clips.clone()
+        wrong[1, 0, 0, 0, 0] = bad
+        with pytest.raises(ValueError, match="candidates: has values from .* to .*, expected pixels in"):
+            nearest_clip(clips, wrong)
+        with pytest.raises(ValueError, match="truth: has values from .* to .*, expected pixels in"):
+            squared_error(clips, wrong)
+    wrong[1, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="predicted: has clips with NaN or infinite pixels"):
+        nearest_clip(wrong, clips)
+    assert squared_error(wrong, clips).isnan().tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="candidates: is empty, expected at least one clip"):
+        nearest_clip(clips, clips[:0])
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        nearest_clip(clips, clips, batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squared_error_of_half_precision_frames_is_computed_in_float32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    predicted, truth = torch.rand(2, 5, 3, 3, 16, 16, generator=generator).to(dtype)
+    mask = torch.arange(3) < torch.tensor([3, 2, 1, 3, 3])[:, None]
+    for chosen in (None, mask):
+        error = squared_error(predicted, truth, chosen)
+        assert error.dtype == torch.float32
+        torch.testing.assert_close(error, squared_error(predicted.double(), truth.double(), chosen).float())
+    assert squared_error(predicted, (255 * truth.float()).to(torch.uint8)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("first", "second", "measure"), [

@@ -85,7 +85,7 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize("sure", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_probabilities_are_refused_and_their_logarithms_are_not(sure, dtype):
     probabilities = torch.eye(4, dtype=dtype) if sure else Tensors(0).simplex(4, 4).to(dtype)
     with pytest.raises(ValueError, match=r"predictions\['who'\]: every row is in \[0, 1\] and sums to 1.* logits"):

@@ -66,6 +66,25 @@ def test_features_in_an_array_are_those_of_a_tensor():
         FrechetDistance(lambda clips: {"pool": pixels(clips)}, 2, "two pixels").update(clips[0], real=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+def test_features_of_any_dtype_give_a_distance_in_full_precision(dtype):
+    clips = (300 * Tensors(0).normal(2, 20, 1, 1, 1, 3)).to(dtype)
+    metric = FrechetDistance(pixels, 2, "two pixels")
+    metric.update(clips[0], real=True)
+    metric.update(clips[1], real=False)
+    score = metric.compute().distance
+    assert score.dtype == torch.float32
+    torch.testing.assert_close(score, distance(*clips.double()).distance.float())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(bad):
+    metric = FrechetDistance(pixels, 2, "two pixels")
+    with pytest.raises(ValueError, match="extractor: returned features that are not finite"):
+        metric.update(torch.full((4, 1, 1, 1, 3), bad), real=True)
+    assert int(metric.real_features_num_samples) == 0
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="name: is empty"):
         FrechetDistance(pixels, 2, "")

@@ -115,6 +115,29 @@ def test_what_is_saved_is_loaded_and_a_failure_leaves_the_old_file(tmp_path, mon
     assert path.read_bytes() == contents
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_does_not_change_what_the_judge_says(dtype):
+    judge = small_judge(0).float()
+    frames = Tensors(0, torch.float32).uniform(2, 3, 1, 6, 6).to(dtype)
+    wanted = judge(frames.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        said, features = judge(frames), judge.features(frames)
+    assert features.dtype == torch.float32
+    for name in SIZES:
+        assert torch.equal(said[name], wanted[name])
+
+
+def test_frames_that_are_no_pixels_are_refused():
+    judge, frames = small_judge(0), Tensors(0).uniform(2, 3, 1, 6, 6)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with pytest.raises(ValueError, match="frames: has values of mean .*, expected pixels in"):
+        judge(255 * frames)
+    frames[~mask] = 255
+    judge(frames, mask)
+    frames[0, 0, 0, 0, 0] = 3.0  # a forecast may diverge
+    judge(frames, mask)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="num_classes: is empty"):
         Judge({})

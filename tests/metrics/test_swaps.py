@@ -217,3 +217,11 @@ def test_the_result_of_one_swap_alone_goes_into_a_list():
     labels, _, _ = draw(0, 5)
     with pytest.raises(TypeError, match=r"swaps: got the result of one swap, expected a sequence of them"):
         intervention_score(scores_of(labels, labels, labels))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_predictions_and_labels_may_lie_on_other_devices_than_the_metric():
+    labels = torch.tensor([0, 1, 1, 0])
+    metric = SwapAccuracy({"who": 2}, follows=["who"])
+    metric.update({"who": labels.cuda()}, {"who": labels.flip(0)}, {"who": labels})
+    assert float(metric.compute()["who"].accuracy) == 1

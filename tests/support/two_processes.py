@@ -32,6 +32,11 @@ def stage(name: str) -> ELBOTraining:
     return getattr(example, name)(example.VDSM((3, 16, 16), sizes), plan, clips, 7)
 
 
+def held_out(training: ELBOTraining) -> list[object]:
+    """Three batches: an odd number, so that one process has more of them."""
+    return [training.draw(torch.Generator().manual_seed(seed)) for seed in (1, 2, 3)]
+
+
 class SaveGradients(Callback):
     """Keeps the gradients of every step as the optimiser gets them; every process writes its own, and its weights."""
 
@@ -48,5 +53,7 @@ class SaveGradients(Callback):
 if __name__ == "__main__":
     name, out = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    fit(stage(name), out, callbacks=(SaveGradients(out / "gradients"),), progress_bar=False,
+    training = stage(name)
+    training.validation = held_out(training)
+    fit(training, out, callbacks=(SaveGradients(out / "gradients"),), progress_bar=False,
         accelerator="cpu", devices=2)  # fmt: skip

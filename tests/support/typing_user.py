@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -17,6 +18,7 @@ from typing_extensions import assert_type
 from seqdisent import (
     AnnealingSchedule,
     Combiner,
+    ConvDecoder,
     ConvEncoder,
     DecomposedELBO,
     ELBOTerms,
@@ -89,7 +91,18 @@ from seqdisent.plotting import (
     save_png,
     swap_table,
 )
-from seqdisent.training import AtomicCheckpointIO, ELBOTraining, fit, frames_and_mask, step_seed
+from seqdisent.training import (
+    TERMINATED,
+    AtomicCheckpointIO,
+    CheckpointError,
+    ELBOTraining,
+    TrainerOptions,
+    fit,
+    frames_and_mask,
+    load_weights,
+    save_weights,
+    step_seed,
+)
 
 
 def model(
@@ -118,12 +131,14 @@ def blocks(frames: Tensor, mask: Tensor, weights: Tensor) -> None:
     head: TorchDistribution = NormalHead(8, 4, initial_scale=0.1).forward(frames)
     bank = MixtureOfExpertsConvDecoder(5, 3, image_size=16, channels=[8, 4])
     assert_type(bank.forward(frames, weights), Tensor)
-    assert_type(MixtureOfExperts(lambda: nn.Linear(3, 2), 4).forward(frames, weights), Tensor)
+    assert_type(ConvDecoder(5, image_size=16, channels=[8, 4]).forward(frames), Tensor)
+    blended: Tensor = MixtureOfExperts(lambda: nn.Linear(3, 2), 4).forward(frames, weights)
+    hidden, cell = MixtureOfExperts(lambda: nn.LSTMCell(3, 2), 4).forward((frames, (d, d)), weights)
     assert_type(overwrite_padding(frames, mask, event_dims=3), Tensor)
     assert_type(fill_padding(frames, mask, event_dims=3), Tensor)
     assert_type(batch_sizes(frames, None, None), tuple[int, int])
     assert_type(read_backward(nn.GRU(3, 5), frames, mask), Tensor)
-    print(posterior, head)
+    print(posterior, head, blended, hidden, cell)
 
 
 def chains(start: TorchDistribution, inputs: Tensor, mask: Tensor) -> None:
@@ -227,9 +242,18 @@ def training(network: nn.Module, clips: Clips, folder: Path) -> None:
         learning_rate=schedules(),
         weights={"z": schedules(), "s": lambda step: 0.5},
         arguments=frames_and_mask,
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
         objective=objective,
+        validation=[clips.batch([0, 1, 2]), clips.batch([3])],
+        logged={"scale": lambda network: network.scale},
     )
-    fit(module, folder, resume=True, clip_norm=1.0, precision="bf16-mixed")
+    options: TrainerOptions = {"precision": "bf16-mixed", "devices": 1}
+    fit(module, folder, resume=True, clip_norm=1.0, validate_every=5, patience=3, averaging=0.999, **options)
+    try:
+        load_weights(network, folder / "best.ckpt")
+    except CheckpointError as error:
+        print(error, TERMINATED)
+    save_weights(network, folder / "model.pt")
     assert_type(step_seed(0, "noise", 3, 0), int)
     print(AtomicCheckpointIO())
 

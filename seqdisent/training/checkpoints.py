@@ -1,35 +1,36 @@
-"""When the checkpoint of a run is written, how Ctrl-C or SIGTERM ends a run, and which checkpoints are refused."""
+"""Checkpoints of a run: when they are written, how they are read, which are refused; weights alone."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import signal
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
+
+from seqdisent._files import read_tensors, write_tensors
 
 REMEDY = "put a whole copy in its place, or remove it to train from the start"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, is none, or is another network's; the message names the file and what can be done.
+    """A file is damaged, no checkpoint, or of another network or run; the message names it and the remedy.
 
-    A run that is resumed raises it before anything is trained or written.
+    A resumed run raises it before anything is trained or written.
     """
 
 
 class Stopped(Exception):
-    """Ctrl-C was pressed, and the checkpoint is written."""
+    """Ctrl-C was pressed, and the checkpoint was written."""
 
 
 class RunCheckpoint(Checkpoint):
@@ -53,11 +54,11 @@ class RunCheckpoint(Checkpoint):
             raise Stopped
 
     def on_train_end(self, *_: Any) -> None:
-        """Note that averaged weights have taken their place."""
+        """Note that the network has its averaged weights."""
         self.ended = True
 
     def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Have them do so where a run is resumed after its last step: Lightning leaves that out."""
+        """Give the network its averaged weights where a run is resumed after its last step, as Lightning does not."""
         if not self.ended:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # a progress bar has not begun
@@ -91,40 +92,76 @@ def stopped_by_ctrl_c(checkpoint: RunCheckpoint) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)  # Lightning leaves Ctrl-C ignored once it was interrupted
 
 
-def write(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads only checkpoints of plain tensors and numbers."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the checkpoint; where that fails (a full disk), the one before stays, and OSError names the file."""
+        write_tensors(checkpoint, Path(path))
+
+    @override
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the checkpoint, of plain tensors and numbers alone; CheckpointError names a file that is none."""
+        checkpoint = _read(Path(path))
+        parts = ("state_dict", "optimizer_states", "global_step", "loops", "pytorch-lightning_version")
+        missing = [name for name in parts if not isinstance(checkpoint, dict) or name not in checkpoint]
+        if missing:
+            raise CheckpointError(f"{path}: is no checkpoint of seqdisent.training, it lacks {missing}; {REMEDY}")
+        return dict(checkpoint)
+
+
+def save_weights(network: nn.Module, path: str | Path) -> None:
+    """Write the weights and buffers of `network`, whole or not at all.
+
+    Args:
+        network: any module.
+        path: the file; missing folders are made.
 
     Raises:
-        OSError: it could not be written; a checkpoint that was there before is still there.
+        OSError: it could not be written, on a full disk say; a file that was there before is whole.
+
+    Example:
+        >>> import tempfile
+        >>> network, other = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(network, Path(folder) / "model.pt")
+        ...     load_weights(other, Path(folder) / "model.pt")
+        >>> bool((network.weight == other.weight).all())
+        True
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut might leave the name without its content
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:
-        unfinished.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__  # torch hides the system's error
-        if not isinstance(cause, OSError):
-            raise
-        kept = "the one before is whole" if path.exists() else "there was none before"
-        raise OSError(cause.errno, f"the checkpoint was not written: {cause.strerror}; {kept}", str(path)) from error
+    write_tensors(network.state_dict(), Path(path))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a checkpoint of plain tensors and numbers.
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Give `network` the weights and buffers of a file.
+
+    Args:
+        network: a module with the same parameters as the one that was saved.
+        path: a checkpoint that :func:`fit` wrote (``best.ckpt`` or ``last.ckpt``; of averaged weights where the run
+            had `averaging`), or what :func:`save_weights` wrote.
 
     Raises:
-        CheckpointError: it is damaged, holds other objects, or lacks the parts that training writes.
+        CheckpointError: the file is damaged, holds no weights, or those of another network.
+        ValueError: that class's base; no other ValueError is raised.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        See :func:`save_weights`.
     """
+    content = _read(Path(path))
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise CheckpointError(f"{path}: holds no weights")
+    if weights is not content:
+        weights = {name.removeprefix("network."): tensor for name, tensor in weights.items()}
+    check_is_of_this_network(path, weights, network.state_dict())
+    network.load_state_dict(weights)
+
+
+def _read(path: Path) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} does not fit its checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return read_tensors(path)
     except (FileNotFoundError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
@@ -132,14 +169,9 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as a checkpoint (it holds more than tensors, numbers and text: the state of a "
             f"callback, say; torch.serialization.add_safe_globals allows a class); {REMEDY}"
         ) from error
-    except Exception as error:  # what is damaged fails in any of many ways
+    except Exception as error:  # a damaged file fails in any of many ways
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}); {REMEDY}") from error
-    parts = ("state_dict", "optimizer_states", "global_step", "loops", "pytorch-lightning_version")
-    missing = [name for name in parts if not isinstance(checkpoint, dict) or name not in checkpoint]
-    if missing:
-        raise CheckpointError(f"{path}: is no checkpoint of seqdisent.training, it lacks {missing}; {REMEDY}")
-    return dict(checkpoint)
 
 
 def check_is_of_this_network(path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -174,3 +206,9 @@ def check_trains_the_same(path: str | Path, found: Iterable[str], wanted: Iterab
             f"{path}: was written where other parameters were trained, {changed[0]} in one case alone "
             f"({len(changed)} in all); {REMEDY}"
         )
+
+
+def check_averages_the_same(path: str | Path, found: Mapping[str, Any], *, averages: bool) -> None:
+    """Raise CheckpointError if a checkpoint with averaged weights goes on without: training would start at them."""
+    if "averaging_state" in found and not averages:
+        raise CheckpointError(f"{path}: was written with averaged weights, and goes on without averaging; {REMEDY}")

@@ -1,0 +1,29 @@
+"""Training of any model and guide with Lightning (extra ``train``).
+
+Everything random in a step, the batch as well as the noise, is a function of (seed, step, process); schedules are
+functions of the step. A run that was interrupted therefore continues with exactly the losses of a run that was not.
+"""
+
+from __future__ import annotations
+
+try:
+    import lightning  # noqa: F401
+except ImportError as error:
+    raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
+
+from seqdisent.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, save_weights
+from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
+from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+
+__all__ = [
+    "TERMINATED",
+    "AtomicCheckpointIO",
+    "CheckpointError",
+    "ELBOTraining",
+    "TrainerOptions",
+    "fit",
+    "frames_and_mask",
+    "load_weights",
+    "save_weights",
+    "step_seed",
+]
