@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 # what the API reference names and other packages define, mostly as bases
 FOREIGN = {
     "ABC", "ELBO", "FrechetInceptionDistance", "LightningModule", "Metric", "Module", "NamedTuple", "Protocol",
-    "TorchCheckpointIO", "TorchDistribution", "ValueError", "object", "torchmetrics.Metric",
+    "TorchCheckpointIO", "TorchDistribution", "TypedDict", "ValueError", "object", "torchmetrics.Metric",
 }  # fmt: skip
 
 
