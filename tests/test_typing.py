@@ -16,7 +16,7 @@ from public_names import PUBLIC
 
 USER = Path(__file__).parent / "support" / "typing_user.py"
 
-# what the examples use without importing it, as doctest gives it to them
+# what modules import, and their examples use without importing it
 PRELUDE = """
 import csv
 from pathlib import Path
