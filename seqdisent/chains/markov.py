@@ -31,7 +31,7 @@ class MarkovChain(TorchDistribution):
             distribution of z_t with the leading dimensions of z_prev as batch. It must treat leading dimensions alike
             and be deterministic: with dropout, :meth:`log_prob` scores a path under another transition than the one
             that drew it. A module in training mode that has dropout is refused; dropout inside a function is not seen.
-        num_steps: T.
+        num_steps: T, the number of steps.
         inputs: (\*B, T, I), what each step reads beside z_prev. inputs[..., 0, :] is never read: `initial` is built
             by the caller. inputs_t reaches the transition with exactly the leading dimensions of z_prev.
         mask: (\*B, T) bool, True where a step is real, padding on the right. In a sample, padding repeats the first
@@ -170,7 +170,7 @@ class MarkovChain(TorchDistribution):
         very steps of the draw, so the transition is not called again; of others it is, once.
 
         Args:
-            sample_shape: S.
+            sample_shape: S, the shape of independent draws.
 
         Returns:
             The :class:`~seqdisent.chains.Draw`.

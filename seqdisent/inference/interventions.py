@@ -56,7 +56,7 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         **inputs: further arguments of the guide.
 
     Returns:
-        {site: :class:`~seqdisent.interventions.Inferred`}, in the guide's order.
+        {site: :class:`~seqdisent.inference.Inferred`}, in the guide's order.
 
     Raises:
         ValueError: without `sample`, a site that has no mean (a flow); so do the other functions here.
