@@ -276,7 +276,8 @@ class MarkovChain(TorchDistribution):
             mask = self._step_mask[..., :length]
         if mask is None:
             return self._walk(list(prefix.unbind(-2)), self.state_after(prefix), total, mode)
-        known = prefix[..., : int(mask.sum(-1).min()), :]  # up to there, nothing is drawn in any row
+        shortest = int(mask.sum(-1).min()) if length > 1 else 1  # up to there, nothing is drawn in any row
+        known = prefix[..., :shortest, :]
         return self._walk(list(known.unbind(-2)), self.state_after(known), total, mode, known=(prefix, mask))
 
     def conditionals(self, path: Tensor) -> Conditionals:
