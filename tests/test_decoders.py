@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import blended_decoder, plain_decoder
@@ -15,6 +16,18 @@ from strategies import Tensors, batch_shapes, dimensions, num_steps, seeds
 from torch import Tensor
 
 from seqdisent import ConvDecoder, MixtureOfExpertsConvDecoder
+
+CONTRACTS = {
+    "ConvDecoder": Contract(
+        lambda: ConvDecoder(2, out_channels=1, image_size=8, channels=(3,)), ((2,),), (1, 8, 8), "ConvTranspose2d(3, 1"
+    ),
+    "MixtureOfExpertsConvDecoder": Contract(
+        lambda: MixtureOfExpertsConvDecoder(2, 4, out_channels=1, image_size=8, channels=(3,)),
+        ((2, 2), (4,)),
+        (2, 1, 8, 8),
+        "latent_dim=2, num_experts=4, out_channels=1, image_size=8, channels=(3,)",
+    ),
+}
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
 SIZES = st.sampled_from(((8, (3,)), (16, (3, 2))))  # image_size, channels

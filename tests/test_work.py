@@ -1,6 +1,6 @@
 """The work of a step, counted and not timed: what `benchmarks/` measures must not creep up unseen.
 
-Beside each bound stands what was counted when docs/performance.md was written.
+Beside each bound stands what was counted when docs/performance/ was written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user's type checker sees: every public name in use, with the types that it should have.
+"""What a user's type checker sees: the package in use, with the types that results should have.
 
 `test_typing.py` gives this file to mypy (strict) and, where it is installed, to pyright. It is checked and never run.
 """
