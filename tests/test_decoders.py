@@ -346,3 +346,12 @@ def test_plain_decoder_gives_float32_logits_under_autocast():
         logits = decoder(latents)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, decoder(latents), rtol=0, atol=0.1)
+
+
+def test_the_plain_decoder_starts_as_a_bank_of_one_at_the_same_seed():
+    torch.manual_seed(0)
+    plain = ConvDecoder(5, image_size=16, channels=(8, 4))
+    torch.manual_seed(0)
+    bank = MixtureOfExpertsConvDecoder(5, 1, image_size=16, channels=(8, 4))
+    for layer, kernel in zip(plain.layers[::2], bank.kernels, strict=True):
+        assert torch.equal(layer.weight, kernel[0])
