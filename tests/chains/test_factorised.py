@@ -189,3 +189,8 @@ def test_a_class_with_the_protocol_is_a_chain():
 
     mine = Mine()
     assert as_chain(mine) is mine
+
+
+def test_steps_without_rsample_continue_too():
+    steps = IndependentSteps(dist.Poisson(torch.full((2, 5, 1), 3.0)).to_event(1))
+    assert steps.extend(torch.ones(2, 3, 1), 2).shape == (2, 5, 1)

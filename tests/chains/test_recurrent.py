@@ -15,7 +15,17 @@ from reference import recurrent_walk
 from strategies import Tensors, batch_shapes, mask_of, masks, num_steps, padding, seeds
 from torch import nn
 
-from seqdisent import RecurrentChain, elbo_terms, forecast, generate, infer, read_backward, reconstruct
+from seqdisent import (
+    RecurrentChain,
+    elbo_terms,
+    feedback,
+    forecast,
+    generate,
+    infer,
+    read_backward,
+    reconstruct,
+    shift_steps,
+)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 KINDS = st.sampled_from((nn.GRU, nn.LSTM, nn.RNN))
@@ -329,3 +339,41 @@ def test_reading_from_the_end_is_a_loop_over_reversed_sequences(seed, mask, kind
 def test_mistakes_in_reading_are_named(arguments, said):
     with pytest.raises((ValueError, TypeError), match=said):
         read_backward(*arguments)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_chain_that_feeds_its_frames_back_goes_on_after_a_path(kind):
+    system = System(0, (2,), 5, kind, feedback=True, context=True)
+    chain = system.chain()
+    path = chain.rsample()
+    for length in (1, 2, 4):
+        state = chain.state_after(path[:, :length])
+        torch.testing.assert_close(state.carried[0], chain.states(path)[:, length - 1], **CLOSE)
+        conditional, _ = chain.step(path[:, length - 1], state)
+        torch.testing.assert_close(conditional.mean, chain.conditionals(path).steps.mean[length - 1], **CLOSE)
+    for wrong in ({"z_prev": path[:, 0]}, {"state": state}):
+        with pytest.raises(ValueError, match="^state: "):
+            chain.step(**wrong)
+
+
+def test_frames_of_the_history_are_read_before_the_models_own():
+    frames, mask = Tensors(0).normal(2, 3, 1), mask_of([3, 2])
+    z, h = Tensors(1).normal(2, 1), Tensors(2).normal(2, 1)
+    own = z + 10 * h
+
+    def made(history, prepare=None):
+        return feedback(lambda z, h: z + 10 * h, history, prepare=prepare)
+
+    assert torch.equal(made(None)(z, h, 1), own)
+    for t in (1, 2, 3):
+        assert torch.equal(made((frames, None))(z, h, t), frames[:, t - 1])
+    assert torch.equal(made((frames, None))(z, h, 4), own)
+    assert torch.equal(made((frames, mask))(z, h, 3), torch.stack([frames[0, 2], own[1]]))
+    assert torch.equal(made((frames, None), prepare=torch.exp)(z, h, 2), frames[:, 1].exp())
+    sampled = made((frames, None))(z.expand(4, 2, 1), h.expand(4, 2, 1), 2)
+    assert torch.equal(sampled, frames[:, 1].expand(4, 2, 1))
+
+
+def test_steps_are_shifted_by_one():
+    x = Tensors(0).normal(2, 4, 3)
+    assert torch.equal(shift_steps(x), torch.stack([x[:, 0], x[:, 0], x[:, 1], x[:, 2]], 1))
