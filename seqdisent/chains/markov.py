@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from seqdisent._checks import check_positive, drops_out
+from seqdisent._checks import check_not_empty, check_positive, drops_out
 from seqdisent.chains.draws import Draw, Taken, conditionals_at_draw, log_prob_at_draw, taken
 from seqdisent.chains.protocol import ChainState, Conditionals
 from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
@@ -87,8 +87,7 @@ class MarkovChain(TorchDistribution):
                 "the one that drew it; remove it or call .eval()"
             )
         batch_shape = initial.batch_shape
-        if 0 in batch_shape:
-            raise ValueError(f"initial: has batch shape {tuple(batch_shape)}, expected at least one sequence")
+        check_not_empty("initial", batch_shape)
         if inputs is not None:
             if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
                 raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, I) with T={num_steps}")
