@@ -99,7 +99,7 @@ counts = nn.ParameterDict({"count": nn.Parameter(torch.zeros(2, dtype=torch.int6
     ("running statistics", experts(lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))), ValueError,
      r"expert: 1 \(BatchNorm1d\) cannot be blended: it writes running statistics in forward; use LayerNorm, GroupNorm"),
     ("a fused recurrent network", experts(lambda: nn.GRU(3, 3)), ValueError,
-     r"expert: the module itself \(GRU\) cannot be blended: fused recurrent networks keep their weights apart; use cells"),
+     r"expert: the module itself \(GRU\) cannot be blended: fused recurrent networks keep their weights apart; use"),
     ("weights that are computed", experts(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))), ValueError,
      r"cannot be blended: its weights are computed in forward \(parametrised, spectral or weight norm\)"),
     ("sparse gradients", experts(lambda: nn.Embedding(5, 3, sparse=True)), ValueError,
@@ -109,10 +109,10 @@ counts = nn.ParameterDict({"count": nn.Parameter(torch.zeros(2, dtype=torch.int6
     ("one module for all experts", experts(lambda: shared), ValueError,
      "expert: its modules share parameter weight, expected a new module from each call"),
     ("experts of different sizes", of(nn.Linear(3, 2), nn.Linear(3, 4)), ValueError,
-     r"expert: call 2 returned parameters \{'weight': \(4, 3\), 'bias': \(4,\)\}, expected the same names and shapes as in "
-     r"the first call, \{'weight': \(2, 3\), 'bias': \(2,\)\}"),
+     r"expert: call 2 returned parameters \{'weight': \(4, 3\), 'bias': \(4,\)\}, expected the same names and shapes "
+     r"as in the first call, \{'weight': \(2, 3\), 'bias': \(2,\)\}"),
     ("a buffer that is drawn", experts(Drawn), ValueError,
-     "expert: buffer w differs between experts, expected the same in all, since only parameters are blended; draw it once"),
+     "expert: buffer w differs between experts, expected the same in all, since only parameters are blended; draw it"),
     ("an expert that returns no tensor", lambda: MixtureOfExperts(lambda: Answers(3, 2), 2)(ones(2, 3), ones(2, 2)),
      TypeError, "expert: returned bool, expected a tensor, or a tuple, list or dict of tensors"),
 )  # fmt: skip
@@ -155,8 +155,8 @@ def past_the_end():
      "transition: Dropping drops units at random, so a path would be scored under another transition than the one that "
      r"drew it; remove it or call .eval\(\)"),
     ("a transition without .to_event(1)", lambda: MarkovChain(start(2), lambda z: dist.Normal(z, 1.0), 4).rsample(),
-     ValueError, r"transition: returned batch \(2, 3\) and event \(\) for z_prev of shape \(2, 3\), expected \(2,\) and "
-     r"\(3,\); .to_event\(1\) makes the last dimension the event"),
+     ValueError, r"transition: returned batch \(2, 3\) and event \(\) for z_prev of shape \(2, 3\), expected \(2,\) "
+     r"and \(3,\); .to_event\(1\) makes the last dimension the event"),
     ("a step without rsample", lambda: MarkovChain(
         start(2), lambda z: NotReparameterised(z, 1.0).to_event(1), 4).rsample(), NotImplementedError,
      "a step is a Independent, which has no rsample"),
@@ -169,7 +169,7 @@ def past_the_end():
     ("a network of two directions", lambda: recurrent(nn.GRU(3, 5, bidirectional=True)), ValueError,
      "recurrence: has two directions or projections, expected one direction and none"),
     ("a network with dropout", lambda: recurrent(nn.GRU(3, 5, 2, dropout=0.5)), ValueError,
-     "recurrence: drops units at random, so a path would be scored under another state than the one that drew it; remove"),
+     "recurrence: drops units at random, so a path would be scored under another state than the one that drew it;"),
     ("a network that reads more than there is", lambda: recurrent(nn.GRU(4, 5)), ValueError,
      r"recurrence: reads 4 values, expected those of `inputs` and, with reads_latent=True, of z: \{'z': 3\}"),
     ("a network that reads nothing", lambda: recurrent(reads_latent=False), ValueError,

@@ -189,19 +189,19 @@ def with_nan():
     ("a site of another shape", pair(STANDARD, dist.Normal(torch.zeros(2, 2), 1.0).to_event(1)), ValueError,
      r"site 'z': has event shape \(2,\) in the guide, expected the model's \(\)"),
     ("a class in the model, a number in the guide", pair(HARD, RELAXED), ValueError,
-     "site 'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model, expected "
-     "both discrete or both continuous: a density minus a mass is no KL"),
+     "site 'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model, "
+     "expected both discrete or both continuous: a density minus a mass is no KL"),
     ("a class whose gradient would be wrong", pair(HARD, STRAIGHT, kl="monte-carlo"), ValueError,
      "site 'z': is discrete and has no closed form here, so the gradient of its term would be silently wrong; expected "
      'kl="analytic" and the model\'s order of sites in the guide, or torch.no_grad'),
     ("a batch dimension without a plate", lambda: elbo_terms(steps_as_batch, lambda: None), ValueError,
-     r"model: site 'x' has batch shape \(2, 2\) and no plate at dimension -2; expected one there, or `.to_event\(n\)` if "
-     "these are values of one sequence"),
+     r"model: site 'x' has batch shape \(2, 2\) and no plate at dimension -2; expected one there, or `.to_event\(n\)` "
+     "if these are values of one sequence"),
     ("a plate of the guide alone", lambda: elbo_terms(outside_of_plates, in_a_plate_of_its_own), ValueError,
      r"site 'z': is in plates \(dim, size\) \[\] in the model and \[\(-1, 2\)\] in the guide, expected the same"),
     ("a weight in the model alone", pair(STANDARD, STANDARD, {"scale": 0.5}), ValueError,
-     r"site 'z': is scaled by 0.5 in the model and by 1.0 in the guide, expected the same; put the weight of a term into "
-     r"ELBOTerms.elbo\(weights\)"),
+     r"site 'z': is scaled by 0.5 in the model and by 1.0 in the guide, expected the same; put the weight of a term "
+     r"into ELBOTerms.elbo\(weights\)"),
     ("a mask of the guide alone", pair(STANDARD, STANDARD, None, {"mask": KEEP}), ValueError,
      "site 'z': has different masks in model and guide, expected the same"),
     ("coordinates that count in the guide alone", pair(dist.Normal(torch.zeros(2, 2), 1.0).to_event(1),
@@ -213,8 +213,8 @@ def with_nan():
         small(STANDARD, False), mask=torch.ones(4, 2, dtype=torch.bool))()), ValueError,
      r"site '.': its term has batch shape \(4, 2\), by a mask or a scale with a dimension -2 that is no plate's"),
     ("particles that a program cannot broadcast", lambda: elbo_terms(of_one_step, joined, torch.zeros(2, 1),
-     num_particles=3, vectorize_particles=True), RuntimeError, "vectorize_particles: model or guide failed with 3 particles "
-     "as a dimension on the left of their own; expected programs that broadcast what they read of a latent"),
+     num_particles=3, vectorize_particles=True), RuntimeError, "vectorize_particles: model or guide failed with 3 "
+     "particles as a dimension on the left of their own; expected programs that broadcast what they read of a latent"),
     ("the donor's site misspelt", lambda: swap(model, guide, FRAMES, FRAMES, sites=["S"]), ValueError,
      r"sites: the guide has no site \['S'\], expected some of \['s', 'z'\]"),
     ("the kept site misspelt", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], keep=["Z"]), ValueError,
@@ -243,8 +243,8 @@ def with_nan():
      "model: has no sample site, expected at least one that it emits"),
     ("a mean that there is not", lambda: generate(of_heavy_tails, **sizes, sample=False), ValueError,
      r"sample: site 'k' \(Cauchy\) has no mean, expected sample=True for it"),
-    ("a site of the guide that the model lacks", lambda: reconstruct(functools.partial(model, sites="s"), guide, FRAMES),
-     ValueError, r"model: has no site \['z'\], which the guide samples"),
+    ("a site of the guide that the model lacks", lambda: reconstruct(functools.partial(model, sites="s"), guide,
+     FRAMES), ValueError, r"model: has no site \['z'\], which the guide samples"),
     ("a forecast without memory", lambda: forecast(without_memory, lambda frames, mask=None: None, FRAMES, num_steps=2),
      ValueError, "model: has no latent that carries the frames into the future, so the forecast would ignore them; "
      "expected a chain or a static latent, or history=True for a model that reads its own frames"),

@@ -54,7 +54,7 @@ def chain(num_steps=4, **options):
      r"image_size: got 48, expected one integer 4 \* 2\*\*n"),
     ("features without time", lambda: static(ones(6)), ValueError, "features: has shape .6,., expected at least 2"),
     ("a sequence of no step", lambda: static(ones(2, 0, 6)), ValueError, "features: has length 0, expected at least"),
-    ("embeddings of no step", lambda: dynamics(ones(2, 0, 6)), ValueError, "embeddings: has length 0, expected at least"),
+    ("embeddings of no step", lambda: dynamics(ones(2, 0, 6)), ValueError, "embeddings: has length 0, expected at"),
     ("embeddings of no sequence", lambda: dynamics(ones(0, 5, 6)), ValueError,
      r"embeddings: has batch shape \(0,\), expected at least one sequence"),
     ("features of another size", lambda: dynamics(ones(2, 5, 7)), ValueError,

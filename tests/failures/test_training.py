@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from failures import check, rows
+from torch import nn
+
+from seqdisent import AnnealingSchedule
+
+pytest.importorskip("lightning")
+from seqdisent import training  # noqa: E402
+
+
 class Network(nn.Module):
     def __init__(self, width=2):
         super().__init__()
@@ -19,15 +37,22 @@ class Network(nn.Module):
             pyro.sample("z", dist.Normal(loc, scale.exp(), validate_args=False).to_event(1))
 
 
-def train(folder, network, *, num_steps=3, resume=True, bad=None, **options):
+def of(network=None, **options):
+    """A training of two steps or as many as said."""
+    network = network or Network()
+    whole = {
+        "draw": lambda generator: torch.randn(4, 3, generator=generator), "num_steps": 2,
+        "learning_rate": AnnealingSchedule.constant(1e-3), "arguments": lambda batch: (batch,), **options,
+    }  # fmt: skip
+    return training.ELBOTraining(network, network.model, network.guide, **whole)
+
+
+def train(folder, network, *, num_steps=3, resume=True, bad=None, module=None, **options):
     def draw(generator):
         batch = torch.randn(4, 3, generator=generator)
         return batch if bad is None else batch * bad
 
-    module = training.ELBOTraining(
-        network, network.model, network.guide, draw, num_steps=num_steps,
-        learning_rate=AnnealingSchedule.constant(1e-3), arguments=lambda batch: (batch,),
-    )  # fmt: skip
+    module = module or of(network, draw=draw, num_steps=num_steps)
     training.fit(module, folder, resume=resume, progress_bar=False, accelerator="cpu", **options)
 
 
@@ -111,6 +136,10 @@ def test_checkpoints_of_another_run(row, checkpoint, tmp_path):
 
 
 @rows(
+    ("with another seed", lambda folder: train(folder, None, module=of(num_steps=5, seed=4)), training.CheckpointError,
+     rf"last.ckpt: was written with seed=0, and goes on with seed=4; {KEPT}"),
+    ("with fewer steps than it has", lambda folder: train(folder, Network(), num_steps=2), training.CheckpointError,
+     "last.ckpt: has 3 steps behind it, expected at most num_steps=2"),
     ("a run that is there, and no resume", lambda folder: train(folder, Network(), resume=False), FileExistsError,
      "folder: .*last.ckpt exists; resume that run, or choose another folder"),
     ("no step between checkpoints", lambda folder: train(folder, Network(), checkpoint_every=0), ValueError,
@@ -118,7 +147,129 @@ def test_checkpoints_of_another_run(row, checkpoint, tmp_path):
     ("NaN in a batch", lambda folder: train(folder, Network(), num_steps=5, bad=torch.nan), FloatingPointError,
      r"log_likelihood\['x'\] is nan at training step 3 \(sequence 0\)"),
 )  # fmt: skip
-def test_training(row, checkpoint, tmp_path):
+def test_what_a_run_goes_on_with(row, checkpoint, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(checkpoint)
     check(row, tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == checkpoint
+
+
+def test_averaged_weights_do_not_go_on_without(tmp_path):
+    train(tmp_path, Network(), averaging=0.9)
+    with pytest.raises(
+        training.CheckpointError, match="was written with averaged weights, and goes on without averaging"
+    ):
+        train(tmp_path, Network(), num_steps=5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trainings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fitted(*, fit=None, network=None, **options):
+    return lambda folder: train(folder, None, module=of(network, **options), resume=False, **(fit or {}))
+
+
+class Foreign(Network):
+    """Its model uses a layer that belongs to somebody else."""
+
+    def __init__(self):
+        super().__init__()
+        other = nn.Linear(3, 3)
+        own, self.model = self.model, lambda x: own(other(x))
+
+
+def without_a_bias(parameters):
+    return torch.optim.SGD(parameters[:-1], lr=1.0)
+
+
+def grouped_anew(groups):
+    return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
+
+
+def of_every_row(terms, _):
+    return terms.elbo()[:, None].expand(-1, 2)
+
+
+def with_an_infinite_gradient(terms, weights):
+    return terms.elbo(weights) + (terms.kl["z"] * 0).sqrt()
+
+
+BATCHES = [torch.zeros(4, 3)]
+
+
+@rows(
+    ("a number for a schedule", fitted(learning_rate=1e-3), TypeError,
+     r"learning_rate: got 0.001, expected a function of the step, such as AnnealingSchedule.constant\(...\)"),
+    ("a number for a weight", fitted(weights={"z": 0.4}), TypeError, r"weights\['z'\]: got 0.4, expected a function"),
+    ("a number for a function", fitted(objective=3), TypeError, "objective: got int, expected a function"),
+    ("an objective of every step", fitted(objective=of_every_row), ValueError,
+     r"objective: returned shape \(4, 2\), expected shape \(4,\), a value for each sequence"),
+    ("an objective that returns nothing", fitted(objective=lambda *_: None), ValueError,
+     "objective: returned NoneType, expected shape"),
+    ("an objective that is NaN", fitted(objective=lambda terms, _: (terms.elbo() * 0 - 1).log()), FloatingPointError,
+     "the loss is nan at training step 0, here or on another process, though every term of the ledger is finite; "
+     "expected a finite objective"),
+    ("a gradient that is NaN", fitted(objective=with_an_infinite_gradient), FloatingPointError,
+     "parameter encode.weight is not finite after [0-9] training steps, though every term of the ledger was: the "
+     "gradient of the last step was not"),
+    ("a model of somebody else's parameters", fitted(network=Foreign()), ValueError,
+     r"network: lacks 2 parameters that model and guide use, one of them of shape \(3, 3\); expected the module that "
+     r"owns all of them \(also what is a pyro.param\), and `.requires_grad_\(False\)` on those that are not to be"),
+    ("a batch that is no clips", fitted(arguments=training.frames_and_mask), TypeError,
+     "draw: the batch is a Tensor, expected clips with `frames` and `mask`; what model and guide take from anything "
+     "else is for `arguments` to say"),
+    ("a rate for no parameter", fitted(rate_factors={"encodr": 0.1}), ValueError,
+     r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
+    ("one argument that is no tuple", fitted(arguments=lambda batch: batch), TypeError,
+     "arguments: returned Tensor, expected a tuple or a dict"),
+    ("an input given twice", fitted(arguments=lambda batch: {"x": batch, "gain": 1.0}, inputs={"gain": lambda _: 1.0}),
+     ValueError, r"inputs: \['gain'\] are also in the dict that `arguments` returned, expected one value"),
+    ("an optimiser that is none", fitted(optimizer=lambda parameters: parameters), TypeError,
+     "optimizer: returned list, expected a torch.optim.Optimizer"),
+    ("an optimiser of some parameters", fitted(optimizer=without_a_bias), ValueError,
+     "optimizer: lacks 1 of 4 trained parameters, expected all; `.requires_grad_.False.` is for those that are not to"),
+    ("an optimiser without the rates' groups", fitted(optimizer=grouped_anew, rate_factors={"encode": 0.1}), ValueError,
+     "optimizer: its groups lack `factor`, expected those that it was given, as rate_factors wants"),
+    # options of fit
+    ("what fit decides", fitted(fit={"max_steps": 7}), TypeError,
+     "max_steps: fit decides it; expected num_steps of ELBOTraining to say it"),
+    ("a misspelt option", fitted(fit={"acelerator": "cpu"}), TypeError,
+     r"acelerator: is no option of fit, expected one of \['accelerator', "),
+    ("two ways to clip", fitted(fit={"clip_norm": 1.0, "gradient_clip_val": 1.0}), ValueError,
+     "clip_norm: gradient_clip_val is given too, expected one of them"),
+    ("another way to write checkpoints", fitted(fit={"plugins": training.AtomicCheckpointIO()}), TypeError,
+     "plugins: fit decides how checkpoints are written, expected no CheckpointIO"),
+    # validation
+    ("one batch to validate on", fitted(validation=BATCHES[0]), TypeError,
+     r"validation: got one Tensor, expected a sequence of batches, or a function that returns an iterable of batches; "
+     r"of one batch: \[batch\]"),
+    ("batches that can be read once", fitted(validation=iter(BATCHES)), TypeError,
+     "validation: got list_iterator, which can be read once; expected a sequence of batches"),
+    ("a number to validate on", fitted(validation=3), TypeError, "validation: got int, expected a sequence of batches"),
+    ("no batch to validate on", fitted(validation=[]), ValueError, "validation: has no batch, expected one or more"),
+    ("patience without validation", fitted(fit={"patience": 2}), ValueError,
+     r"patience: training has no batches to validate on, expected ELBOTraining\(validation=...\)"),
+    ("a bound on validation data that is NaN", fitted(validation=[BATCHES[0] * torch.nan]), FloatingPointError,
+     "validation/elbo is nan after 2 training steps, expected finite terms"),
+    ("an average of nothing", fitted(fit={"averaging": 1.0}), ValueError,
+     r"averaging: got 1.0, expected a decay in \(0, 1\)"),
+)  # fmt: skip
+def test_trainings(row, tmp_path):
+    check(row, tmp_path)
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="last.ckpt was not written: No space left on device; there was none before"):
+        train(tmp_path, Network())
+
+
+def test_lightning_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "seqdisent.training")
+    with pytest.raises(ImportError, match="seqdisent.training needs Lightning; .*seqdisent.train."):
+        importlib.import_module("seqdisent.training")
