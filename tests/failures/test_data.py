@@ -264,11 +264,7 @@ def test_a_member_of_an_archive_cannot_leave_its_folder(tmp_path):
     ("package", "load", "said"),
     [
         ("PIL", load_clips, "reading pictures needs Pillow: pip install seqdisent.data."),
-        (
-            "tqdm",
-            lambda folder: sprites(folder, characters=[0]),
-            "composing frames needs tqdm: pip install seqdisent.data",
-        ),
+        ("tqdm", lambda _: progress([], "sprites"), "tqdm: pip install seqdisent.data."),
     ],
 )
 def test_a_package_that_is_not_installed(package, load, said, tmp_path, monkeypatch):

@@ -155,8 +155,8 @@ def probed(train=LATENTS, classes=CLASSES, test=LATENTS, test_classes=CLASSES, *
     ("an unknown factor to judge", lambda: train_judge(clips(1, 1, 6, 6), clips(1, 1, 6, 6), factors=["hair"]),
      ValueError, r"factors: 'hair' is not among the labels of train, \['who'\]"),
     ("held-out clips of other classes", lambda: train_judge(clips(1, 1, 6, 6), clips(1, 1, 6, 6, who=(0, 2))),
-     ValueError, r"held_out: factor 'who' has other values than that of train \(3 and 2\), expected the same; pass the same "
-     "factor_names to both Clips"),
+     ValueError, r"held_out: factor 'who' has other values than that of train \(3 and 2\), expected the same; pass the "
+     "same factor_names to both Clips"),
     ("held-out clips of another size", lambda: train_judge(clips(1, 1, 6, 6), clips(1, 1, 6, 8)), ValueError,
      r"held_out: frames have shape \(1, 6, 8\), expected that of train, \(1, 6, 6\)"),
     # probes
