@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
+from typing_extensions import Self
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.protocol import Chain, Conditionals
@@ -65,7 +66,7 @@ class IndependentSteps(TorchDistribution):
         super().__init__(torch.Size(batch), event_shape, validate_args=False)
 
     @classmethod
-    def _of(cls, step: TorchDistribution, mask: Tensor | None) -> IndependentSteps:
+    def _of(cls, step: TorchDistribution, mask: Tensor | None) -> Self:
         """Return steps under any mask; one of a program of the user's own may have holes."""
         made = cls.__new__(cls)
         made._set(step, mask)
@@ -98,11 +99,11 @@ class IndependentSteps(TorchDistribution):
         variance: Tensor = self.step_distribution.variance
         return variance
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Any:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return these steps with a larger batch; a plate calls it."""
         num_steps = self.step_distribution.batch_shape[-1]
         mask = None if self._step_mask is None else self._step_mask.expand(*batch_shape, num_steps)
-        return IndependentSteps._of(self.step_distribution.expand((*batch_shape, num_steps)), mask)
+        return self._of(self.step_distribution.expand((*batch_shape, num_steps)), mask)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw all steps (\*sample_shape, \*B, T, \*E), reparameterised; padding repeats the first."""

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+from typing_extensions import Self
 
 from seqdisent._checks import check_not_empty, check_positive, drops_out
 from seqdisent.chains.draws import Draw, Taken, conditionals_at_draw, log_prob_at_draw, taken
@@ -123,7 +124,7 @@ class MarkovChain(TorchDistribution):
         """Whether the initial distribution can be reparameterised; :meth:`rsample` asks every later step."""
         return bool(self.initial.has_rsample)
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> MarkovChain:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
         batch_shape = torch.Size(batch_shape)
         inputs, mask = self._inputs, self._step_mask

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from seqdisent._checks import check_last_dim, check_recurrence, expand_to
 from seqdisent.chains.markov import MarkovChain, like
@@ -113,7 +114,7 @@ class RecurrentChain(MarkovChain):
         r"""Return h_1 ... h_T along `path` (\*S, \*B, T, D), (\*S, \*B, T, H): what an emission may read beside z."""
         return self._states(self._check_path(path))
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> RecurrentChain:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
         return type(self)(
             self.initial.expand(torch.Size(batch_shape)), self.transition, self.num_steps,

@@ -76,6 +76,13 @@ def test_moments_support_and_plates_are_those_of_the_steps():
     assert not IndependentSteps(dist.Poisson(loc.exp()).to_event(1)).has_rsample
 
 
+def test_a_subclass_stays_one_with_a_larger_batch():
+    class Named(IndependentSteps):
+        pass
+
+    assert type(Named(normal(torch.zeros(3, 4, 2), 1.0)).expand((5, 3))) is Named
+
+
 @pytest.mark.parametrize(
     ("step", "mask", "message"),
     [

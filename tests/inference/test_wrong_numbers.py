@@ -295,7 +295,8 @@ KNOWN = {
 
 @pytest.mark.parametrize("family", KNOWN)
 def test_a_known_formula_is_the_average_of_log_q_less_log_p(family):
-    """200,000 draws: every KL within 5 of its standard errors."""
+    """200,000 draws from seed 0: every KL within 5 of its standard errors."""
+    torch.manual_seed(0)
     q, p = KNOWN[family]
     found = closed_form(q, p)
     assert found is not None
