@@ -22,7 +22,7 @@ LOWEST = (
     "torchmetrics==1.6.0",
     "scikit-learn==1.4.0",
     "tqdm==4.66.0",
-    "markdown-it-py==3.0.0",
+    "jsonargparse==4.41.0",
     "hypothesis==6.100.0",
     "pytest==8.2.0",
 )

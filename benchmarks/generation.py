@@ -22,13 +22,13 @@ from seqdisent.plotting import save_gif
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
-from run_folder import load_run
+from command_line import load_run
 
 
 def main() -> None:
     arguments = arguments_of(__doc__, sequences=20, steps=16, run="")
     if arguments.run:
-        vdsm, _, _ = load_run(example.EXAMPLE, Path(arguments.run))
+        vdsm, _ = load_run(example.EXAMPLE, Path(arguments.run))
     else:
         vdsm = example.VDSM((3, 64, 64), example.Sizes(40)).eval()
 

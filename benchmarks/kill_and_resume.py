@@ -41,25 +41,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
+import command_line
 import numpy as np
-import run_folder
 import torch
 import vdsm
 
-from seqdisent.training import ELBOTraining
+from seqdisent.training import ELBOTraining, runs
 
 STAGES = ("stage1", "stage2", "transition")
 MOMENTS = ("any moment", "in a write", "between stages", "after a write", "Ctrl-C", "SIGTERM")
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}  # the others are SIGKILL
 KILLS_A_RUN = 4
-SIZES = vdsm.Sizes(
-    num_experts=3, pose_dim=3, dynamics_dim=4, feature_dim=8, encoder_channels=(4, 4), decoder_channels=(8, 4),
-    rnn_dim=8, rnn_layers=1, transition_dim=8, combiner_dim=8,
-)  # fmt: skip
-PLAN = vdsm.Plan(
-    SIZES, 24, 1e-3, 18, 1e-3, 6, num_groups=2, frames_per_group=3, num_clips=2, transition_steps=12,
-    checkpoint_every=5, clip_norm=100.0,
-)  # fmt: skip
+SMALL = {
+    "sizes": {
+        "num_experts": 3, "pose_dim": 3, "dynamics_dim": 4, "feature_dim": 8, "encoder_channels": [4, 4],
+        "decoder_channels": [8, 4], "rnn_dim": 8, "rnn_layers": 1, "transition_dim": 8, "combiner_dim": 8,
+    },
+    "pretraining_steps": 24, "sequence_steps": 18, "transition_steps": 12, "clip_length": 6, "num_groups": 2,
+    "frames_per_group": 3, "num_clips": 2, "checkpoint_every": 5, "clip_norm": 100.0,
+}  # fmt: skip
 
 
 def fit_and_validate(fit: Callable[..., None], training: ELBOTraining, folder: Path, **options: object) -> None:
@@ -71,11 +71,10 @@ def fit_and_validate(fit: Callable[..., None], training: ELBOTraining, folder: P
 def child(arguments: list[str]) -> None:
     """Be `python examples/vdsm.py ARGUMENTS` with the small plan."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without it
-    sys.argv = ["vdsm.py", *arguments]
-    run_folder.fit = partial(fit_and_validate, run_folder.fit)
-    run_folder._draw_trainings = lambda *_: []
-    task = vdsm.VIDEOS._replace(draw=lambda *_, **__: [])
-    run_folder.main(vdsm.EXAMPLE._replace(task=task, presets={"small": {"clips": PLAN}, "cpu": {}}))
+    runs.fit = partial(fit_and_validate, runs.fit)
+    command_line._draw_trainings = lambda *_: []
+    task = vdsm.VIDEOS._replace(measure=partial(vdsm.VIDEOS.measure, pictures=False))
+    command_line.main(vdsm.EXAMPLE._replace(task=task), arguments)
 
 
 def start_forked(arguments: list[str], log: Path) -> int:
@@ -130,7 +129,7 @@ def moment_in(run: Path, whole: float, draw: random.Random, kinds: tuple[str, ..
     stage = draw.choice(STAGES)
     kind = draw.choice(kinds)
     if kind in SIGNALS and where(run) != "after training":
-        logs, wait = run / where(run).replace("before config.json", "stage1") / "logs", draw.uniform(0.0, 1.0)
+        logs, wait = run / where(run).replace("before config.yaml", "stage1") / "logs", draw.uniform(0.0, 1.0)
         opened, at = len(list(logs.glob("*"))), [float("inf")]
 
         def logging() -> bool:
@@ -170,8 +169,8 @@ def _changed(path: Path) -> int | None:
 
 def where(run: Path) -> str:
     """Say how far a run got."""
-    if not (run / "config.json").exists():
-        return "before config.json"
+    if not (run / "config.yaml").exists():
+        return "before config.yaml"
     unfinished = next((name for name in STAGES if not (run / name / "model.pt").exists()), None)
     return "after training" if unfinished is None else unfinished
 
@@ -230,10 +229,11 @@ def kill_and_resume(
     draw, log = random.Random(seed), folder / "log.txt"
     frames = np.random.default_rng(seed).integers(0, 256, (9, 6, 16, 16, 3), dtype=np.uint8)
     np.savez(folder / "clips.npz", frames=frames, lengths=[6, 4, 5] * 3, identity=np.arange(9) // 3)
-    new = ["--data", str(folder / "clips.npz"), "--image-size", "16", "--preset", "small", "--accelerator", "cpu"]
+    new = ["--data", str(folder / "clips.npz"), "--image-size", "16", "--preset", "tiny", "--accelerator", "cpu"]
+    new += ["--config", json.dumps({"plan": SMALL})]
 
     def begin(run: Path) -> int:
-        how = ["--resume"] if (run / "config.json").exists() else [*new, "--seed", str(seed)]
+        how = ["--resume"] if (run / "config.yaml").exists() else [*new, "--seed", str(seed)]
         return start([*how, "--run-dir", str(run)], log)
 
     began = time.monotonic()

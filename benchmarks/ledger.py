@@ -118,7 +118,7 @@ def main() -> None:
     models = {}
     for name, sizes in (
         ("VDSM, stage 2, paper's sizes", example.Sizes(40)),
-        ("VDSM, stage 2, preset cpu", example.PRESETS["cpu"]["sprites"].sizes),
+        ("VDSM, stage 2, preset cpu", example.EXAMPLE.preset("cpu", "sprites").sizes),
     ):
         vdsm = example.VDSM((3, 64, 64), sizes)
         vdsm.encoder.requires_grad_(False)

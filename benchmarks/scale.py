@@ -6,7 +6,7 @@
 VDSM's first stage at the paper's sizes, Adam included: 20 sequences of 8 frames, 40 experts, 64 x 64 pixels, and from
 there up and down along each axis. Every point is a process of its own, whose peak of resident memory is read when it
 ends; the memory that Python and torch take by themselves is subtracted. Memory that is freed is kept for the next step
-(`KEEP_MEMORY` in measuring.py), as docs/performance.md advises, which also makes times steadier. "growth" is the
+(`KEEP_MEMORY` in measuring.py), as docs/performance/memory.md advises, which also makes times steadier. "growth" is the
 exponent b of time ~ size^b between a point and the one before it: 1 is linear. Processes have a thread and a batch each
 (DistributedDataParallel on gloo), so with enough cores one would hope for 0; their memory is that of one of them.
 """

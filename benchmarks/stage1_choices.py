@@ -118,7 +118,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="stage1_choices.json")
     arguments = parser.parse_args()
-    plan = example.PRESETS["cpu"]["sprites"]
+    plan = example.EXAMPLE.preset("cpu", "sprites")
     sizes = replace(plan.sizes, decoder_channels=(128, 64, 32, 16))  # small, so that many variants can be compared
     plan = replace(plan, sizes=sizes, pretraining_steps=arguments.steps, warm_up=50)
     train, held_out = sprites().split(0.1, arguments.seed, by="identity")

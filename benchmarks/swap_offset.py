@@ -21,7 +21,7 @@ from seqdisent.metrics import squared_error
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import vdsm as example
-from run_folder import load_run
+from command_line import load_run
 
 SHIFTS = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    vdsm, _, _ = load_run(example.EXAMPLE, arguments.run)
+    vdsm, _ = load_run(example.EXAMPLE, arguments.run)
     clips = moving_mnist(500, split="test", seed=arguments.seed)
     frames = clips.frames.float() / 255
     own = torch.arange(len(clips))

@@ -34,7 +34,7 @@ STEPS = 7
 
 def seconds_a_step(sizes: str, way: str, seed: int) -> float:
     torch.manual_seed(seed)
-    plan, batch = (example.Sizes(40), 20) if sizes == "paper" else (example.PRESETS["cpu"]["sprites"].sizes, 8)
+    plan, batch = (example.Sizes(40), 20) if sizes == "paper" else (example.EXAMPLE.preset("cpu", "sprites").sizes, 8)
     vdsm, frames = example.VDSM((3, 64, 64), plan), torch.rand(batch, 8, 3, 64, 64)
     if "channels-last" in way:
         vdsm.encoder.to(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Check the links of the built pages: python docs/check_links.py FOLDER
 
-Every link, picture, script and style sheet that points into the folder has to be there, every anchor too, and every
-reference to a name of this package has to have become a link. Nothing is fetched: what points elsewhere is listed.
+Every link, picture, script and style sheet that points into the folder must exist, and so must every anchor. Every
+reference to a name of this package must have become a link. No page may load a script, a picture or a style sheet from
+elsewhere, so that the pages work without a network. Links that point elsewhere are listed and not followed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 # what the API reference names and other packages define, mostly as bases
 FOREIGN = {
     "ABC", "ELBO", "FrechetInceptionDistance", "LightningModule", "Metric", "Module", "NamedTuple", "Protocol",
-    "TorchCheckpointIO", "TorchDistribution", "ValueError", "object", "torchmetrics.Metric",
+    "TorchCheckpointIO", "TorchDistribution", "TypedDict", "ValueError", "object", "torchmetrics.Metric",
 }  # fmt: skip
 
 
@@ -25,6 +26,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.targets: list[str] = []
+        self.loaded: set[str] = set()  # the targets that a browser fetches to show the page
         self.anchors: set[str] = set()
         self.unresolved: list[str] = []  # references to names that did not become links
         self._links = 0  # how many <a> are open
@@ -35,6 +37,9 @@ class Page(HTMLParser):
         found = {name: value or "" for name, value in attrs}
         self.anchors |= {found[name] for name in ("id", "name") if name in found}
         self.targets += [found[name] for name in ("href", "src", "poster") if name in found]
+        self.loaded |= {found[name] for name in ("src", "poster") if name in found}
+        if tag == "link" and "stylesheet" in found.get("rel", ""):
+            self.loaded.add(found.get("href", ""))
         self._links += tag == "a"
         if tag == "code" and "xref py" in found.get("class", "") and not self._links:
             self._reference = ""
@@ -71,6 +76,8 @@ def broken_links(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
             if parts.scheme == "data":
                 continue
             if parts.scheme or parts.netloc:
+                if target in page.loaded:
+                    broken.append(f"{where}: {target} is loaded from elsewhere")
                 external.setdefault(target, set()).add(where)
                 continue
             start = folder if parts.path.startswith("/") else path.parent

@@ -1,5 +1,6 @@
 """Sphinx configuration; the pages build without a network."""
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -15,15 +16,26 @@ version = release
 extensions = [
     "myst_nb",  # myst_parser, and the tutorials executed
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "jupyter_execute"]  # the second is written beside the output folder
 
 html_theme = "furo"
 html_title = f"seqdisent {release}"
-html_static_path = ["_static"]
 html_css_files = ["wide.css"]
+
+# MathJax lies beside the pages, so that formulas show without a network: of the package that brings it, the one script
+# that draws with paths, since some browsers load no font from a local file
+mathjax_path = "tex-svg.js"
+_mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / mathjax_path
+html_static_path = ["_static", str(_mathjax)]
+
+# a copied example is without its prompts and without what it prints
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -42,6 +54,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 # `name` in a docstring is code
 default_role = "code"
+autosummary_generate = False  # tables alone: what they list is described below them, on the same page
+suppress_warnings = ["autosummary.import_cycle"]  # the tables give the names that users import
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

@@ -11,16 +11,17 @@ What is reported of a model of sequences differs between papers; all are negativ
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from command_line import load_data, load_run, read_json, write_json
+from jsonargparse import Namespace
 from matplotlib.figure import Figure
-from run_folder import EMISSION, Command, Example, Plan, Task, load_data, load_run, read_json, write_json
+from settings import Command, Example, Task
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,8 +41,8 @@ class Data(NamedTuple):
     held_out: Clips
 
 
-def load_chorales(config: Mapping[str, Any], *, download: bool) -> Data:
-    if config["data"] != "jsb":
+def load_chorales(settings: Namespace, *, download: bool) -> Data:
+    if settings.data != "jsb":
         raise ValueError("expected jsb")
     return Data(*(jsb_chorales(split=split, download=download) for split in ("train", "valid", "test")))
 
@@ -120,32 +121,21 @@ def _log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def measure(
-    example: Example,
-    network: nn.Module,
-    data: Data,
-    *,
-    seed: int,
-    num_particles: int = PARTICLES,
-    splits: Sequence[str] = SPLITS,
-) -> dict:
-    """Measure on pieces that training never saw, and on those it did, to tell how much it has learnt by heart."""
+def estimate(
+    network: nn.Module, data: Data, seed: int, *, num_particles: int = PARTICLES, splits: Sequence[str] = SPLITS
+) -> dict[str, Any]:
+    """Estimate for pieces that training never saw, and for those it did, to tell how much it has overfitted."""
     pieces = dict(zip(SPLITS, data, strict=True))
     return {name: likelihood(network, pieces[name], num_particles=num_particles, seed=seed) for name in splits}
 
 
-def _likelihood_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-particles", type=int, default=1000)
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["test"], help="of which pieces (default: test)")
-
-
-def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
-    run = Path(arguments.run)
-    if arguments.num_particles < 1:
-        sys.exit(f"--num-particles: got {arguments.num_particles}, expected at least 1")
-    network, config, _ = load_run(example, run)
-    particles = {"num_particles": arguments.num_particles, "splits": arguments.splits}
-    measured = measure(example, network, load_data(example, config), seed=config["seed"], **particles)
+def _likelihood(example: Example, options: Namespace) -> None:
+    run = Path(options.run)
+    if options.num_particles < 1:
+        sys.exit(f"--num-particles: got {options.num_particles}, expected at least 1")
+    network, settings = load_run(example, run)
+    particles = {"num_particles": options.num_particles, "splits": options.splits}
+    measured = estimate(network, load_data(example, settings), settings.seed, **particles)
     write_json({**read_json(run / "metrics.json"), **measured}, run / "metrics.json")
     for name, figures in measured.items():
         print(name, *(f"{key}: {value:.4g}" for key, value in figures.items()), sep="\n  ")
@@ -155,19 +145,20 @@ def _likelihood(example: Example, arguments: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, *, seed: int) -> list[Path]:
+def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, seed: int) -> list[Path]:
     """Draw a held-out piece, its reconstruction, how the model goes on after its first half, and a piece of its own."""
     torch.manual_seed(seed)
     piece = data.held_out.batch([0]).frames
     num_steps = piece.shape[1]
     half = num_steps // 2
+    read = {"history": example.history}
     rolls = {
         "held-out piece": piece,
-        "reconstruction": reconstruct(network.model, network.guide, piece, sample=True)[EMISSION].mean,
+        "reconstruction": reconstruct(network.model, network.guide, piece, sample=True, **read)["x"].mean,
         f"its first {half} chords, then the model's": forecast(
-            network.model, network.guide, piece[:, :half], num_steps=num_steps - half
-        )[EMISSION].mean,
-        "from the prior": generate(network.model, num_sequences=1, num_steps=num_steps)[EMISSION].mean,
+            network.model, network.guide, piece[:, :half], num_steps=num_steps - half, **read
+        )["x"].mean,
+        "from the prior": generate(network.model, num_sequences=1, num_steps=num_steps)["x"].mean,
     }
     figure = Figure(figsize=(9, 9), layout="constrained")
     for axis, (name, roll) in zip(figure.subplots(len(rolls), 1, sharex=True), rolls.items(), strict=True):
@@ -178,24 +169,24 @@ def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, *, s
     return [run / "rolls.png"]
 
 
+def measure(
+    example: Example, network: nn.Module, data: Data, run: Path, settings: Namespace
+) -> tuple[dict[str, Any], list[Path]]:
+    return estimate(network, data, settings.seed), draw_rolls(example, network, data, run, settings.seed)
+
+
 CHORALES = Task(
     options={"data": {"default": "jsb", "help": "jsb: Bach's chorales"}},
     load=load_chorales,
     measure=measure,
-    draw=draw_rolls,
     commands={
         "likelihood": Command(
             "estimate the likelihood of held-out pieces with more particles",
-            _likelihood_options,
+            {
+                "num-particles": {"type": int, "default": 1000},
+                "splits": {"nargs": "+", "choices": SPLITS, "default": ["test"], "help": "of which pieces"},
+            },
             _likelihood,
         )
     },
 )
-
-# The plan of the recurrent models, and what every model's tiny one has in common
-
-RECURRENT = Plan(
-    {}, num_steps=2500, learning_rate=1e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 1000)},
-    warm_up=100, weight_decay=1e-3, clip_norm=10.0,
-)  # fmt: skip
-TINY = Plan({}, num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=9, checkpoint_every=2)

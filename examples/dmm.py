@@ -5,23 +5,23 @@
     python examples/dmm.py --flow                 with an inverse autoregressive flow in the guide
     python examples/dmm.py likelihood RUN --num-particles 1000
 
-Chords x_t are 88 keys, each pressed or not. The command line is in `run_folder.py`, data and pictures in `chorales.py`.
+Chords x_t are 88 keys, each pressed or not. The command line is in `command_line.py`, data and pictures
+in `chorales.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyro
 import pyro.distributions as dist
 import torch
-from chorales import CHORALES, TINY
-from parts import bernoulli, lengths, mlp, real_frames
+from chorales import CHORALES
+from command_line import main, single_stage
+from parts import bernoulli, mlp, real_frames
 from pyro.distributions.transforms import affine_autoregressive
-from run_folder import Example, Plan, main, plan_from, single_stage
+from settings import Example
 from torch import nn
 
-from seqdisent import Combiner, GatedTransition, MarkovChain, read_backward
+from seqdisent import Combiner, GatedTransition, MarkovChain, batch_sizes, read_backward
 
 
 def flow(latent_dim):
@@ -36,7 +36,10 @@ def flow(latent_dim):
 class DMM(nn.Module):
     """p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | z_t), and structured inference (ST-R): q(z_t | z_{t-1}, x_{t:T})."""
 
-    def __init__(self, num_keys, latent_dim=100, transition_dim=200, rnn_dim=600, emission_dim=100, num_flows=0):
+    def __init__(
+        self, num_keys, latent_dim: int = 100, transition_dim: int = 200, rnn_dim: int = 600, emission_dim: int = 100,
+        num_flows: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.transition = GatedTransition(latent_dim, transition_dim)
         self.emission = mlp(latent_dim, emission_dim, emission_dim, num_keys)
@@ -46,7 +49,7 @@ class DMM(nn.Module):
         self.z_before = nn.ParameterDict({name: torch.zeros(latent_dim) for name in ("prior", "posterior")})
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             initial = self.transition(self.z_before["prior"].expand(num_sequences, -1))
             z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
@@ -75,25 +78,13 @@ class DMM(nn.Module):
         return step
 
 
-CPU = Plan(
-    {}, num_steps=12_000, learning_rate=2e-3, batch_size=20, clip_length=64, annealed={"z": (0.2, 4000)}, warm_up=100,
-    betas=(0.9, 0.99), weight_decay=1.5e-3, clip_norm=10.0,
-)  # fmt: skip
-PRESETS = {
-    "cpu": {"jsb": CPU},
-    "short": {"jsb": replace(CPU, num_steps=3000, annealed={"z": (0.2, 1000)})},
-    "tiny": {
-        "jsb": replace(TINY, sizes={"latent_dim": 4, "transition_dim": 5, "rnn_dim": 6, "emission_dim": 5}),
-    },
-}
-
 EXAMPLE = Example(
+    "dmm",
     __doc__,
     CHORALES,
     lambda frame_shape, sizes: DMM(*frame_shape, **sizes),
-    PRESETS,
+    DMM,
     {"training": single_stage},
-    plan_from,
     motion=("z",),
     flags={"flow": ("an inverse autoregressive flow in the guide", {"num_flows": 1})},
 )

@@ -6,7 +6,7 @@
     python examples/dsvae.py evaluate RUN         judge, swaps, probes
 
 f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
-it is from the average of the frames' features, as in VDSM. The command line is in `run_folder.py`, data and pictures
+it is from the average of the frames' features, as in VDSM. The command line is in `command_line.py`, data and pictures
 are in `videos.py`.
 """
 
@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import pyro
 import torch
-from parts import ConvDecoder, bernoulli, lengths, normal_mlp, real_frames, standard_normal
-from run_folder import Example, Plan, main, plan_from
+from command_line import main
+from parts import bernoulli, normal_mlp, real_frames, standard_normal
+from settings import Example
 from torch import nn
 from videos import VIDEOS, calibrated_stage
 
 from seqdisent import (
+    ConvDecoder,
     ConvEncoder,
     MarkovChain,
     NormalHead,
     RecurrentChain,
     StaticEncoder,
+    batch_sizes,
     read_backward,
 )
 
@@ -33,8 +36,9 @@ class DSVAE(nn.Module):
     """p(f) p(z_{1:T}) prod_t p(x_t | f, z_t); q(f | x) prod_t q(z_t | x_t), or, full, q(f | x) q(z_{1:T} | f, x)."""
 
     def __init__(
-        self, frame_shape, static_dim=64, latent_dim=32, rnn_dim=128, hidden_dim=128, feature_dim=256, full=False,
-        encoder=None, decoder=None,
+        self, frame_shape, static_dim: int = 64, latent_dim: int = 32, rnn_dim: int = 128, hidden_dim: int = 128,
+        feature_dim: int = 256, full: bool = False, encoder: tuple[int, ...] | None = None,
+        decoder: tuple[int, ...] | None = None,
     ):  # fmt: skip
         super().__init__()
         channels, image_size, _ = frame_shape
@@ -49,10 +53,12 @@ class DSVAE(nn.Module):
         else:
             self.motion = normal_mlp(feature_dim, hidden_dim, latent_dim)
         self.prior_rnn, self.prior = nn.LSTM(latent_dim, rnn_dim, batch_first=True), NormalHead(rnn_dim, latent_dim)
-        self.decoder = ConvDecoder(static_dim + latent_dim, frame_shape, decoder)
+        self.decoder = ConvDecoder(
+            static_dim + latent_dim, out_channels=channels, image_size=image_size, channels=decoder
+        )
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             f = pyro.sample("f", standard_normal(self.prior.loc.weight, self.static_dim))
             initial = self.prior(f.new_zeros(num_sequences, self.rnn_dim))
@@ -80,34 +86,13 @@ class DSVAE(nn.Module):
         return self.rnn(both_ways)[0].unflatten(0, batch)
 
 
-PRESETS = {
-    "cpu": {
-        "sprites": Plan(
-            {"encoder": (16, 16, 32, 32), "decoder": (256, 128, 64, 32)},
-            num_steps=3000, learning_rate=2e-3, batch_size=16, clip_length=8, warm_up=200, clip_norm=200.0,
-            betas=(0.9, 0.99), annealed={"f": (0.1, 1000), "z": (5.0, 1500)},
-        ),
-        "pendulum": Plan(
-            {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
-            num_steps=1500, learning_rate=2e-3, batch_size=8, clip_length=16, warm_up=100, clip_norm=100.0,
-            betas=(0.9, 0.99), annealed={"f": (0.1, 500), "z": (5.0, 750)},
-        ),
-    },
-    "tiny": {
-        "clips": Plan(
-            {"static_dim": 4, "latent_dim": 3, "rnn_dim": 6, "hidden_dim": 5, "feature_dim": 8},
-            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=8, checkpoint_every=2,
-        )
-    },
-}  # fmt: skip
-
 EXAMPLE = Example(
+    "dsvae",
     __doc__,
     VIDEOS.on("sprites"),
     lambda frame_shape, sizes: DSVAE(frame_shape, **sizes),
-    PRESETS,
+    DSVAE,
     {"training": calibrated_stage},
-    plan_from,
     static=("f",),
     motion=("z",),
     flags={"full": ("the full posterior, in which z reads f and all frames", {"full": True})},

@@ -6,7 +6,7 @@
 Every frame has a code a_t; codes are what a linear-Gaussian state-space model emits. Given the codes, the posterior of
 its states is known exactly: the guide samples a from the frames and then z from that posterior, so that log p(a, z)
 less log q(z | a) is log p(a), the Kalman filter's evidence, whatever z was drawn. The paper blends several linear
-dynamics by the codes; here there is one. The command line is in `run_folder.py`, data and pictures in `videos.py`.
+dynamics by the codes; here there is one. The command line is in `command_line.py`, data and pictures in `videos.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from functools import partial, wraps
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import ConvDecoder, bernoulli, lengths, of_real_steps, real_frames
-from run_folder import Example, Plan, main, plan_from
+from command_line import main
+from parts import bernoulli, real_frames
+from settings import Example
 from torch import nn
 from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, MarkovChain, NormalHead
+from seqdisent import ConvDecoder, ConvEncoder, IndependentSteps, MarkovChain, NormalHead, batch_sizes
 
 
 def in_full_precision(function):
@@ -39,12 +40,15 @@ def in_full_precision(function):
 class KalmanVAE(nn.Module):
     """p(z_1) prod_t p(z_t | z_{t-1}) p(a_t | z_t) p(x_t | a_t); q(a_t | x_t), and p(z_{1:T} | a_{1:T}) itself."""
 
-    def __init__(self, frame_shape, latent_dim=16, code_dim=8, feature_dim=128, encoder=None, decoder=None):
+    def __init__(
+        self, frame_shape, latent_dim: int = 16, code_dim: int = 8, feature_dim: int = 128, encoder: tuple[int, ...] |
+        None = None, decoder: tuple[int, ...] | None = None,
+    ):  # fmt: skip
         super().__init__()
         channels, image_size, _ = frame_shape
         self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
         self.code = NormalHead(feature_dim, code_dim, initial_scale=0.1)
-        self.decoder = ConvDecoder(code_dim, frame_shape, decoder)
+        self.decoder = ConvDecoder(code_dim, out_channels=channels, image_size=image_size, channels=decoder)
         near_identity = torch.eye(latent_dim) + 0.1 * torch.randn(latent_dim, latent_dim) / latent_dim**0.5
         self.dynamics = nn.Parameter(near_identity)  # A
         self.reading = nn.Parameter(torch.randn(code_dim, latent_dim) / latent_dim**0.5)  # C
@@ -56,11 +60,11 @@ class KalmanVAE(nn.Module):
         return softplus(self.noises[name]) + 1e-2  # less, and float32 is too coarse for the recursion below
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             initial = self.state(self.noises["z_1"].new_zeros(num_sequences, len(self.dynamics)), "z_1")
             z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
-            a = pyro.sample("a", of_real_steps(self.emission(z), mask))
+            a = pyro.sample("a", IndependentSteps(self.emission(z), mask))
             pyro.sample("x", bernoulli(self.decoder(a), mask, 3), obs=real_frames(frames, mask))
 
     @in_full_precision
@@ -76,7 +80,7 @@ class KalmanVAE(nn.Module):
 
     def guide(self, frames, mask=None):
         with pyro.plate("sequences", len(frames)):
-            a = pyro.sample("a", of_real_steps(self.code(self.encoder(real_frames(frames, mask))), mask))
+            a = pyro.sample("a", IndependentSteps(self.code(self.encoder(real_frames(frames, mask))), mask))
             pyro.sample("z", self.smoothed(a, mask))
 
     @in_full_precision
@@ -123,29 +127,13 @@ class KalmanVAE(nn.Module):
         return MarkovChain(initial, step, a.shape[-2], inputs=inputs, mask=mask)
 
 
-PRESETS = {
-    "cpu": {
-        "pendulum": Plan(
-            {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
-            num_steps=3000, learning_rate=2e-3, batch_size=8, clip_length=16, warm_up=100, clip_norm=100.0,
-            annealed={"z": (0.1, 1000), "a": (0.1, 1000)},
-        )
-    },
-    "tiny": {
-        "clips": Plan(
-            {"latent_dim": 4, "code_dim": 3, "feature_dim": 8},
-            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=8, checkpoint_every=2,
-        )
-    },
-}  # fmt: skip
-
 EXAMPLE = Example(
+    "kalman_vae",
     __doc__,
     VIDEOS,
     lambda frame_shape, sizes: KalmanVAE(frame_shape, **sizes),
-    PRESETS,
+    KalmanVAE,
     {"training": partial(calibrated_stage, kl="monte-carlo")},
-    plan_from,
     motion=("z",),
 )
 

@@ -6,7 +6,7 @@
 A recurrent network carries h_t, which has seen all z and all actions before t; prior, posterior and frames read it. The
 KL term is balanced (Hafner et al., ICLR 2021): it trains the prior more than the posterior, and no step's is pushed
 below its free nats. Released code has a layer before the recurrent network; here it reads {z, a} itself. The command
-line is in `run_folder.py`, data and pictures are in `videos.py`.
+line is in `command_line.py`, data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import ConvDecoder, bernoulli, lengths, normal_mlp, previous, real_frames
-from run_folder import Example, Plan, main, plan_from
+from command_line import main
+from parts import bernoulli, normal_mlp, real_frames
+from settings import Example
 from torch import nn
 from torch.distributions import kl_divergence
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvEncoder, RecurrentChain
+from seqdisent import ConvDecoder, ConvEncoder, RecurrentChain, batch_sizes, shift_steps
 
 
 class RSSM(nn.Module):
     """p(z_t | h_t) p(x_t | h_t, z_t), q(z_t | h_t, x_t), with h_t = f(h_{t-1}, z_{t-1}, a_{t-1}); a are actions."""
 
     def __init__(
-        self, frame_shape, latent_dim=16, rnn_dim=128, hidden_dim=128, feature_dim=128, action_dim=0, encoder=None,
-        decoder=None,
+        self, frame_shape, latent_dim: int = 16, rnn_dim: int = 128, hidden_dim: int = 128, feature_dim: int = 128,
+        action_dim: int = 0, encoder: tuple[int, ...] | None = None, decoder: tuple[int, ...] | None = None,
     ):  # fmt: skip
         super().__init__()
         channels, image_size, _ = frame_shape
@@ -38,11 +39,11 @@ class RSSM(nn.Module):
         self.rnn = nn.GRU(latent_dim + action_dim, rnn_dim, batch_first=True)
         self.prior = normal_mlp(rnn_dim, hidden_dim, latent_dim)
         self.posterior = normal_mlp(rnn_dim + feature_dim, hidden_dim, latent_dim)
-        self.decoder = ConvDecoder(latent_dim + rnn_dim, frame_shape, decoder)
+        self.decoder = ConvDecoder(latent_dim + rnn_dim, out_channels=channels, image_size=image_size, channels=decoder)
         self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, actions=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         self.check(actions, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             chain = self.chain(self.prior, num_sequences, num_steps, actions, mask)
@@ -69,7 +70,7 @@ class RSSM(nn.Module):
         initial = head(state if context is None else torch.cat([state, context[:, 0]], -1))
         return RecurrentChain(
             initial, lambda _, read: head(read), num_steps, recurrence=self.rnn, state=state,
-            inputs=None if actions is None else previous(actions[:, :num_steps]), context=context, mask=mask,
+            inputs=None if actions is None else shift_steps(actions[:, :num_steps]), context=context, mask=mask,
         )  # fmt: skip
 
 
@@ -88,28 +89,13 @@ def _constant(normal):
     return dist.Normal(normal.mean.detach(), normal.stddev.detach(), validate_args=False).to_event(1)
 
 
-PRESETS = {
-    "cpu": {
-        "pendulum": Plan(
-            {"encoder": (16, 16, 32, 32), "decoder": (64, 32, 16, 16)},
-            num_steps=3000, learning_rate=1e-3, batch_size=8, clip_length=16, warm_up=100, clip_norm=100.0,
-        )
-    },
-    "tiny": {
-        "clips": Plan(
-            {"latent_dim": 3, "rnn_dim": 6, "hidden_dim": 5, "feature_dim": 8},
-            num_steps=6, learning_rate=1e-3, batch_size=2, clip_length=8, checkpoint_every=2,
-        )
-    },
-}  # fmt: skip
-
 EXAMPLE = Example(
+    "rssm",
     __doc__,
     VIDEOS,
     lambda frame_shape, sizes: RSSM(frame_shape, **sizes),
-    PRESETS,
+    RSSM,
     {"training": partial(calibrated_stage, objective=balanced_bound)},
-    plan_from,
     motion=("z",),
 )
 

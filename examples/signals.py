@@ -6,15 +6,15 @@ A voice is a mixture of harmonics, what it says a contour of pitch and loudness.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from matplotlib.figure import Figure
-from run_folder import EMISSION, Example
+from settings import Example
 from torch import Tensor, nn
-from videos import VIDEOS, Data, every_identity_in_every_motion
+from videos import VIDEOS, Data, every_identity_in_every_motion, measure_videos
 
 from seqdisent import reconstruct, swap
 from seqdisent.datasets import Clips
@@ -58,24 +58,24 @@ def signals(num_clips: int, num_voices: int, *, seed: int) -> Clips:
     )  # fmt: skip
 
 
-def load_signals(config: Mapping[str, Any], *, download: bool) -> Data:
-    train, held_out = signals(2400, 200, seed=config["seed"]), signals(120, 12, seed=config["seed"] + 1_000_003)
+def load_signals(settings: Namespace, *, download: bool) -> Data:
+    train, held_out = signals(2400, 200, seed=settings.seed), signals(120, 12, seed=settings.seed + 1_000_003)
     return Data(train, held_out, every_identity_in_every_motion(held_out))  # voices held out are new ones
 
 
 @torch.no_grad()
-def draw_signals(example: Example, network: nn.Module, data: Data, run: Path, *, seed: int) -> list[Path]:
+def draw_signals(network: nn.Module, data: Data, run: Path) -> list[Path]:
     """Draw a window of two clips, their reconstructions, and the swaps both ways, each over its truth."""
     rows = torch.tensor([0, 25])  # two voices
     frames, other = data.held_out.batch(rows).frames, data.held_out.batch(rows.flip(0)).frames
     shown = {
-        "clip": (reconstruct(network.model, network.guide, frames)[EMISSION].mean, frames),
+        "clip": (reconstruct(network.model, network.guide, frames)["x"].mean, frames),
         "who from the other": (
-            swap(network.model, network.guide, frames, other, sites=["s"])[EMISSION].mean,
+            swap(network.model, network.guide, frames, other, sites=["s"])["x"].mean,
             data.held_out.true_swap(rows.flip(0), rows).float() / 255,
         ),
         "what from the other": (
-            swap(network.model, network.guide, frames, other, sites=["z"])[EMISSION].mean,
+            swap(network.model, network.guide, frames, other, sites=["z"])["x"].mean,
             data.held_out.true_swap(rows, rows.flip(0)).float() / 255,
         ),
     }
@@ -92,9 +92,16 @@ def draw_signals(example: Example, network: nn.Module, data: Data, run: Path, *,
     return [run / "swaps.png"]
 
 
+def measure(
+    example: Example, network: nn.Module, data: Data, run: Path, settings: Namespace
+) -> tuple[dict[str, Any], list[Path]]:
+    numbers, written = measure_videos(example, network, data, run, settings)
+    return numbers, written + draw_signals(network, data, run)
+
+
 SIGNALS = VIDEOS._replace(
     options={"data": {"default": "signals", "help": "signals: the only data there is"}},
     load=load_signals,
-    draw=draw_signals,
+    measure=measure,
     commands={},
 )

@@ -3,7 +3,7 @@
     python examples/speakers.py                   train on signals that it generates itself, then measure swaps
 
 A step is a window of the signal, and the decoder a bank of networks for windows, blended once per sequence by who is
-speaking. The command line is in `run_folder.py`, the signals and their pictures in `signals.py`, the measures in
+speaking. The command line is in `command_line.py`, the signals and their pictures in `signals.py`, the measures in
 `videos.py`.
 """
 
@@ -15,18 +15,29 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import lengths, mlp, of_real_steps, real_frames, standard_normal
-from run_folder import Example, Plan, main, plan_from, single_stage
+from command_line import main, single_stage
+from parts import mlp, real_frames, standard_normal
+from settings import Example
 from signals import SIGNALS, STEPS
 from torch import nn
 
-from seqdisent import GatedTransition, MarkovChain, MixtureOfExperts, NormalHead, StaticEncoder
+from seqdisent import (
+    GatedTransition,
+    IndependentSteps,
+    MarkovChain,
+    MixtureOfExperts,
+    NormalHead,
+    StaticEncoder,
+    batch_sizes,
+)
 
 
 class Speakers(nn.Module):
     """p(s) p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | s, z_t): s blends the experts that turn z_t into a window."""
 
-    def __init__(self, frame_shape, num_experts=8, latent_dim=2, hidden_dim=128, temperature=1.0):
+    def __init__(
+        self, frame_shape, num_experts: int = 8, latent_dim: int = 2, hidden_dim: int = 128, temperature: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         (window,) = frame_shape
         self.num_experts, self.latent_dim, self.temperature = num_experts, latent_dim, temperature
@@ -38,7 +49,7 @@ class Speakers(nn.Module):
         self.noise = nn.Parameter(torch.tensor(-2.0))  # of a window; its softplus is a standard deviation
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, ordered=True):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             prior = dist.Normal(self.noise.new_zeros(self.num_experts), self.num_experts**-0.5).to_event(1)
             s = pyro.sample("s", prior)
@@ -48,7 +59,7 @@ class Speakers(nn.Module):
             windows = self.decoder(z, torch.softmax(s / self.temperature, -1)).sigmoid()
             scale = nn.functional.softplus(self.noise) + 0.03
             window = dist.Normal(windows, scale, validate_args=False).to_event(1)
-            pyro.sample("x", of_real_steps(window, mask), obs=real_frames(frames, mask))
+            pyro.sample("x", IndependentSteps(window, mask), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None):
         features = self.encoder(real_frames(frames, mask))
@@ -75,28 +86,13 @@ def dynamics(speakers, plan, clips, seed):
     return single_stage(speakers, replace(plan, num_steps=(plan.num_steps + 2) // 3, annealed={}), clips, seed + 1)
 
 
-PRESETS = {
-    "cpu": {
-        "signals": Plan(
-            {}, num_steps=6000, learning_rate=2e-3, batch_size=24, warm_up=200, clip_norm=200.0, betas=(0.9, 0.99),
-            annealed={"z": (5.0, 3000), "s": (0.1, 1500)},
-        )
-    },
-    "tiny": {
-        "signals": Plan(
-            {"num_experts": 3, "latent_dim": 2, "hidden_dim": 6},
-            num_steps=6, learning_rate=1e-3, batch_size=2, checkpoint_every=2,
-        )
-    },
-}  # fmt: skip
-
 EXAMPLE = Example(
+    "speakers",
     __doc__,
     SIGNALS,
     lambda frame_shape, sizes: Speakers(frame_shape, **sizes),
-    PRESETS,
+    Speakers,
     {"unordered": unordered, "dynamics": dynamics},
-    plan_from,
     static=("s",),
     motion=("z",),
 )

@@ -6,28 +6,29 @@
 A recurrent network reads the chords alone, d_t = f(d_{t-1}, x_{t-1}); above it z is a chain of its own. The guide
 smooths: a second network reads {d_t, x_t} from the end, and the location of q is that of p plus a correction. When the
 model goes on by itself, it reads back the keys that are likelier pressed than not. The command line is in
-`run_folder.py`, data in `chorales.py`.
+`command_line.py`, data in `chorales.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyro
 import pyro.distributions as dist
 import torch
-from chorales import CHORALES, RECURRENT, TINY
-from parts import bernoulli, fed_back, lengths, mlp, normal_mlp, previous, real_frames
-from run_folder import Example, main, plan_from, single_stage
+from chorales import CHORALES
+from command_line import main, single_stage
+from parts import bernoulli, mlp, normal_mlp, real_frames
+from settings import Example
 from torch import nn
 
-from seqdisent import MarkovChain, RecurrentChain, read_backward
+from seqdisent import MarkovChain, RecurrentChain, batch_sizes, feedback, read_backward, shift_steps
 
 
 class SRNN(nn.Module):
     """p(z_t | z_{t-1}, d_t) p(x_t | z_t, d_t), and q(z_t | z_{t-1}, d_t, a_t) with a_t = g(a_{t+1}, {d_t, x_t})."""
 
-    def __init__(self, num_keys, latent_dim=32, hidden_dim=200, rnn_dim=300):
+    def __init__(
+        self, num_keys, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
+    ):  # fmt: skip
         super().__init__()
         self.latent_dim, self.rnn_dim = latent_dim, rnn_dim
         self.forward_rnn = nn.GRU(num_keys, rnn_dim, batch_first=True)
@@ -38,9 +39,9 @@ class SRNN(nn.Module):
         self.z_before, self.initial_state = nn.Parameter(torch.zeros(latent_dim)), nn.Parameter(torch.zeros(rnn_dim))
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         frames = real_frames(frames, mask)
-        inputs = fed_back(self.frame, history) if frames is None else previous(frames)
+        inputs = feedback(self.frame, history) if frames is None else shift_steps(frames)
         z_before, state = (start.expand(num_sequences, -1) for start in (self.z_before, self.initial_state))
         with pyro.plate("sequences", num_sequences):
             chain = RecurrentChain(
@@ -74,19 +75,15 @@ class SRNN(nn.Module):
         return (self.emission(torch.cat([z, d], -1)) > 0).to(z.dtype)
 
 
-PRESETS = {
-    "cpu": {"jsb": RECURRENT},
-    "tiny": {"jsb": replace(TINY, sizes={"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6})},
-}
-
 EXAMPLE = Example(
+    "srnn",
     __doc__,
     CHORALES,
     lambda frame_shape, sizes: SRNN(*frame_shape, **sizes),
-    PRESETS,
+    SRNN,
     {"training": single_stage},
-    plan_from,
     motion=("z",),
+    history=True,
 )
 
 if __name__ == "__main__":

@@ -1,28 +1,43 @@
-"""Examples on videos: data sets, errors against the truth, pictures, and what a finished run is used for.
+"""Examples on videos: the data sets, the evaluation, and what a finished run is used for.
 
 For any example whose frames are pictures; `Example.static` and `Example.motion` name the sites that say who and what.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from run_folder import EMISSION, Command, Example, Plan, Task, load_data, load_run, read_json, single_stage, write_json
+from command_line import load_data, load_run, single_stage
+from jsonargparse import Namespace
+from settings import Command, Example, Plan, Task
 from torch import Tensor, nn
 
-from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
-from seqdisent.chains.factorised import as_chain
+from seqdisent import ConvDecoder, forecast, generate, swap
 from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
-from seqdisent.metrics import nearest_clip, pick_donors, squared_error
-from seqdisent.plotting import film_strip, plot_error_over_time, save_gif, save_png, swap_table
-from seqdisent.training import ELBOTraining, frames_and_mask
+from seqdisent.evaluation import Evaluation, evaluate
+from seqdisent.metrics import Judge
+from seqdisent.plotting import film_strip, save_gif, save_png
+from seqdisent.training import ELBOTraining
 
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
+
+# Vowels et al., tables 1 and 2, in per cent: consistency; what is told from the identity's and the dynamics' embedding
+PAPER = {
+    "sprites": {
+        "VDSM (paper)": {
+            "consistency": {
+                "body": 99.67, "shirt": 99.67, "pants": 99.00, "hair": 100.00, "action": 99.33, "average": 99.53
+            },
+            "static": {"body": 98.67, "shirt": 99.67, "pants": 97.67, "hair": 99.33, "action": 45.00},
+            "motion": {"body": 52.67, "shirt": 47.33, "pants": 31.67, "hair": 21.00, "action": 99.33},
+        }
+    }
+}  # fmt: skip
 
 
 class Data(NamedTuple):
@@ -33,16 +48,13 @@ class Data(NamedTuple):
     candidates: Clips | None
 
 
-# Data
-
-
-def load_videos(config: Mapping[str, Any], *, download: bool) -> Data:
+def load_videos(settings: Namespace, *, download: bool) -> Data:
     """Return the clips of a data set by name, or of a folder or .npz file by path."""
-    name, image_size, held_out, seed = (config[key] for key in ("data", "image_size", "held_out", "seed"))
+    name, image_size, held_out, seed = settings.data, settings.image_size, settings.held_out, settings.seed
     if name == "pendulum":
         # seven colours are too few to hold one out: what is held out is motions
-        train = pendulum(1400, seed=seed, image_size=image_size)
-        test = pendulum(140, seed=seed + 1_000_003, image_size=image_size)
+        train = pendulum(settings.num_clips or 1400, seed=seed, image_size=image_size)
+        test = pendulum(len(train) // 10, seed=seed + 1_000_003, image_size=image_size)
         return Data(train, test, every_identity_in_every_motion(test))
     if name == "sprites":
         if image_size != 64:
@@ -52,7 +64,8 @@ def load_videos(config: Mapping[str, Any], *, download: bool) -> Data:
         return Data(train, test, clips)
     if name == "moving_mnist":
         options = {"seed": seed, "image_size": image_size, "download": download}
-        return Data(moving_mnist(10_000, **options), moving_mnist(500, split="test", **options), None)
+        train = moving_mnist(settings.num_clips or 10_000, **options)
+        return Data(train, moving_mnist(len(train) // 20, split="test", **options), None)
     clips = load_clips(name, image_size=image_size)
     train, test = clips.split(held_out, seed, by="identity")
     return Data(train, test, None)
@@ -72,208 +85,137 @@ def every_identity_in_every_motion(clips: Clips) -> Clips:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, clips: Clips, seed: int) -> None:
+def calibrate(network: Any, clips: Clips, seed: int) -> None:
     """Start where frames look different to the encoder and the decoder paints the average pixel."""
     frames = clips.draw_groups(32, 8, torch.Generator().manual_seed(seed)).frames.flatten(0, 1)
     network.encoder.calibrate(frames)
     if hasattr(network, "static"):
         network.static.calibrate(network.encoder(frames))
-    bias = network.decoder.biases[-1]
+    decoder = network.decoder
+    bias = decoder.layers[-1].bias if isinstance(decoder, ConvDecoder) else decoder.biases[-1]
     bias.copy_(frames.mean((0, 2, 3)).clamp(0.01, 0.99).logit().expand_as(bias))
 
 
 def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **options: Any) -> ELBOTraining:
-    """Return `run_folder.single_stage`, calibrated."""
+    """Return `command_line.single_stage`, calibrated."""
     calibrate(network, clips, seed)
     return single_stage(network, plan, clips, seed, **options)
 
 
-# Numbers
+class EncodedBatch(NamedTuple):
+    """Clips with what a frozen encoder makes of them."""
+
+    frames: Tensor
+    mask: Tensor | None
+    features: Tensor
+    partner: tuple[Tensor, Tensor | None] | None  # features and mask of any clip of the same identity
 
 
-@torch.no_grad()
-def measure_errors(
-    example: Example, network: nn.Module, data: Data, *, seed: int, batch_size: int = 64
-) -> dict[str, Any]:
-    """Measure on held-out clips: posterior and transition means, mean squared errors of pixels in [0, 1].
+def encoded_draws(
+    encoder: nn.Module, clips: Clips, num_clips: int, num_steps: int, *, partners: bool = False
+) -> Callable[[torch.Generator], EncodedBatch]:
+    """Return what draws random clips with their features, which are computed once, when training starts."""
 
-    Every clip is paired with a fixed donor of another identity and motion. The swapped clip has the donor's static
-    sites and this clip's others; its truth is the donor's identity doing what this clip does; a motion-swapped one is
-    the reverse. A roll-out has the clip's own latents, of every trajectory only the first step, and goes on from there
-    by itself.
-    """
-    clips = data.held_out
-    # whether there is a swapped clip, and its truth is known
-    known = bool(example.static) and clips.renderer is not None and clips.num_identities > 1
-    mean_frame = _mean_frame(data.train)
-    torch.manual_seed(seed)  # the ledger is taken at one sample of the posterior; everything else at its means
-    donors = pick_donors(clips.identity, _motion(clips), seed=seed) if known else torch.arange(len(clips))
-    sums: dict[str, list[Tensor]] = {}
-    swaps, truths = [], []
-    for rows in torch.arange(len(clips)).split(batch_size):
-        batch = clips.batch(rows)
-        source_args, donor_args = frames_and_mask(batch), frames_and_mask(clips.batch(donors[rows]))
-        found = reconstruct(network.model, network.guide, *source_args)[EMISSION].mean
-        given = {
-            name: site.value if as_chain(site.distribution) is None else site.value[:, :1]
-            for name, site in infer(network.guide, *source_args).items()
-        }
-        num_steps = batch.frames.shape[1]
-        rolled = generate(network.model, num_sequences=len(rows), num_steps=num_steps, given=given, sample=False)
-        measured = {
-            "reconstruction": squared_error(found, batch.frames, batch.mask),
-            "roll_out": squared_error(rolled[EMISSION].mean, batch.frames, batch.mask),
-            "mean_frame": squared_error(mean_frame.expand_as(batch.frames), batch.frames, batch.mask),
-        }
-        if known:
-            swapped = swap_static(example, network, source_args, donor_args)
-            truth = clips.true_swap(donors[rows], rows)
-            measured["swapped"] = squared_error(swapped, truth, batch.mask)
-            moved = swap(network.model, network.guide, source_args, donor_args, sites=example.motion)[EMISSION].mean
-            donor_truth = clips.true_swap(rows, donors[rows])
-            measured["motion_swapped"] = squared_error(moved, donor_truth, clips.batch(donors[rows]).mask)
-            swaps.append(swapped)
-            truths.append(truth)
-        terms = elbo_terms(network.model, network.guide, *source_args)
-        measured |= {f"KL({site})": term for site, term in terms.kl.items()}
-        measured |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
-        for name, value in measured.items():
-            sums.setdefault(name, []).append(value)
-    means = {name: torch.cat(values).mean().item() for name, values in sums.items()}
-    errors = {
-        name: means.pop(name)
-        for name in ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame")
-        if name in means
-    }
-    ratios = {
-        f"{name} / reconstruction": errors[name] / errors["reconstruction"]
-        for name in ("swapped", "motion_swapped", "roll_out")
-        if name in errors
-    }
-    metrics: dict[str, Any] = {"held_out_clips": len(clips), "mean_squared_error": errors, **ratios, "nats": means}
-    if known and data.candidates is not None:
-        metrics["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), clips, donors, data.candidates)
-    return metrics
+    @cache
+    @torch.no_grad()
+    def features() -> Tensor:
+        device = next(encoder.parameters()).device
+        frames = clips.frames.flatten(0, 1).split(256)
+        return torch.cat([encoder(chunk.to(device) / 255).cpu() for chunk in frames])
+
+    def draw(generator: torch.Generator) -> EncodedBatch:
+        batch = clips.draw_clips(num_clips, generator, num_steps=num_steps)
+        partner = None
+        if partners:
+            rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)
+            mask = clips.mask[rows]
+            partner = features().unflatten(0, clips.frames.shape[:2])[rows], None if mask.all() else mask
+        return EncodedBatch(batch.frames, batch.mask if batch.ragged else None, features()[batch.positions], partner)
+
+    return draw
 
 
-def swap_static(example: Example, network: nn.Module, source: Any, donor: Any) -> Tensor:
-    """Return clips of the donor's static sites and the source's own motion, whatever the guide infers motion from."""
-    sites = {"sites": example.static, "keep": example.motion}
-    return swap(network.model, network.guide, source, donor, **sites)[EMISSION].mean
+# Numbers and pictures
 
 
-def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, candidates: Clips) -> dict[str, float]:
-    """Return how often the true clip that is nearest to a swapped one is the right one, and has the right factors."""
-    found = nearest_clip(swaps, candidates.frames)
-    right = {"clip": (candidates.frames[found] == truths).flatten(1).all(1)}
-    for name, labels in candidates.labels.items():
-        wanted = clips.labels[name][donors] if name in clips.static_factors else clips.labels[name]
-        right[name] = labels[found] == wanted
-    return {"of": len(candidates), **{name: values.double().mean().item() for name, values in right.items()}}
+def evaluation(example: Example, network: Any, data: Data, seed: int, **options: Any) -> Evaluation:
+    num_steps = int(data.held_out.lengths.max())
+    return evaluate(
+        network.model, network.guide, data.train, data.held_out, static=example.static, motion=example.motion,
+        history=example.history, emission="x", candidates=data.candidates, seed=seed,
+        forecast_steps=max(FORECAST_STEPS - num_steps, num_steps), **options,
+    )  # fmt: skip
 
 
-def _motion(clips: Clips) -> Tensor | None:
-    """Return one number for the motion factors of each clip, None if they are not known."""
-    if not clips.motion_factors:
-        return None
-    return torch.unique(torch.stack([clips.labels[name] for name in clips.motion_factors]), dim=1, return_inverse=True)[
-        1
-    ]
-
-
-def _mean_frame(clips: Clips) -> Tensor:
-    some = slice(None, None, max(1, len(clips) // 500))
-    return clips.frames[some][clips.mask[some]].float().mean(0) / 255
-
-
-# Pictures
-
-
-@torch.no_grad()
-def draw_pictures(example: Example, network: nn.Module, data: Data, run: Path, *, seed: int) -> list[Path]:
-    clips, written = data.held_out, []
-    spread = torch.linspace(0, len(clips) - 1, 6).long()
-    batch = clips.batch(spread)
-    found = reconstruct(network.model, network.guide, *frames_and_mask(batch))[EMISSION].mean
-    pairs = torch.stack([batch.frames, _blank_padding(found, batch.mask)], 1).flatten(0, 1)
-    written.append(save_png(film_strip(pairs), run / "reconstructions.png", scale=2))
-
-    if example.static:
-        table = swap_all(example, network, clips, *_different(clips, seed))
-        moments = table[torch.linspace(0, len(table) - 1, 4).long()]
-        written.append(save_png(film_strip(moments[None], gap=8), run / "swaps.png"))
-        written.append(save_gif(table, run / "swaps.gif", scale=2))
-
-    torch.manual_seed(seed)
-    num_steps = int(clips.lengths.max())
-    drawn = generate(network.model, num_sequences=8, num_steps=num_steps)[EMISSION].mean
-    written.append(save_png(film_strip(drawn), run / "prior_samples.png", scale=2))
-
-    given = batch.frames[:4], batch.mask[:4]
-    more = max(FORECAST_STEPS - num_steps, num_steps)
-    predicted = forecast(network.model, network.guide, *given, num_steps=more, sample=False)[EMISSION].mean
-    rows, truth = predicted, None
-    if clips.renderer is not None:
-        try:
-            truth = clips.true_clip(spread[:4], num_steps + more).float() / 255
-            rows = torch.stack([truth, predicted], 1).flatten(0, 1)
-        except ValueError:
-            pass  # the data ends with the clip: there is no truth to show
-    written.append(save_png(film_strip(rows), run / "forecast.png"))
-    if truth is not None:
-        written.append(_plot_forecast_error(network, data, more, run / "forecast_error.png"))
-    return written
-
-
-def swap_all(example: Example, network: nn.Module, clips: Clips, who: Tensor, what: Tensor) -> Tensor:
-    """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
-    pairs = torch.cartesian_prod(who, what)
-    sources, donors = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
-    given, donated = frames_and_mask(sources), frames_and_mask(donors)
-    swapped = swap_static(example, network, given, donated)
-    swapped = _blank_padding(swapped, sources.mask).unflatten(0, (len(who), len(what)))
-    num_steps = swapped.shape[2]
-    static, motion = (_to_length(clips.batch(rows).frames, num_steps) for rows in (who, what))
-    return swap_table(static, motion, swapped)
-
-
-def _different(clips: Clips, seed: int, *, num_identities: int = 5, num_motions: int = 6) -> tuple[Tensor, Tensor]:
-    """Return clips of different identities, and clips of different motions of yet another."""
-    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))
-    identities = [row for i, row in enumerate(order.tolist()) if clips.identity[row] not in clips.identity[order[:i]]]
-    motion = _motion(clips)
-    labels = torch.arange(len(clips)) if motion is None or len(motion.unique()) < num_motions else motion
-    motions = [row for i, row in enumerate(order.tolist()) if labels[row] not in labels[order[:i]]]
-    return torch.tensor(identities[:num_identities]), torch.tensor(motions[:num_motions])
-
-
-@torch.no_grad()
-def _plot_forecast_error(network: nn.Module, data: Data, more: int, path: Path) -> Path:
-    """Plot the error of forecasts of all held-out clips against the renderer's truth, beside a frozen last frame."""
-    clips, num_steps = data.held_out, int(data.held_out.lengths.max())
-    errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
-    for rows in torch.arange(len(clips)).split(32):
-        frames = clips.batch(rows).frames
-        truth = clips.true_clip(rows, num_steps + more)
-        predicted = forecast(network.model, network.guide, frames, num_steps=more, sample=False)[EMISSION].mean
-        frozen = torch.cat([frames, frames[:, -1:].expand(-1, more, -1, -1, -1)], 1)
-        for name, guess in zip(errors, (predicted, frozen, _mean_frame(data.train).expand_as(predicted)), strict=True):
-            errors[name].append((guess - truth.float() / 255).square().flatten(2).mean(-1))
-    means = {name: torch.cat(values).mean(0) for name, values in errors.items()}
-    write_json({name: value.tolist() for name, value in means.items()}, path.with_suffix(".json"))
-    return plot_error_over_time(means, path, trained_on=num_steps)
-
-
-def _blank_padding(frames: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask[..., None, None, None], frames, 0.0)
-
-
-def _to_length(frames: Tensor, num_steps: int) -> Tensor:
-    """Cut clips to `num_steps`, or repeat their last frame."""
-    return frames[:, torch.arange(num_steps).clamp(max=frames.shape[1] - 1)]
+def measure_videos(
+    example: Example, network: nn.Module, data: Data, run: Path, settings: Namespace, *, pictures: bool = True
+) -> tuple[dict[str, Any], list[Path]]:
+    """Measure all that needs no judge, which `evaluate RUN` adds."""
+    found = evaluation(example, network, data, settings.seed, judge=None, pictures=pictures)
+    return found.numbers, found.save(run, title=f"{run.name}: {settings.data}")
 
 
 # What a finished run is used for
+
+
+@torch.no_grad()
+def _generate(example: Example, options: Namespace) -> None:
+    network, _ = load_run(example, Path(options.run))
+    torch.manual_seed(options.seed)
+    drawn = generate(network.model, num_sequences=options.num_clips, num_steps=options.num_steps)["x"].mean
+    _write_clips(drawn, options.out or Path(options.run) / "generated")
+
+
+@torch.no_grad()
+def _swap(example: Example, options: Namespace) -> None:
+    network, settings = load_run(example, Path(options.run))
+    if not example.static:
+        sys.exit("swap: this model has no static latent")
+    content, motion = (_read_clip(path, settings.frame_shape) for path in (options.content, options.motion))
+    sites = {"sites": example.static, "keep": example.motion}
+    swapped = swap(network.model, network.guide, motion, content, **sites)["x"].mean
+    shown = content[:, torch.arange(motion.shape[1]).clamp(max=content.shape[1] - 1)]
+    _write_clips(torch.cat([shown, motion, swapped]), options.out or Path(options.run) / "swapped")
+
+
+@torch.no_grad()
+def _forecast(example: Example, options: Namespace) -> None:
+    network, settings = load_run(example, Path(options.run))
+    torch.manual_seed(options.seed)
+    frames, how = (
+        _read_clip(options["from"], settings.frame_shape),
+        {"sample": options.sample, "history": example.history},
+    )
+    predicted = forecast(network.model, network.guide, frames, num_steps=options.num_steps, **how)["x"].mean
+    _write_clips(predicted, options.out or Path(options.run) / "forecast_from_file")
+
+
+def _evaluate(example: Example, options: Namespace) -> None:
+    run = Path(options.run)
+    network, settings = load_run(example, run)
+    if not example.static:
+        sys.exit("evaluate: this model has no static latent, so there is no swap to judge")
+    data = load_data(example, settings)
+    if not data.held_out.static_factors:
+        sys.exit(f"--data {settings.data}: has no labels that belong to an identity, so there is nothing to judge")
+    # "motion" of Sprites is action and direction in one label
+    factors = [name for name, label in data.train.labels.items() if len(label.unique()) > 1 and name != "motion"]
+    judge = _find_judge(data, factors, run / "judge.pt", options.judge_steps)
+    found = evaluation(example, network, data, settings.seed, judge=judge, factors=factors)
+    beside = PAPER.get(settings.data)
+    print(found.tables(beside=beside))
+    print("\nwrote", *found.save(run, title=f"{run.name}: {settings.data}", beside=beside), sep="\n  ")
+
+
+def _find_judge(data: Data, factors: list[str], path: Path, num_steps: int | None) -> Judge | int:
+    """Return the judge of an earlier evaluation of these clips, or for how many steps one is trained."""
+    if path.exists() and num_steps is None:
+        judge = Judge.load(path)
+        wanted = {name: len(data.train.factor_names[name]) for name in factors}
+        if judge.num_classes == wanted and judge.frame_shape == tuple(data.train.frames.shape[2:]):
+            print(f"the judge is {path}, of an earlier evaluation")
+            return judge
+    return 500 if num_steps is None else num_steps
 
 
 def _read_clip(path: str, frame_shape: tuple[int, int, int]) -> Tensor:
@@ -282,56 +224,6 @@ def _read_clip(path: str, frame_shape: tuple[int, int, int]) -> Tensor:
     except (OSError, ValueError, TypeError) as error:
         sys.exit(str(error))
     return frames.float()[None] / 255
-
-
-@torch.no_grad()
-def _generate(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, _ = load_run(example, Path(arguments.run))
-    torch.manual_seed(arguments.seed)
-    drawn = generate(network.model, num_sequences=arguments.num_clips, num_steps=arguments.num_steps)[EMISSION].mean
-    _write_clips(drawn, arguments.out or Path(arguments.run) / "generated")
-
-
-@torch.no_grad()
-def _swap(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = load_run(example, Path(arguments.run))
-    if not example.static:
-        sys.exit("swap: this model has no static latent")
-    content, motion = (_read_clip(path, frame_shape) for path in (arguments.content, arguments.motion))
-    swapped = swap_static(example, network, motion, content)
-    rows = torch.cat([_to_length(content, motion.shape[1]), motion, swapped])
-    _write_clips(rows, arguments.out or Path(arguments.run) / "swapped")
-
-
-@torch.no_grad()
-def _forecast(example: Example, arguments: argparse.Namespace) -> None:
-    network, _, frame_shape = load_run(example, Path(arguments.run))
-    torch.manual_seed(arguments.seed)
-    frames = _read_clip(arguments.frames, frame_shape)
-    predicted = forecast(network.model, network.guide, frames, num_steps=arguments.num_steps, sample=arguments.sample)[
-        EMISSION
-    ].mean
-    _write_clips(predicted, arguments.out or Path(arguments.run) / "forecast_from_file")
-
-
-def _evaluate(example: Example, arguments: argparse.Namespace) -> None:
-    import report  # scikit-learn and more, which nothing else needs
-
-    run = Path(arguments.run)
-    network, config, _ = load_run(example, run)
-    if not example.static:
-        sys.exit("evaluate: this model has no static latent, so there is no swap to judge")
-    data = load_data(example, config)
-    if not data.held_out.static_factors:
-        sys.exit(f"--data {config['data']}: has no labels that belong to an identity, so there is nothing to judge")
-    seed = config["seed"]
-    judge = report.find_judge(data.train, data.held_out, run / "judge.pt", seed=seed, num_steps=arguments.judge_steps)
-    donors = pick_donors(data.held_out.identity, _motion(data.held_out), seed=seed)
-    measured = report.measure(example, network, data.train, data.held_out, judge, donors, seed=seed)
-    write_json({**read_json(run / "metrics.json"), "evaluation": report.plain(measured)}, run / "metrics.json")
-    written = report.write_report(measured, config["data"], data.held_out, run)
-    print(*report.tables(measured, config["data"]), sep="\n\n")
-    print("\nwrote", run / "metrics.json", *written, sep="\n  ")
 
 
 def _write_clips(clips: Tensor, stem: str | Path) -> None:
@@ -346,31 +238,10 @@ def _write_clips(clips: Tensor, stem: str | Path) -> None:
     )
 
 
-def _number(text: str) -> int | float:
-    return int(text) if text.isdigit() and int(text) else float(text)
-
-
-def _adds(*options: str) -> Any:
-    """Return the function that adds these options to a subcommand."""
-
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        for name in options:
-            parser.add_argument("--" + name, **_OPTIONS[name])
-
-    return add_arguments
-
-
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "out": {"help": "where to write, without ending (default: in the run folder)"},
-    "num-clips": {"type": int, "default": 8},
-    "num-steps": {"type": int, "default": FORECAST_STEPS},
-    "seed": {"type": int, "default": 0},
-    "content": {"required": True, "help": "clip that gives the identity: folder, image, GIF, .npy"},
-    "motion": {"required": True, "help": "clip that gives the motion"},
-    "from": {"dest": "frames", "required": True, "help": "one frame or more: folder, image, GIF, .npy"},
-    "sample": {"action": "store_true", "help": "draw the future instead of following its mean"},
-    "judge-steps": {"type": int, "help": "train a new judge, for so many steps (default: 500, once)"},
-}
+OUT = {"out": {"help": "where to write, without ending (default: in the run folder)"}}
+SEED = {"seed": {"type": int, "default": 0}}
+NUM_CLIPS = {"num-clips": {"type": int, "default": 8}}
+NUM_STEPS = {"num-steps": {"type": int, "default": FORECAST_STEPS}}
 
 VIDEOS = Task(
     options={
@@ -378,25 +249,46 @@ VIDEOS = Task(
             "default": "pendulum",
             "help": "pendulum, sprites, moving_mnist, or a folder identity/clip/frame.png or .npz of clips",
         },
-        "held_out": {
-            "type": _number,
+        "held-out": {
+            "type": int | float,
             "default": 0.1,
-            "help": "identities that training never sees: a fraction, or how many (default: 0.1); where clips are "
+            "help": "identities that training never sees: a fraction, or how many; where clips are "
             "generated, those held out are too",
         },
-        "image_size": {"type": int, "default": 64},
+        "image-size": {"type": int, "default": 64},
+        "num-clips": {
+            "type": int | None,
+            "help": "where clips are generated, how many to train on (default: 1400 pendula, 10000 of digits)",
+        },
     },
     load=load_videos,
-    measure=measure_errors,
-    draw=draw_pictures,
+    measure=measure_videos,
     commands={
-        "generate": Command("draw new clips from the prior", _adds("out", "num-clips", "num-steps", "seed"), _generate),
-        "swap": Command(
-            "show who is in one clip doing what is done in another", _adds("out", "content", "motion"), _swap
+        "generate": Command(
+            "draw new clips from the prior",
+            OUT | {"num-clips": {"type": int, "default": 8}} | NUM_STEPS | SEED,
+            _generate,
         ),
-        "forecast": Command("continue a clip", _adds("out", "from", "num-steps", "sample", "seed"), _forecast),
+        "swap": Command(
+            "show who is in one clip doing what is done in another",
+            OUT
+            | {"content": {"required": True, "help": "clip that gives the identity: folder, image, GIF, .npy"}}
+            | {"motion": {"required": True, "help": "clip that gives the motion"}},
+            _swap,
+        ),
+        "forecast": Command(
+            "continue a clip",
+            OUT
+            | {"from": {"required": True, "help": "one frame or more: folder, image, GIF, .npy"}}
+            | {"sample": {"action": "store_true", "help": "draw the future instead of following its mean"}}
+            | NUM_STEPS
+            | SEED,
+            _forecast,
+        ),
         "evaluate": Command(
-            "judge, swaps, probes, entropies: tables beside the paper's numbers", _adds("judge-steps"), _evaluate
+            "judge, swaps, probes, entropies: tables beside the paper's numbers",
+            {"judge-steps": {"type": int | None, "help": "train a new judge, for so many steps (default: 500, once)"}},
+            _evaluate,
         ),
     },
 )

@@ -6,27 +6,28 @@
 Everything reads the state h_t that a recurrent network carries, which has seen all z and x before t. The paper's h is
 one step further on: its h_{t-1} is our h_t. It also has a network between z and whatever reads z. When the model goes
 on by itself, it reads back the keys that are likelier pressed than not, so that h is a function of z. The command line
-is in `run_folder.py`, data in `chorales.py`.
+is in `command_line.py`, data in `chorales.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyro
 import torch
-from chorales import CHORALES, RECURRENT, TINY
-from parts import bernoulli, fed_back, lengths, mlp, normal_mlp, previous, real_frames
-from run_folder import Example, main, plan_from, single_stage
+from chorales import CHORALES
+from command_line import main, single_stage
+from parts import bernoulli, mlp, normal_mlp, real_frames
+from settings import Example
 from torch import nn
 
-from seqdisent import RecurrentChain
+from seqdisent import RecurrentChain, batch_sizes, feedback, shift_steps
 
 
 class VRNN(nn.Module):
     """p(z_t | h_t) p(x_t | z_t, h_t), q(z_t | x_t, h_t), with h_t = f(h_{t-1}, z_{t-1}, x_{t-1})."""
 
-    def __init__(self, num_keys, latent_dim=32, hidden_dim=200, rnn_dim=300):
+    def __init__(
+        self, num_keys, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
+    ):  # fmt: skip
         super().__init__()
         self.read = nn.Sequential(mlp(num_keys, hidden_dim), nn.ReLU())
         self.rnn = nn.GRU(latent_dim + hidden_dim, rnn_dim, batch_first=True)
@@ -36,10 +37,10 @@ class VRNN(nn.Module):
         self.initial_state = nn.Parameter(torch.zeros(rnn_dim))
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
-        num_sequences, num_steps = lengths(frames, num_sequences, num_steps)
+        num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         frames = real_frames(frames, mask)
-        own = fed_back(self.frame, history, prepare=self.read)
-        inputs = own if frames is None else previous(self.read(frames))
+        own = feedback(self.frame, history, prepare=self.read)
+        inputs = own if frames is None else shift_steps(self.read(frames))
         with pyro.plate("sequences", num_sequences):
             chain = self.chain(self.prior, num_sequences, num_steps, inputs=inputs, mask=mask)
             z = pyro.sample("z", chain)
@@ -49,7 +50,7 @@ class VRNN(nn.Module):
     def guide(self, frames, mask=None):
         seen = self.read(real_frames(frames, mask))
         with pyro.plate("sequences", len(frames)):
-            steps = {"inputs": previous(seen), "context": seen, "mask": mask}
+            steps = {"inputs": shift_steps(seen), "context": seen, "mask": mask}
             pyro.sample("z", self.chain(self.posterior, *frames.shape[:2], **steps))
 
     def chain(self, head, num_sequences, num_steps, context=None, **steps):
@@ -63,19 +64,15 @@ class VRNN(nn.Module):
         return (self.emission(torch.cat([z, state], -1)) > 0).to(z.dtype)
 
 
-PRESETS = {
-    "cpu": {"jsb": RECURRENT},
-    "tiny": {"jsb": replace(TINY, sizes={"latent_dim": 3, "hidden_dim": 5, "rnn_dim": 6})},
-}
-
 EXAMPLE = Example(
+    "vrnn",
     __doc__,
     CHORALES,
     lambda frame_shape, sizes: VRNN(*frame_shape, **sizes),
-    PRESETS,
+    VRNN,
     {"training": single_stage},
-    plan_from,
     motion=("z",),
+    history=True,
 )
 
 if __name__ == "__main__":

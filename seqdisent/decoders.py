@@ -71,7 +71,9 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             first = not layers
-            layer = nn.ConvTranspose2d(width_in, width_out, 4, stride=1 if first else 2, padding=0 if first else 1)
+            # not initialised twice: the draws are those of a bank of one expert
+            options = {"stride": 1 if first else 2, "padding": 0 if first else 1, "device": torch.get_default_device()}
+            layer = nn.utils.skip_init(nn.ConvTranspose2d, width_in, width_out, 4, **options)
             nn.init.normal_(layer.weight, std=_initial_deviation(width_in, first=first))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

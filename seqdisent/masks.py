@@ -99,7 +99,8 @@ def fill_inputs(inputs: Tensor, mask: Tensor) -> Tensor:
     second, has_second = inputs[..., 1, :].detach(), mask[..., 1]
     flat = has_second.flatten()
     another = second.reshape(len(flat), -1).index_select(0, flat.int().argmax().reshape(1)).squeeze(0)
-    another = torch.where(flat.any(), another, 0.5)  # no later step is real: any value that roots and logarithms take
+    inside = another.new_full((), 0.5)  # where no later step is real: a value that roots and logarithms take
+    another = torch.where(flat.any(), another, inside)
     filler = torch.where(has_second.unsqueeze(-1), second, another)
     return torch.where(mask.unsqueeze(-1), inputs, filler.unsqueeze(-2))
 

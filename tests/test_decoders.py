@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import blended_decoder, plain_decoder
@@ -14,6 +15,18 @@ from strategies import Tensors, batch_shapes, dimensions, num_steps, seeds
 from torch import Tensor
 
 from seqdisent import ConvDecoder, MixtureOfExpertsConvDecoder
+
+CONTRACTS = {
+    "ConvDecoder": Contract(
+        lambda: ConvDecoder(2, out_channels=1, image_size=8, channels=(3,)), ((2,),), (1, 8, 8), "ConvTranspose2d(3, 1"
+    ),
+    "MixtureOfExpertsConvDecoder": Contract(
+        lambda: MixtureOfExpertsConvDecoder(2, 4, out_channels=1, image_size=8, channels=(3,)),
+        ((2, 2), (4,)),
+        (2, 1, 8, 8),
+        "latent_dim=2, num_experts=4, out_channels=1, image_size=8, channels=(3,)",
+    ),
+}
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
 SIZES = st.sampled_from(((8, (3,)), (16, (3, 2))))  # image_size, channels
@@ -329,3 +342,12 @@ def test_plain_decoder_gives_float32_logits_under_autocast():
         logits = decoder(latents)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, decoder(latents), rtol=0, atol=0.1)
+
+
+def test_the_plain_decoder_starts_as_a_bank_of_one_at_the_same_seed():
+    torch.manual_seed(0)
+    plain = ConvDecoder(5, image_size=16, channels=(8, 4))
+    torch.manual_seed(0)
+    bank = MixtureOfExpertsConvDecoder(5, 1, image_size=16, channels=(8, 4))
+    for layer, kernel in zip(plain.layers[::2], bank.kernels, strict=True):
+        assert torch.equal(layer.weight, kernel[0])

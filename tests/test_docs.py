@@ -49,6 +49,10 @@ def test_the_readme_begins_with_ten_lines():
     assert read("README.md").index(first) < read("README.md").index("## ")
 
 
+def test_the_landing_page_shows_the_same_ten_lines():
+    assert python_blocks("docs/index.md") == python_blocks("README.md")[:2]
+
+
 def test_a_model_of_ones_own_runs(capsys):
     names = run_page("docs/your_own_model.md")
     said = capsys.readouterr().out
@@ -67,15 +71,32 @@ def test_the_extension_points_run(capsys):
     mask = torch.arange(7) < torch.tensor([7, 3, 1, 5, 7])[:, None]
     ragged = names["Autoregression"](0.9, 7, 2, (5,), mask)
     path = ragged.rsample()
-    assert not path[~mask].any()
+    torch.testing.assert_close(path[~mask], path[:, :1].expand_as(path)[~mask], rtol=0.0, atol=0.0)
     continued = (chain.extend(path, 2, mask=mask, sample=False) for chain in (ragged, names["theirs"]))
     torch.testing.assert_close(*continued)
 
 
+def test_one_call_evaluates(tmp_path, monkeypatch, capsys):
+    for needed in ("torchmetrics", "sklearn", "matplotlib"):
+        pytest.importorskip(needed)
+    monkeypatch.chdir(tmp_path)
+    names = run_page("docs/evaluation.md")
+    written = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
+    assert written == set(
+        re.findall(r"`(\w+\.(?:json|md|html|png|gif|pt))`", read("docs/evaluation.md").split("## What is")[0])
+    )
+    assert names["found"].numbers["swaps"].keys() == {"identity", "motion"}
+    assert "99.00" in capsys.readouterr().out
+
+
 def test_every_page_is_in_the_table_of_contents():
-    pages = {path.stem for path in DOCS.glob("*.md")}
-    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", read("docs/index.md"), re.DOTALL)[1].split())
-    assert pages - {"index"} == {name for name in listed if "/" not in name}
+    listed = {DOCS / "index.md"}
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for contents in re.findall(r"```{toctree}\n(?::[^\n]*\n)*\n(.*?)```", text, re.DOTALL):
+            listed |= {page.parent / f"{name}.md" for name in contents.split()}
+    built = DOCS / "_build"
+    assert {page for page in DOCS.rglob("*.md") if built not in page.parents} == listed
 
 
 def test_the_citation_has_the_version_of_the_package():
@@ -121,6 +142,8 @@ def test_links_that_are_whole(check_links, tmp_path):
         ('<img src="none.png">', "none.png is not there"),
         ('<script src="_static/none.js"></script>', "_static/none.js is not there"),
         ('<a href="../outside.html">x</a>', "../outside.html is not there"),
+        ('<script src="https://example.org/a.js"></script>', "https://example.org/a.js is loaded from elsewhere"),
+        ('<link rel="stylesheet" href="//example.org/a.css">', "//example.org/a.css is loaded from elsewhere"),
         ('<code class="xref py py-func"><span>Unknown</span></code>', "no link came of the reference to Unknown"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import affine, final_states, leaky_relu, masked_average, softplus, unrolled
@@ -15,6 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqdisent import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder
+
+CONTRACTS = {
+    "ConvEncoder": Contract(
+        lambda: ConvEncoder(4, in_channels=1, image_size=8, channels=(3,)), ((1, 8, 8),), (4,), "Conv2d(1, 3"
+    ),
+    "StaticEncoder": Contract(
+        lambda: StaticEncoder(3, 2, hidden_dim=4), ((5, 3),), (2,), "in_features=4, out_features=2"
+    ),
+    "Seq2SeqDynamicsEncoder": Contract(
+        lambda: Seq2SeqDynamicsEncoder(3, 2, hidden_dim=4, num_layers=2),
+        ((5, 3),),
+        (2,),
+        "LSTM(3, 4, num_layers=2",
+        other_calls=lambda module, inputs: [module.unroll(module(*inputs).mean, 2)],
+    ),
+}
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
 

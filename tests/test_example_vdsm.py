@@ -1,7 +1,7 @@
 """examples/vdsm.py as a person runs it, at a tiny size; and the model it builds."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -25,11 +25,7 @@ pytest.importorskip("matplotlib")
 def vdsm():
     sys.path.insert(0, str(EXAMPLES))
     try:
-        spec = importlib.util.spec_from_file_location("vdsm", EXAMPLES / "vdsm.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["vdsm"] = module
-        spec.loader.exec_module(module)
-        return module
+        return importlib.import_module("vdsm")
     finally:
         sys.path.remove(str(EXAMPLES))
 
@@ -106,9 +102,9 @@ def test_ablation_has_one_decoder_that_reads_s(vdsm, network):
 
 def test_disagreement_of_one_identitys_clips_is_a_term_of_its_own(network):
     network = network.double()
-    clips, others = frames(2, 4).double(), network.features(frames(2, 3).double() ** 2)
+    clips, others = frames(2, 4).double(), network.encoder(frames(2, 3).double() ** 2)
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    features = network.features(clips)
+    features = network.encoder(clips)
     terms = elbo_terms(network.model, network.guide, clips, None, features, (others, mask))
     for n, length in enumerate((3, 1)):
         one, other = network.static(features[n : n + 1]), network.static(others[n : n + 1, :length])
@@ -127,10 +123,10 @@ def test_partners_show_the_same_identity(vdsm, network):
     training = vdsm.sequence_training(network, plan, clips, 0)
     batch = training.draw(torch.Generator().manual_seed(0))
     colour = batch.frames.amax((1, 3, 4))
-    found = torch.cdist(batch.partner[0].flatten(1), network.features(clips.batch(range(28)).frames).flatten(1))
+    found = torch.cdist(batch.partner[0].flatten(1), network.encoder(clips.batch(range(28)).frames).flatten(1))
     partners = found.argmin(1)
     torch.testing.assert_close(clips.batch(partners).frames.amax((1, 3, 4)), colour)
-    own = torch.cdist(batch.features.flatten(1), network.features(clips.batch(range(28)).frames).flatten(1)).argmin(1)
+    own = torch.cdist(batch.features.flatten(1), network.encoder(clips.batch(range(28)).frames).flatten(1)).argmin(1)
     assert (partners != own).any()
     assert training.weights["same_identity"](0) == 2.0
 
@@ -226,19 +222,17 @@ def test_parameters_stay_out_of_pyros_store(network):
 
 
 def test_presets_hold_the_papers_tables(vdsm):
-    paper = vdsm.PRESETS["paper"]
-    assert {name: plan.sizes.num_experts for name, plan in paper.items()} == {
-        "clips": 15, "sprites": 40, "moving_mnist": 12, "pendulum": 8,
-    }  # fmt: skip
+    names = ("clips", "sprites", "moving_mnist", "pendulum")
+    paper = {name: vdsm.EXAMPLE.preset("paper", name) for name in names}
+    assert [plan.sizes.num_experts for plan in paper.values()] == [15, 40, 12, 8]
     plan = paper["sprites"]
     assert (plan.pretraining_steps, plan.sequence_steps) == (300 * 50, 200 * 50)
     assert (plan.pretraining_rate, plan.sequence_rate, plan.num_clips, plan.clip_length) == (8e-3, 1e-3, 20, 8)
     assert (plan.sizes.pose_dim, plan.sizes.dynamics_dim, plan.sizes.rnn_layers, plan.sizes.rnn_dim) == (30, 50, 3, 512)
-    for plans in vdsm.PRESETS.values():
-        for plan in plans.values():
-            from dataclasses import asdict
-
-            assert vdsm.plan_from(json.loads(json.dumps(asdict(plan)))) == plan
+    assert paper["clips"] == vdsm.Plan(vdsm.Sizes())  # the defaults
+    for name in names:  # one change, to whatever is trained on the CPU
+        own, ablation = (vdsm.EXAMPLE.preset(preset, name) for preset in ("cpu", "ablation"))
+        assert ablation == dataclasses.replace(own, sizes=dataclasses.replace(own.sizes, single_decoder=True))
 
 
 def run(*arguments, check=True):
@@ -258,6 +252,7 @@ def test_command_line_from_training_to_forecast(tmp_path):
     started = run("--data", tmp_path / "clips.npz", "--preset", "tiny", "--image-size", 32, "--run-dir", folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["mean_squared_error"].keys() == {"reconstruction", "roll_out", "mean_frame"}
+    assert metrics["minutes"].keys() == {"stage1", "stage2", "transition"}
     for name in ("reconstructions.png", "swaps.png", "swaps.gif", "prior_samples.png", "forecast.png"):
         assert (folder / name).stat().st_size > 0
         assert name in started.stdout
@@ -305,8 +300,9 @@ def test_evaluation_of_a_run_on_labelled_clips_of_different_lengths(tmp_path):
     text = (folder / "metrics.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["held_out_clips"] == 8
-    assert found["evaluation"]["swaps"]["identity"]["hair"]["follows"]
-    assert found["evaluation"]["swaps"]["motion"]["action"]["follows"]
+    assert found["swaps"]["identity"]["hair"]["follows"]
+    assert found["swaps"]["motion"]["action"]["follows"]
+    assert found["minutes"].keys() == {"stage1", "stage2", "transition"}
     assert "## Swap: motion from the donor" in done.stdout
     for name in ("judge.pt", "report.md", "report.html", "confusion.png"):
         assert (folder / name).stat().st_size > 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import blended_module
@@ -18,6 +19,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from seqdisent import MixtureOfExperts, NormalHead
+
+CONTRACTS = {
+    "MixtureOfExperts": Contract(
+        lambda: MixtureOfExperts(lambda: nn.Linear(3, 2), 4),
+        ((3,), (4,)),
+        (2,),
+        "num_experts=4",
+        takes_any=("x",),  # whatever the expert takes
+    ),
+}
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums are taken in another order
 

@@ -5,44 +5,21 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pyro
 import pytest
+from public_names import PAGES, PUBLIC, described, summarised
 
 import seqdisent
+from seqdisent import plotting
 
-NAMES = {
-    "AnnealingSchedule",
-    "Combiner",
-    "ConvDecoder",
-    "ConvEncoder",
-    "DecomposedELBO",
-    "ELBOTerms",
-    "GatedTransition",
-    "IndependentSteps",
-    "MarkovChain",
-    "MixtureOfExperts",
-    "MixtureOfExpertsConvDecoder",
-    "NormalHead",
-    "RecurrentChain",
-    "Seq2SeqDynamicsEncoder",
-    "StaticEncoder",
-    "batch_sizes",
-    "elbo_terms",
-    "feedback",
-    "fill_padding",
-    "forecast",
-    "generate",
-    "infer",
-    "overwrite_padding",
-    "read_backward",
-    "reconstruct",
-    "shift_steps",
-    "swap",
-}
+NAMES = {name.removeprefix("seqdisent.") for name in PUBLIC if name.count(".") == 1}
 
 # Imports the package as a user would, after torch and Pyro (whose own imports may do as they like), and reports.
 PROBE = """
@@ -113,7 +90,15 @@ def roots(modules: list[str]) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 
-def test_all_is_exactly_the_designs_names():
+def public_in(module: ModuleType) -> dict[str, object]:
+    """Return the functions and classes of a part of the package: those in `__all__`, or else those defined there."""
+    names = getattr(module, "__all__", vars(module))
+    found = {name: getattr(module, name) for name in names if name[0] != "_" and callable(getattr(module, name))}
+    own = hasattr(module, "__all__")
+    return {name: thing for name, thing in found.items() if own or thing.__module__ == module.__name__}
+
+
+def test_all_is_exactly_what_the_api_pages_describe():
     assert set(seqdisent.__all__) == NAMES
     assert len(seqdisent.__all__) == len(NAMES)
     for name in NAMES:
@@ -125,6 +110,25 @@ def test_the_package_defines_nothing_else_in_public():
         name for name, value in vars(seqdisent).items() if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public == NAMES
+
+
+MODULES = [import_module(f"seqdisent.{module.name}") for module in pkgutil.iter_modules(seqdisent.__path__)]
+PARTS = [module for module in MODULES if hasattr(module, "__all__") or module is plotting]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_the_api_pages_describe_every_part(part):
+    lacking = [name for name, thing in public_in(part).items() if not any(thing is known for known in PUBLIC.values())]
+    assert not lacking, "describe them on a page in docs/api"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_table_of_an_api_page_lists_what_it_describes(page):
+    assert summarised(page) == described(page)
+
+
+def test_every_public_name_is_described_once():
+    assert len(PUBLIC) == sum(len(described(page)) for page in PAGES)
 
 
 def test_the_package_says_that_it_is_typed():

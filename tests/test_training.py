@@ -3,8 +3,10 @@
 import contextlib
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,8 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E4
 from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
 from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
-from seqdisent import _checks, training  # noqa: E402
+from seqdisent import IndependentSteps, _checks, training  # noqa: E402
+from seqdisent.datasets import Clips  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
 
 
@@ -454,6 +457,32 @@ def test_terms_with_steps_are_logged_per_real_step(tmp_path):
     run(module, tmp_path)
     row = losses(tmp_path)[0]
     assert float(row["per_step/KL(z)"]) == pytest.approx(float(row["KL(z)"]) * 3 / 10, rel=1e-5)
+
+    def model(x, mask):
+        with pyro.plate("sequences", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            step = dist.Normal(z[:, None, None], network.emission.bias.exp()).to_event(1)
+            pyro.sample("x", IndependentSteps(step, mask), obs=x)
+
+    def guide(x, mask):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", dist.Normal(network.emission.bias[0], 1.0))
+
+    module.model, module.guide = model, guide
+    run(module, tmp_path / "independent")
+    row = losses(tmp_path / "independent")[0]
+    assert float(row["per_step/log_p(x)"]) == pytest.approx(float(row["log_p(x)"]) * 3 / 10, rel=1e-5)
+
+
+def test_a_batch_of_clips_says_whether_it_is_ragged():
+    frames = torch.zeros(3, 4, 1, 8, 8, dtype=torch.uint8)
+    clips = Clips(frames, lengths=torch.tensor([4, 2, 4]))
+    whole, ragged = clips.batch([0, 2]), clips.batch([0, 1])
+    assert (whole.ragged, ragged.ragged) == (False, True)
+    assert len(training.frames_and_mask(whole)) == 1
+    assert training.frames_and_mask(ragged)[1] is ragged.mask
+    foreign = SimpleNamespace(frames=whole.frames, mask=whole.mask)  # then the mask is read
+    assert len(training.frames_and_mask(foreign)) == 1
 
 
 def test_a_mask_with_a_hole_is_refused_as_it_is_drawn(tmp_path, monkeypatch):

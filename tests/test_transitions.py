@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from contracts import Contract
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import affine, softplus
@@ -11,6 +12,13 @@ from strategies import Tensors, batch_shapes, dimensions, dtypes, num_steps, see
 from torch import Tensor, nn
 
 from seqdisent import Combiner, GatedTransition
+
+CONTRACTS = {
+    "GatedTransition": Contract(
+        lambda: GatedTransition(8, 16, context_dim=3), ((8,), (3,)), (8,), "in_features=11, out_features=16"
+    ),
+    "Combiner": Contract(lambda: Combiner(2, 4, context_dim=3), ((2,), (3,)), (2,), "in_features=3, out_features=4"),
+}
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64
 

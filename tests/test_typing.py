@@ -1,59 +1,67 @@
-"""What type checkers make of the package in a user's code: `typing_user.py` uses every public name."""
+"""What type checkers make of the package in a user's code: `typing_user.py`, and the examples in the docstrings."""
 
 from __future__ import annotations
 
-import ast
+import doctest
 import inspect
 import shutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-import seqdisent
-from seqdisent import chains, datasets, inference, metrics, plotting, training
+from public_names import PUBLIC
 
 USER = Path(__file__).parent / "support" / "typing_user.py"
 
+# what modules import, and their examples use without importing it
+PRELUDE = """
+import csv
+from pathlib import Path
 
-def names_defined_in(module):
-    return {
-        name
-        for name, value in vars(module).items()
-        if name[0] != "_"
-        and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__ == module.__name__
-    }
-
-
-def test_the_user_imports_and_uses_every_public_name():
-    public = {*seqdisent.__all__, *chains.__all__, *inference.__all__, *datasets.__all__, *metrics.__all__}
-    public |= {*training.__all__} | names_defined_in(plotting)
-    tree = ast.parse(USER.read_text(encoding="utf-8"))
-    imported = {
-        name.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seqdisent")
-        for name in node.names
-    }
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert public == imported
-    assert public <= used
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+"""
 
 
-def check(command, folder):
-    """Run a type checker on a copy, away from this project's settings, and return what it says."""
-    copy = folder / "user.py"
-    shutil.copy(USER, copy)
-    done = subprocess.run([*command, copy.name], cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+def examples() -> Iterator[str]:
+    """Yield the examples of every public function, class and method, each as the body of a function."""
+    for thing in PUBLIC.values():
+        members = vars(thing).values() if inspect.isclass(thing) else ()
+        functions = [member for member in (getattr(m, "__func__", m) for m in members) if inspect.isfunction(member)]
+        for documented in (thing, *functions):
+            shown = doctest.DocTestParser().get_examples(documented.__doc__ or "")
+            if shown:
+                yield textwrap.indent("".join(example.source for example in shown), "    ")
+
+
+def check(command, program, folder):
+    """Run a type checker on a program away from this project's settings, and return what it says."""
+    (folder / "user.py").write_text(program, encoding="utf-8")
+    done = subprocess.run([*command, "user.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_mypy_is_content_with_the_user(tmp_path):
     pytest.importorskip("mypy")
-    code, said = check([sys.executable, "-m", "mypy", "--strict"], tmp_path)
+    code, said = check([sys.executable, "-m", "mypy", "--strict"], USER.read_text(encoding="utf-8"), tmp_path)
+    assert code == 0, said
+
+
+@pytest.mark.slow
+def test_mypy_is_content_with_the_examples(tmp_path):
+    pytest.importorskip("mypy")
+    imports = "".join("from {0} import {2}\n".format(*name.rpartition(".")) for name in PUBLIC)
+    functions = [f"def example_{i}() -> None:\n{body}" for i, body in enumerate(examples())]
+    loose = ["--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls"]  # functions within examples
+    command = [sys.executable, "-m", "mypy", "--strict", *loose]
+    code, said = check(command, "\n\n".join([PRELUDE + imports, *functions]), tmp_path)
     assert code == 0, said
 
 
@@ -61,5 +69,5 @@ def test_mypy_is_content_with_the_user(tmp_path):
 def test_pyright_is_content_with_the_user(tmp_path):
     if shutil.which("pyright") is None:
         pytest.skip("pyright is not installed")
-    code, said = check(["pyright", "--pythonpath", sys.executable], tmp_path)
+    code, said = check(["pyright", "--pythonpath", sys.executable], USER.read_text(encoding="utf-8"), tmp_path)
     assert code == 0, said

@@ -79,6 +79,7 @@ def test_training_is_the_same_bit_for_bit_with_and_without(tmp_path):
 
 def test_it_is_the_mean_bound_of_all_held_out_sequences_at_fixed_noise(tmp_path):
     module = validated()
+    module.network.encode = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))  # which drops nothing here
     run(module, tmp_path, validate_every=7)
     found = validations(tmp_path)
     assert list(found) == [7, 14, 21, 28, 30]  # and after the last step
@@ -112,6 +113,11 @@ def test_a_loader_that_shuffles_gives_the_same_bound_and_leaves_the_random_state
     torch.manual_seed(3)
     run(module, tmp_path, validate_every=1)
     same(torch.rand(3), wanted)
+    again = validated(validation=shuffled, num_steps=2)
+    again.learning_rate = module.learning_rate
+    torch.manual_seed(4)  # as a process that resumes the run may have it
+    run(again, tmp_path / "again", validate_every=1)
+    assert validations(tmp_path / "again") == validations(tmp_path)
     first, second = validations(tmp_path).values()
     assert first["validation/KL(z)"] == second["validation/KL(z)"]  # no term of the gain, which is annealed
 

@@ -1,6 +1,6 @@
 """The work of a step, counted and not timed: what `benchmarks/` measures must not creep up unseen.
 
-Beside each bound stands what was counted when docs/performance.md was written.
+Beside each bound stands what was counted when docs/performance/ was written.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_the_ledger_calls_little_more_than_a_loss_by_hand(small_dmm):
 
 
 def test_vdsms_ledger_calls_little_more_than_a_loss_by_hand():
-    vdsm = example.VDSM((3, 64, 64), example.PRESETS["tiny"]["clips"].sizes)
+    vdsm = example.VDSM((3, 64, 64), example.EXAMPLE.preset("tiny").sizes)
     frames = torch.rand(2, 10, 3, 64, 64)
     features = vdsm.encoder(frames).detach()
     ledger = ledger_step(vdsm.model, vdsm.guide, frames, None, features)

@@ -13,7 +13,7 @@ from torch import Tensor
 from seqdisent.chains.protocol import Conditionals
 
 
-class Taken(NamedTuple):
+class DrawnStep(NamedTuple):
     """A step of a draw: its conditional, what was drawn, and the log-density where only a draw has it cheaply."""
 
     conditional: Any
@@ -21,9 +21,9 @@ class Taken(NamedTuple):
     log_prob: Tensor | None
 
 
-def taken(conditional: Any, value: Tensor) -> Taken:
+def drawn_step(conditional: Any, value: Tensor) -> DrawnStep:
     """Return what is kept of a step, right after its draw: a flow remembers the inverse of its last one alone."""
-    return Taken(conditional, value, conditional.log_prob(value) if _is_flow(conditional) else None)
+    return DrawnStep(conditional, value, conditional.log_prob(value) if is_flow(conditional) else None)
 
 
 class Draw(NamedTuple):
@@ -31,7 +31,7 @@ class Draw(NamedTuple):
 
     Attributes:
         path: (\*S, \*B, T, D).
-        conditionals: the chain's :class:`~seqdisent.chains.Conditionals` at the path.
+        conditionals: the chain's :class:`~seqdisent.chains.Conditionals` at the path; None of independent steps.
         log_prob_per_step: (\*S, \*B, T), in nats, where the density of a draw costs less than that of a given path (an
             autoregressive flow knows the inverse of its own draw); else None.
 
@@ -40,16 +40,16 @@ class Draw(NamedTuple):
     """
 
     path: Tensor
-    conditionals: Conditionals
+    conditionals: Conditionals | None
     log_prob_per_step: Tensor | None = None
 
 
-def conditionals_at_draw(drawn: Sequence[Taken]) -> Conditionals | None:
+def conditionals_at_draw(drawn: Sequence[DrawnStep]) -> Conditionals | None:
     """Return the conditionals of a path from the steps that drew it: diagonal Normals, or flows; None of others."""
     initial, *steps = [step.conditional for step in drawn]
     if not steps:
         return Conditionals(initial, None)
-    if all(_is_flow(step) for step in steps):
+    if all(is_flow(step) for step in steps):
         return Conditionals(initial, _Flows(steps))
     bases = [step.base_dist for step in steps if type(step) is dist.Independent and step.reinterpreted_batch_ndims == 1]
     if len(bases) < len(steps) or not all(type(base) is dist.Normal for base in bases):
@@ -58,7 +58,7 @@ def conditionals_at_draw(drawn: Sequence[Taken]) -> Conditionals | None:
     return Conditionals(initial, dist.Normal(loc, scale, validate_args=False).to_event(1))
 
 
-def log_prob_at_draw(drawn: Sequence[Taken]) -> Tensor | None:
+def log_prob_at_draw(drawn: Sequence[DrawnStep]) -> Tensor | None:
     """Return the log-density of each step at what it drew if there are flows among them, else None."""
     if all(step.log_prob is None for step in drawn):
         return None
@@ -76,5 +76,6 @@ class _Flows:
         return torch.stack([step.log_prob(z) for step, z in zip(self.steps, value, strict=True)])
 
 
-def _is_flow(step: Any) -> bool:
+def is_flow(step: Any) -> bool:
+    """Say whether a distribution is a flow, whose density at its last draw is cheap."""
     return type(step) is dist.TransformedDistribution

@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence, register_kl
+from torch.distributions import constraints
 from typing_extensions import Self
 
 from seqdisent._checks import check_positive
+from seqdisent.chains.draws import Draw, is_flow
 from seqdisent.chains.protocol import Chain, Conditionals
 from seqdisent.masks import check_mask, fill_padding, overwrite_padding
 
@@ -103,7 +104,7 @@ class IndependentSteps(TorchDistribution):
         """Return these steps with a larger batch; a plate calls it."""
         num_steps = self.step_distribution.batch_shape[-1]
         mask = None if self._step_mask is None else self._step_mask.expand(*batch_shape, num_steps)
-        return self._of(self.step_distribution.expand((*batch_shape, num_steps)), mask)
+        return type(self)._of(self.step_distribution.expand((*batch_shape, num_steps)), mask)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw all steps (\*sample_shape, \*B, T, \*E), reparameterised; padding repeats the first."""
@@ -113,6 +114,22 @@ class IndependentSteps(TorchDistribution):
         r"""Draw all steps (\*sample_shape, \*B, T, \*E) without gradient; padding repeats the first."""
         with torch.no_grad():
             return self._filled(self.step_distribution.sample(torch.Size(sample_shape)))
+
+    def rsample_with_conditionals(
+        self,
+        sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size(),  # noqa: B008
+    ) -> Draw:
+        r"""Draw all steps as :meth:`rsample` does, and hand over their densities where they are flows.
+
+        Args:
+            sample_shape: S.
+
+        Returns:
+            The :class:`~seqdisent.chains.Draw`, without conditionals.
+        """
+        path = self.step_distribution.rsample(torch.Size(sample_shape))
+        log_prob = self.step_distribution.log_prob(path) if is_flow(self.step_distribution) else None
+        return Draw(self._filled(path), None, log_prob)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, \*E), in nats; 0 at padding."""
@@ -143,8 +160,8 @@ class IndependentSteps(TorchDistribution):
         return Conditionals(initial, _normal(loc, scale))
 
     def mean_path(self) -> Tensor:
-        r"""Return the means of the steps (\*B, T, \*E)."""
-        return self.mean
+        r"""Return the means of the steps (\*B, T, \*E); padding repeats the first."""
+        return self._filled(self.mean)
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
         r"""Return `prefix` (\*S, \*B, T', \*E) followed by this distribution's own steps after it.
@@ -195,12 +212,6 @@ class IndependentSteps(TorchDistribution):
                 f"the steps are {type(self.step_distribution).__name__}, expected diagonal Normals"
             )
         return self.step_distribution.base_dist.loc, self.step_distribution.base_dist.scale
-
-
-@register_kl(IndependentSteps, IndependentSteps)  # type: ignore[untyped-decorator]
-def _kl_independent_steps(q: IndependentSteps, p: IndependentSteps) -> Tensor:
-    per_step = kl_divergence(q.step_distribution, p.step_distribution)
-    return (per_step if q.step_mask is None else overwrite_padding(per_step, q.step_mask, event_dims=0)).sum(-1)
 
 
 def as_chain(distribution: TorchDistribution) -> Chain | None:

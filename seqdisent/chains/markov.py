@@ -13,11 +13,11 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from seqdisent._checks import check_not_empty, check_positive, drops_out
-from seqdisent.chains.draws import Draw, Taken, conditionals_at_draw, log_prob_at_draw, taken
+from seqdisent.chains.draws import Draw, DrawnStep, conditionals_at_draw, drawn_step, log_prob_at_draw
 from seqdisent.chains.protocol import ChainState, Conditionals
 from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
 
-How = Literal["rsample", "draw", "mean"]  # how a step is taken from its conditional
+Mode = Literal["rsample", "draw", "mean"]  # what a step is, given its conditional
 
 
 class MarkovChain(TorchDistribution):
@@ -32,7 +32,7 @@ class MarkovChain(TorchDistribution):
             distribution of z_t with the leading dimensions of z_prev as batch. It must treat leading dimensions alike
             and be deterministic: with dropout, :meth:`log_prob` scores a path under another transition than the one
             that drew it. A module in training mode that has dropout is refused; dropout inside a function is not seen.
-        num_steps: T.
+        num_steps: T, the number of steps.
         inputs: (\*B, T, I), what each step reads beside z_prev. inputs[..., 0, :] is never read: `initial` is built
             by the caller. inputs_t reaches the transition with exactly the leading dimensions of z_prev.
         mask: (\*B, T) bool, True where a step is real, padding on the right. In a sample, padding repeats the first
@@ -120,6 +120,11 @@ class MarkovChain(TorchDistribution):
         return constraints.independent(self.initial.support, 1)
 
     @property
+    def mean(self) -> Tensor:
+        """Not known in general: a chain has a :meth:`mean_path`."""
+        raise NotImplementedError("mean: is not known of a chain; mean_path() feeds the mean of every step forward")
+
+    @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether the initial distribution can be reparameterised; :meth:`rsample` asks every later step."""
         return bool(self.initial.has_rsample)
@@ -137,7 +142,10 @@ class MarkovChain(TorchDistribution):
 
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw as ``pyro.sample`` does: every step that can be reparameterised is."""
-        return self._drawn(torch.Size(sample_shape), "draw")
+        if type(self).rsample is not MarkovChain.rsample:  # a subclass draws in its own way
+            path: Tensor = super().__call__(sample_shape)
+            return path
+        return self._whole_path(torch.Size(sample_shape), "draw")
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised.
@@ -145,12 +153,12 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no `rsample`.
         """
-        return self._drawn(torch.Size(sample_shape), "rsample")
+        return self._whole_path(torch.Size(sample_shape), "rsample")
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._drawn(torch.Size(sample_shape), "draw")
+            return self._whole_path(torch.Size(sample_shape), "draw")
 
     def rsample_with_conditionals(
         self,
@@ -162,7 +170,7 @@ class MarkovChain(TorchDistribution):
         very steps of the draw, so the transition is not called again; of others it is, once.
 
         Args:
-            sample_shape: S.
+            sample_shape: S, the shape of independent draws.
 
         Returns:
             The :class:`~seqdisent.chains.Draw`.
@@ -178,9 +186,9 @@ class MarkovChain(TorchDistribution):
             >>> torch.equal(conditionals.steps.mean, path[:, :-1].movedim(1, 0))
             True
         """
-        drawn: list[Taken] = []
-        path = self._drawn(torch.Size(sample_shape), "rsample", drawn)
-        if type(self).conditionals is MarkovChain.conditionals:
+        drawn: list[DrawnStep] = []
+        path = self._whole_path(torch.Size(sample_shape), "rsample", drawn)
+        if type(self).conditionals is MarkovChain.conditionals:  # else a subclass has its own
             found = conditionals_at_draw(drawn)
             if found is not None:
                 return Draw(path, found, log_prob_at_draw(drawn))
@@ -194,7 +202,7 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no mean (a flow).
         """
-        return self._drawn(torch.Size(), "mean")
+        return self._whole_path(torch.Size(), "mean")
 
     def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
         r"""Return the conditional of the next step, and the state from which the chain goes on after it.
@@ -229,7 +237,7 @@ class MarkovChain(TorchDistribution):
         return self._step(z_prev, None if inputs is None else like(inputs[t], z_prev)), ChainState(t + 1, inputs)
 
     def state_after(self, path: Tensor) -> ChainState:
-        r"""Return the state after `path` (\*S, \*B, T', D), from which :meth:`step` goes on with its last step."""
+        r"""Return the state after real steps `path` (\*S, \*B, T', D); :meth:`step` goes on with the last of them."""
         return self._state_at(path.shape[-2])
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
@@ -239,6 +247,7 @@ class MarkovChain(TorchDistribution):
             prefix: (\*S, \*B, T', D), at least one step.
             num_steps: how many steps to add. If the chain has inputs, they must cover T' + num_steps steps.
             mask: (\*B, T') bool, which steps of the prefix are real; a shorter row is continued from its own last step.
+                None for those of the chain.
             sample: draw each step, or take its conditional's mean.
 
         Returns:
@@ -260,12 +269,16 @@ class MarkovChain(TorchDistribution):
                 f"num_steps: the chain has inputs for {self._inputs.shape[-2]} steps, expected "
                 f"{length} of the prefix + {num_steps}; build it with num_steps={total} and as many inputs"
             )
-        how: How = "draw" if sample else "mean"
+        mode: Mode = "draw" if sample else "mean"
+        if mask is not None:
+            mask = check_mask(mask, prefix.shape[:-2], length)
+        elif self._step_mask is not None and length <= self.num_steps:
+            mask = self._step_mask[..., :length]
         if mask is None:
-            return self._walk(list(prefix.unbind(-2)), self.state_after(prefix), total, how)
-        mask = check_mask(mask, prefix.shape[:-2], length)
-        first = prefix[..., :1, :]
-        return self._walk([first.squeeze(-2)], self.state_after(first), total, how, known=(prefix, mask))
+            return self._walk(list(prefix.unbind(-2)), self.state_after(prefix), total, mode)
+        shortest = int(mask.sum(-1).min()) if length > 1 else 1  # up to there, nothing is drawn in any row
+        known = prefix[..., :shortest, :]
+        return self._walk(list(known.unbind(-2)), self.state_after(known), total, mode, known=(prefix, mask))
 
     def conditionals(self, path: Tensor) -> Conditionals:
         r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
@@ -324,13 +337,13 @@ class MarkovChain(TorchDistribution):
             )
         return conditional
 
-    def _drawn(self, sample_shape: torch.Size, how: How, drawn: list[Taken] | None = None) -> Tensor:
+    def _whole_path(self, sample_shape: torch.Size, mode: Mode, drawn: list[DrawnStep] | None = None) -> Tensor:
         """Take a whole path, step by step, and note each step in `drawn`."""
-        first = self._take(self.initial, how, sample_shape)
+        first = self._choose(self.initial, mode, sample_shape)
         if drawn is not None:
-            drawn.append(taken(self.initial, first))
+            drawn.append(drawn_step(self.initial, first))
         mask = self._step_mask
-        path = self._walk([first], self._state_at(1), self.num_steps, how, real=mask, drawn=drawn)
+        path = self._walk([first], self._state_at(1), self.num_steps, mode, real=mask, drawn=drawn)
         return path if mask is None else fill_padding(path, mask)
 
     def _walk(
@@ -338,11 +351,11 @@ class MarkovChain(TorchDistribution):
         path: list[Tensor],
         state: ChainState,
         num_steps: int,
-        how: How,
+        mode: Mode,
         *,
         known: tuple[Tensor, Tensor] | None = None,
         real: Tensor | None = None,
-        drawn: list[Taken] | None = None,
+        drawn: list[DrawnStep] | None = None,
     ) -> Tensor:
         """Lengthen `path` to `num_steps`, keeping steps that are `known`; one that is not `real` follows the first."""
         for t in range(len(path), num_steps):
@@ -350,21 +363,21 @@ class MarkovChain(TorchDistribution):
             if real is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
                 z_prev = torch.where(real[..., t, None], z_prev, path[0].detach())
             conditional, state = self.step(z_prev, state)
-            z = self._take(conditional, how)
+            z = self._choose(conditional, mode)
             if drawn is not None:
-                drawn.append(taken(conditional, z))
+                drawn.append(drawn_step(conditional, z))
             if known is not None and t < known[0].shape[-2]:
                 z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
             path.append(z)
         return torch.stack(path, -2)
 
-    def _take(self, conditional: TorchDistribution, how: How, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        if how == "mean":
+    def _choose(self, conditional: TorchDistribution, mode: Mode, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        if mode == "mean":
             mean: Tensor = conditional.mean
             return mean.expand(conditional.shape())
         if conditional.has_rsample:
             return conditional.rsample(sample_shape)
-        if how == "rsample":
+        if mode == "rsample":
             raise NotImplementedError(f"a step is a {type(conditional).__name__}, which has no rsample")
         return conditional.sample(sample_shape)
 

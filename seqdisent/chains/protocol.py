@@ -16,6 +16,7 @@ class Conditionals(NamedTuple):
         steps: distribution of each later step given the one before, batch (T - 1, \*S, \*B), event (D,); None if T = 1.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> initial = dist.Normal(torch.zeros(2), 1.0).to_event(1)
         >>> steps = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
         >>> Conditionals(initial, steps).log_prob_per_step(torch.zeros(5, 2))  # minus log(2 pi) each
@@ -61,6 +62,7 @@ class Chain(Protocol):
     returns a chain: Pyro's own wraps it in something that is none.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> from seqdisent import MarkovChain
         >>> start = dist.Normal(torch.zeros(2), 1.0).to_event(1)
         >>> isinstance(MarkovChain(start, lambda z_prev: dist.Normal(z_prev, 0.1).to_event(1), 5), Chain)

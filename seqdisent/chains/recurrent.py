@@ -30,7 +30,7 @@ class RecurrentChain(MarkovChain):
         initial: distribution of z_1, batch \*B, event (D,): what the caller makes of h_1 (and c_1).
         transition: a function of z_prev and :math:`\{h_t, c_t\}`, concatenated, that returns the distribution of z_t,
             as of :class:`~seqdisent.MarkovChain`. It need not read z_prev.
-        num_steps: T.
+        num_steps: T, the number of steps.
         recurrence: f, an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` in one direction and without dropout. It reads
             :math:`\{z_{t-1}, u_t\}`, concatenated; h_t is the output of its last layer.
         state: h_1, (\*B, H) or what expands to it, where every layer starts (the cells of an LSTM start at 0); None
@@ -164,7 +164,7 @@ class RecurrentChain(MarkovChain):
         return self._step(z_prev, read), ChainState(t + 1, state.reads, (hidden, layers))
 
     def state_after(self, path: Tensor) -> ChainState:
-        r"""Return the state after `path` (\*S, \*B, T', D), from one call of the network, for :meth:`step`."""
+        r"""Return the state after real steps `path` (\*S, \*B, T', D), by one call of the network; see :meth:`step`."""
         state = self._state_at(path.shape[-2])
         carried = self._start(path)
         if self._feedback is not None:
@@ -241,7 +241,7 @@ def feedback(
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
-    r"""Return the `inputs` of a :class:`RecurrentChain` that reads back the model's own frames.
+    r"""Return the `inputs` of a :class:`~seqdisent.RecurrentChain` that reads back the model's own frames.
 
     Args:
         frame: a function of z_prev and h_prev that returns the model's frame (\*B, X), deterministic.

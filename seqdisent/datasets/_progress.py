@@ -24,6 +24,6 @@ def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     try:
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError("composing frames needs tqdm: pip install seqdisent[data]") from error
+        raise ImportError("progress bars need tqdm: pip install seqdisent[data]") from error
     bar: Iterable[Item] = tqdm(items, desc=what, leave=False, disable=None)  # None: quiet unless on a terminal
     return bar

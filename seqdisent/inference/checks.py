@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from seqdisent.chains import IndependentSteps
 from seqdisent.chains.factorised import as_chain
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
 from seqdisent.inference.programs import bare, without_mask
@@ -64,7 +65,7 @@ def check_observed(name: str, site: Site) -> None:
     if isinstance(fn, dist.Unit):  # pyro.factor observes nothing
         return
     batch_shape, event_shape = value.shape[: value.ndim - fn.event_dim], value.shape[value.ndim - fn.event_dim :]
-    one_for_all = fn.event_dim in (2, 4) or isinstance(without_mask(fn), dist.DiscreteHMM)
+    one_for_all = fn.event_dim in (2, 4) or isinstance(without_mask(fn), dist.DiscreteHMM | IndependentSteps)
     first = 1 if one_for_all and fn.event_shape[0] == 1 else 0
     if value.ndim < fn.event_dim or event_shape[first:] != fn.event_shape[first:]:
         raise ValueError(
@@ -81,19 +82,81 @@ def check_observed(name: str, site: Site) -> None:
 
 
 def check_steps_masked(observed: dict[str, Site], latent: dict[str, Site]) -> None:
-    """Raise if a latent trajectory has padding and an observed site of as many steps counts every one of them."""
+    """Raise if an observed site counts steps that are padding in a latent trajectory."""
     step_masks = {name: getattr(as_chain(site["fn"]), "step_mask", None) for name, site in latent.items()}
     for name, site in observed.items():
-        fn = site["fn"]
-        if site["mask"] is not None or counted(fn) is not None or not fn.event_shape:
-            continue
-        num_steps = site["value"].shape[site["value"].ndim - fn.event_dim]
+        chain, is_masked = as_chain(site["fn"]), site["mask"] is not None or counted(site["fn"]) is not None
         for other, mask in step_masks.items():
-            if mask is not None and mask.shape[-1] == num_steps > 1 and not mask.all():
+            if mask is None:
+                continue
+            if chain is not None and chain.step_mask is not None:
+                counts = chain.step_mask.shape == mask.shape and not _is_within(chain.step_mask, mask)
+            else:
+                first = site["value"].shape[site["value"].ndim - site["fn"].event_dim :][:1]
+                counts = not is_masked and first == mask.shape[-1:] and not mask.all()
+            if counts:
                 raise ValueError(
-                    f"site {name!r}: counts all {num_steps} steps, and {other!r} has padding among its own; expected "
-                    "IndependentSteps(step, mask), or `.mask(True)` if these are no steps"
+                    f"site {name!r}: counts steps that are padding in {other!r}, of {mask.shape[-1]}; expected "
+                    "IndependentSteps(step, mask) with the same mask, or `.mask(True)` if these are no steps"
                 )
+
+
+def _is_within(a: Tensor, b: Tensor) -> bool:
+    return _is_same_memory(a, b) or not bool((a & ~b).any())
+
+
+def check_step_masks(name: str, q_mask: Tensor | None, p_mask: Tensor | None) -> None:
+    """Raise unless the same steps are real in guide and model."""
+    if (q_mask is None) != (p_mask is None):
+        alike = bool((p_mask if q_mask is None else q_mask).all())  # type: ignore[union-attr]
+    else:
+        alike = same(q_mask, p_mask)
+    if not alike:
+        raise ValueError(
+            f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
+        )
+
+
+def check_kinds(name: str, q: Any, p: Any, *, is_estimate: bool) -> None:
+    """Raise if a mass is compared with a density, or if the gradient of an estimate for a class would be wrong."""
+    if isinstance(bare(q), dist.Delta):  # a point is a mass
+        return
+    if _is_discrete(q) != _is_discrete(p):
+        raise ValueError(
+            f"site {name!r}: is a {type(q).__name__} in the guide and a {type(p).__name__} in the model, expected both "
+            "discrete or both continuous: a density minus a mass is no KL (for a class, "
+            "OneHotCategoricalStraightThrough in the guide)"
+        )
+    if is_estimate and _is_discrete(q) and torch.is_grad_enabled():
+        raise ValueError(
+            f"site {name!r}: is discrete and has no closed form here, so the gradient of its term would be silently "
+            'wrong; expected kl="analytic" and the model\'s order of sites in the guide, or torch.no_grad()'
+        )
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except (AttributeError, NotImplementedError):  # it does not say
+        return False
+
+
+def check_density(name: str, chain: Any) -> None:
+    """Raise if a subclass of a chain changes its density and not its conditionals, which the ledger reads."""
+    for method in ("log_prob", "log_prob_per_step"):
+        if is_overridden(chain, method, beside="conditionals"):
+            raise ValueError(
+                f"site {name!r}: {type(chain).__name__} has its own {method} and inherits `conditionals`, which the "
+                "ledger reads; expected both"
+            )
+
+
+def is_overridden(chain: Any, method: str, *, beside: str) -> bool:
+    """Say whether a class has its own `method` and inherits `beside`, which then says something else."""
+    places = [
+        next((i for i, cls in enumerate(type(chain).__mro__) if name in vars(cls)), None) for name in (method, beside)
+    ]
+    return None not in places and places[0] < places[1]  # type: ignore[operator]
 
 
 def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: Any) -> None:
@@ -134,7 +197,7 @@ def unmasked(site: Site) -> tuple[Any, Any]:
 
 def counted(fn: Any) -> Tensor | None:
     """Return which coordinates of an event count, (*B, *E) bool, by the masks within a distribution; None for all."""
-    shape, masks = fn.shape(), []
+    whole, masks = fn, []
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
             mask = torch.as_tensor(fn._mask)
@@ -144,7 +207,7 @@ def counted(fn: Any) -> Tensor | None:
         masks.append(fn.step_mask.reshape(fn.step_mask.shape + (1,) * (fn.event_dim - 1)))
     found = None
     for mask in masks:
-        found = mask.expand(shape) if found is None else found & mask
+        found = mask.expand(whole.shape()) if found is None else found & mask
     return found
 
 

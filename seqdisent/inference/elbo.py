@@ -312,6 +312,8 @@ def elbo_terms(
         model, guide = (_in_particle_plate(fn, num_particles, dim) for fn in (model, guide))
         try:
             return _one_run(model, guide, args, kwargs, analytic, num_particles)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"vectorize_particles: model or guide failed with {num_particles} particles as a dimension on the left "

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
+from seqdisent.inference.checks import is_auxiliary
 from seqdisent.inference.plates import Site, sequences_plate
 from seqdisent.inference.programs import Past, carries_on, check_means, run
 from seqdisent.masks import check_mask
@@ -55,7 +56,7 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         **inputs: further arguments of the guide.
 
     Returns:
-        {site: :class:`~seqdisent.interventions.Inferred`}, in the guide's order.
+        {site: :class:`~seqdisent.inference.Inferred`}, in the guide's order.
 
     Raises:
         ValueError: without `sample`, a site that has no mean (a flow); so do the other functions here.
@@ -136,7 +137,9 @@ def swap(
     """Decode the source with some sites taken from a donor.
 
     `sites` come from the donor, `keep` from the source, and every other latent is inferred again from the source given
-    those: in VDSM, swapping d alone gives the poses z that the donor's dynamics imply.
+    those: in VDSM, swapping d alone gives the poses z that the donor's dynamics imply. The guide then reads the
+    source's mask: where it sums over a trajectory of the donor that has other real steps, name the site of the sum in
+    `sites` or `keep`.
 
     Args:
         model: a Pyro model.
@@ -199,9 +202,10 @@ def swap(
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
     source_values = _values(run(guide, {}, sample, source_args, inputs)) if keep else {}
     latents = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
+    trajectories = [name for name in sites if as_chain(donor_sites[name]["fn"]) is not None]
     if set(latents) != set(known):  # something is left to infer, given these
         latents = _values(run(guide, latents, sample, source_args, inputs))
-    if not any(as_chain(donor_sites[name]["fn"]) is not None for name in sites):
+    if not trajectories:
         return _emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
     followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
     past = _past(donor_sites, len(frames), followers)
@@ -302,8 +306,8 @@ def forecast(
     Raises:
         TypeError: no frames, a mask that is not bool, or `history` of a model without that argument.
         ValueError: frames without a step or with real steps that are not finite, fewer than one step to add, a mask
-            with a hole, a site of the guide that the model does not have, inputs of the model that end too early, or a
-            model in which no latent and no `history` carries the frames into the future.
+            with a hole, a site of the guide that the model does not have, inputs of the model that end too early, a
+            model in which no latent and no `history` carries the frames into the future, or frames that are a chain.
 
     Example:
         The chain that doubles, continued from two frames.
@@ -330,7 +334,13 @@ def forecast(
     read = {"history": (frames, mask), **inputs} if history else inputs
     total, past = frames.shape[1] + num_steps, _past(sites, len(frames), dict.fromkeys(sites, mask))
     emitted, trace = _emit(model, _values(sites), (len(frames), total), None, sample, read, past)
-    if not history and not any(carries_on(trace[name]["fn"]) for name in sites):
+    for name, fn in emitted.items():
+        if not history and as_chain(fn) is not None and carries_on(fn):
+            raise ValueError(
+                f"site {name!r}: is a chain of frames, whose forecast would not follow the given ones; expected "
+                f"independent steps, or go on with extend(frames, num_steps) of the chain that `reconstruct` returns"
+            )
+    if not history and not any(carries_on(trace[name]["fn"]) for name in _values(sites)):
         raise ValueError(
             "model: has no latent that carries the frames into the future, so the forecast would ignore them; expected "
             "a chain or a static latent, or history=True for a model that reads its own frames"
@@ -367,7 +377,8 @@ def _without_factors(sites: Mapping[str, Site]) -> list[str]:
 
 
 def _values(sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    return {name: site["value"] for name, site in sites.items()}
+    """Return the values of a guide's sites that the model has too."""
+    return {name: site["value"] for name, site in sites.items() if not is_auxiliary(site)}
 
 
 def _taken_apart(args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:

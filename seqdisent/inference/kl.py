@@ -13,9 +13,19 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.kl import _KL_REGISTRY
 
-from seqdisent.chains import Chain, Draw, IndependentSteps
+from seqdisent.chains import Chain, Conditionals, Draw, IndependentSteps
+from seqdisent.chains.draws import is_flow
 from seqdisent.chains.factorised import as_chain, as_steps
-from seqdisent.inference.checks import check_agreement, check_coordinates, counted, same, unmasked
+from seqdisent.inference.checks import (
+    check_agreement,
+    check_coordinates,
+    check_density,
+    check_kinds,
+    check_step_masks,
+    counted,
+    same,
+    unmasked,
+)
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import bare
 from seqdisent.masks import fill_padding, overwrite_padding
@@ -33,9 +43,8 @@ class Score(NamedTuple):
     real_steps: Tensor | None = None
 
 
-def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool, draw: Draw | None = None) -> Score:
-    """Compare a guide's site with the model's, at the guide's value; `draw` is what the guide's chain handed over."""
-    value = q_site["value"]
+def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool, with_gradient: bool) -> Score:
+    """Compare a guide's site, and what it handed over, with the model's at the guide's value."""
     q, q_mask = unmasked(q_site)
     p, p_mask = unmasked(p_site)
     check_agreement(name, q_site, p_site, q_mask, p_mask)
@@ -45,13 +54,46 @@ def site_kl(name: str, q_site: Site, p_site: Site, *, analytic: bool, draw: Draw
             f"expected the model's {tuple(p.event_shape)}"
         )
     chains = _both_chains(q, p)
+    at = None
     if chains is not None:
-        per_step, pair, is_closed = _chain_kl(name, *chains, value, analytic, draw)
-        per_step, real_steps = over_steps(per_step, chains[0].step_mask, q_site["scale"], q_mask)
-        return Score(per_step.sum(-1), _how(is_closed), pair, per_step, real_steps)
-    check_coordinates(name, q, p, value)
-    term, is_closed = _pair_kl(name, q, p, value, analytic)
-    return Score(scale_and_mask(term, q_site["scale"], q_mask), _how(is_closed), (q, p))
+        q_chain, p_chain = chains
+        check_step_masks(name, q_chain.step_mask, p_chain.step_mask)
+        if not isinstance(p_chain, IndependentSteps):
+            at = conditionals_at(name, p_chain, draw.path)  # the transition runs as in the program
+    with torch.set_grad_enabled(with_gradient):
+        if chains is not None:
+            per_step, pair, is_closed = _chain_kl(name, q_chain, p_chain, draw, at, analytic)
+            per_step, real_steps = over_steps(per_step, q_chain.step_mask, q_site["scale"], q_mask)
+            return Score(per_step.sum(-1), _how(is_closed), pair, per_step, real_steps)
+        term, is_closed = _pair_kl(name, q, p, draw.path, analytic, draw.log_prob_per_step)
+        return Score(scale_and_mask(term, q_site["scale"], q_mask), _how(is_closed), (q, p))
+
+
+def conditionals_at(name: str, chain: Any, path: Tensor) -> Conditionals:
+    """Return the conditionals of a chain at a path, whatever stands in its padding."""
+    check_density(name, chain)
+    found: Conditionals = chain.conditionals(_filled(chain, path))
+    return found
+
+
+def log_q_per_step(chain: Any, draw: Draw) -> Tensor:
+    r"""Return the log-density (\*S, \*B, T) of the steps of a path, in nats; 0 at padding."""
+    if draw.log_prob_per_step is not None:
+        per_step = draw.log_prob_per_step
+    elif draw.conditionals is None:
+        per_step = chain.log_prob_per_step(draw.path)
+    else:
+        per_step = draw.conditionals.log_prob_per_step(_filled(chain, draw.path))
+    return _without_padding(per_step, chain.step_mask)
+
+
+def has_plain_parameters(fn: TorchDistribution) -> bool:
+    """Say whether the density of a distribution is that of its parameters, whenever it is asked for."""
+    found = bare(fn)
+    if isinstance(found, IndependentSteps):
+        return has_plain_parameters(found.step_distribution)
+    is_known = type(found).__module__.startswith(("torch.distributions.", "pyro.distributions.torch"))
+    return isinstance(found, dist.Delta) or (is_known and not is_flow(found))
 
 
 def over_steps(per_step: Tensor, step_mask: Tensor | None, scale: Any, mask: Any) -> tuple[Tensor, Tensor]:
@@ -77,32 +119,23 @@ def _both_chains(q: TorchDistribution, p: TorchDistribution) -> tuple[Chain, Cha
 
 
 def _chain_kl(
-    name: str, q: Chain, p: Chain, path: Tensor, analytic: bool, draw: Draw | None
+    name: str, q: Chain, p: Chain, draw: Draw, p_at: Conditionals | None, analytic: bool
 ) -> tuple[Tensor, tuple[Any, Any], bool]:
-    mask = q.step_mask
-    if not same(mask, p.step_mask):
-        raise ValueError(
-            f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
-        )
+    mask, path, drawn = q.step_mask, _filled(q, draw.path), draw.log_prob_per_step
     if isinstance(q, IndependentSteps) and isinstance(p, IndependentSteps):
         steps = q.step_distribution, p.step_distribution
-        if mask is not None:
-            path = fill_padding(path, mask, event_dims=len(q.event_shape) - 1)
-        per_step, is_closed = _pair_kl(name, *steps, path, analytic)
+        per_step, is_closed = _pair_kl(name, *steps, path, analytic, drawn)
         per_step = per_step.expand(torch.broadcast_shapes(per_step.shape, steps[0].batch_shape))
         return _without_padding(per_step, mask), steps, is_closed
-    if mask is not None:
-        path = fill_padding(path, mask)
-    drawn = None if draw is None else draw.log_prob_per_step
-    if any(
-        isinstance(chain, IndependentSteps) and not chain.is_normal for chain in (q, p)
-    ):  # they compare as densities
-        log_q = q.log_prob_per_step(path) if drawn is None else _without_padding(drawn, mask)
-        return log_q - p.log_prob_per_step(path), (q, p), False
-    q_at, p_at = q.conditionals(path) if draw is None else draw.conditionals, p.conditionals(path)
-    per_step, is_closed = _pair_kl(
-        name, q_at.initial, p_at.initial, path[..., 0, :], analytic, None if drawn is None else drawn[..., 0]
-    )
+    for chain in (q, p):
+        if isinstance(chain, IndependentSteps) and not chain.is_normal:  # whose steps have no place beside another's
+            check_kinds(name, q, p, is_estimate=True)
+            log_p = log_q_per_step(p, Draw(path, p_at))
+            return log_q_per_step(q, draw) - log_p, (q, p), False
+    q_at = q.conditionals(path) if draw.conditionals is None else draw.conditionals
+    p_at = p.conditionals(path) if p_at is None else p_at
+    first_drawn = None if drawn is None else drawn[..., 0]
+    per_step, is_closed = _pair_kl(name, q_at.initial, p_at.initial, path[..., 0, :], analytic, first_drawn)
     per_step = per_step.unsqueeze(-1)
     if q_at.steps is not None:
         later_drawn = None if drawn is None else drawn[..., 1:].movedim(-1, 0)
@@ -114,6 +147,16 @@ def _chain_kl(
     return _without_padding(per_step, mask), (q_at, p_at), is_closed
 
 
+def _filled(chain: Any, path: Tensor) -> Tensor:
+    """Return a path whose padding repeats its first step."""
+    if chain.step_mask is None:
+        return path
+    event_dims = len(chain.event_shape) if hasattr(chain, "event_shape") else 2
+    batch, event = path.shape[: path.ndim - event_dims], path.shape[path.ndim - event_dims :]
+    path = path.expand(torch.broadcast_shapes(batch, chain.step_mask.shape[:-1]) + event)
+    return fill_padding(path, chain.step_mask, event_dims=event_dims - 1)
+
+
 def _without_padding(per_step: Tensor, mask: Tensor | None) -> Tensor:
     return per_step if mask is None else overwrite_padding(per_step, mask, event_dims=0)
 
@@ -123,21 +166,11 @@ def _pair_kl(
 ) -> tuple[Tensor, bool]:
     """Return KL(q, p) in closed form or log q - log p at the value, and which; `drawn` is log q where it is known."""
     is_point = isinstance(bare(q), dist.Delta)
-    if _is_discrete(q) != _is_discrete(p) and not is_point:  # a point is a mass
-        raise ValueError(
-            f"site {name!r}: is a {type(q).__name__} in the guide and a {type(p).__name__} in the model, expected both "
-            "discrete or both continuous: a density minus a mass is no KL (for a class, "
-            "OneHotCategoricalStraightThrough in the guide)"
-        )
-    if analytic and not is_point:
-        term = closed_form(q, p)
-        if term is not None:
-            return term, True
-    if _is_discrete(q) and torch.is_grad_enabled() and not is_point:
-        raise ValueError(
-            f"site {name!r}: is discrete and has no closed form here, so the gradient of its term would be silently "
-            'wrong; expected kl="analytic" and the model\'s order of sites in the guide, or torch.no_grad()'
-        )
+    check_coordinates(name, q, p, value)
+    term = closed_form(q, p) if analytic and not is_point else None
+    check_kinds(name, q, p, is_estimate=term is None)
+    if term is not None:
+        return term, True
     log_q = q.log_prob(value) if drawn is None else drawn
     return log_q - p.log_prob(value), is_point and analytic  # of a point, the difference is the KL
 
@@ -163,7 +196,7 @@ def closed_form(q: Any, p: Any) -> Tensor | None:
     if type(q) is dist.Independent and families[1] is torch.distributions.MultivariateNormal:
         is_known = q.reinterpreted_batch_ndims == 1 and _family(q.base_dist) is torch.distributions.Normal
     else:
-        is_known = families in _KL_REGISTRY and not any(family in _GENERIC for family in families)
+        is_known = any(pair in _KL_REGISTRY and not set(pair) & _GENERIC for pair in (families, (type(q), type(p))))
     if not is_known:
         return None
     try:
@@ -174,12 +207,14 @@ def closed_form(q: Any, p: Any) -> Tensor | None:
 
 
 # what torch and Pyro have formulas for whatever is inside, or that hold for some members alone
-_GENERIC = (
+_GENERIC = {
     torch.distributions.Independent,
     torch.distributions.TransformedDistribution,
+    dist.Independent,
+    dist.TransformedDistribution,
     dist.MaskedDistribution,
     dist.Delta,
-)
+}
 
 
 def _family(fn: Any) -> type:
@@ -189,13 +224,6 @@ def _family(fn: Any) -> type:
         found = found.__bases__[0]
     straight_through = torch.distributions.OneHotCategoricalStraightThrough
     return torch.distributions.OneHotCategorical if found is straight_through else found
-
-
-def _is_discrete(fn: Any) -> bool:
-    try:
-        return bool(fn.support.is_discrete)
-    except (AttributeError, NotImplementedError):  # it does not say
-        return False
 
 
 def _to_step(factor: Any) -> Any:

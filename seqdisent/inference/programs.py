@@ -141,14 +141,16 @@ class Fill(Messenger):
         chain = as_chain(fn)
         if chain is None and name in self.past.trajectories:
             chain = as_steps(fn)
-        if chain is not None and value.ndim >= fn.event_dim:
+        batch = value.shape[: value.ndim - fn.event_dim]
+        fits = value.ndim >= fn.event_dim and _covers(batch, fn.batch_shape)
+        if fits and chain is not None:
             value = self._continued(msg, chain, value)
-        try:
-            fits = torch.broadcast_shapes(value.shape, fn.shape()) == value.shape
-        except RuntimeError:
-            fits = False
         if not fits or value.shape[value.ndim - fn.event_dim :] != fn.event_shape:
-            raise ValueError(f"site {name!r}: the value has shape {tuple(given.shape)}, expected {tuple(fn.shape())}")
+            is_plain = chain is None and fn.event_dim > 1 and value.shape[-fn.event_dim + 1 :] == fn.event_shape[1:]
+            hint = " (IndependentSteps or a chain is a trajectory, whose length may change)" if is_plain else ""
+            raise ValueError(
+                f"site {name!r}: the value has shape {tuple(given.shape)}, expected {tuple(fn.shape())}{hint}"
+            )
         return value
 
     def _continued(self, msg: Any, chain: Chain, path: Tensor) -> Tensor:
@@ -170,6 +172,13 @@ class Fill(Messenger):
                 longer = chain.extend(before, 1, mask=known[..., :-1], sample=self.sample)
                 return torch.where(short.reshape(short.shape + (1,) * (fn.event_dim - 1)), longer, path)
         return path
+
+
+def _covers(batch: torch.Size, wanted: torch.Size) -> bool:
+    try:
+        return bool(torch.broadcast_shapes(batch, wanted) == batch)
+    except RuntimeError:
+        return False
 
 
 def carries_on(fn: TorchDistribution) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -14,18 +15,19 @@ from torch import Tensor
 from seqdisent.chains import Draw, IndependentSteps
 from seqdisent.chains.factorised import as_chain
 from seqdisent.inference.checks import (
+    check_density,
     check_gradient,
     check_observed,
     check_sites,
     check_steps_masked,
     is_auxiliary,
+    is_overridden,
     no_rsample,
     unmasked,
 )
-from seqdisent.inference.kl import Score, over_steps, site_kl
+from seqdisent.inference.kl import Score, conditionals_at, has_plain_parameters, log_q_per_step, over_steps, site_kl
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites, without_mask
-from seqdisent.masks import fill_padding
 
 
 @dataclass
@@ -39,15 +41,12 @@ class Scores:
 
 def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, *, analytic: bool) -> Scores:
     """Run the guide, then the model on its sample, and score every site."""
-    guide_scores = _GuideDraws()
-    with guide_scores:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    of_guide = _GuideDraws()
+    guide_trace = of_guide.run(lambda: poutine.trace(guide).get_trace(*args, **kwargs))
     check_guide(guide_trace)
     guide_sites = sample_sites(guide_trace)
-    model_scores = _ModelScores(guide_sites, guide_scores.draws, analytic)
-    with model_scores:
-        model_trace = run_on(model, guide_trace, args, kwargs)
-    sites = sample_sites(model_trace)
+    of_model = _ModelScores(guide_sites, of_guide.draws, analytic)
+    sites = sample_sites(of_model.run(lambda: run_on(model, guide_trace, args, kwargs)))
     observed = {name: site for name, site in sites.items() if site["is_observed"]}
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     check_sites(observed, latent, guide_sites)
@@ -55,25 +54,34 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
         check_observed(name, site)
     for name, site in guide_sites.items():
         check_gradient(name, site)
-    guide_scores.check()
-    model_scores.check()
-    found = model_scores.scores
+    of_guide.check()
+    of_model.check()
     check_steps_masked(observed, latent)
-    found.sites = sites
-    for name, site in guide_sites.items():
-        if name not in sites and is_auxiliary(site):
-            found.latent[name] = Score(_log_prob(site), "monte carlo")
-            found.sites[name] = site
-    return found
+    auxiliary = {name: found for name, found in of_guide.auxiliary.items() if name not in sites}
+    sites |= {name: guide_sites[name] for name in auxiliary}
+    return Scores(sites, of_model.observed, {**of_model.latent, **auxiliary})
 
 
 class _Scorer(Messenger):
-    """Keeps the first error of a score until the run is over, when its reason may be named."""
+    """Scores sites, and keeps the first error until the run is over, when there may be a better reason to name."""
 
-    error: Exception | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None
+        self.with_gradient = torch.is_grad_enabled()
+
+    def run(self, program: Callable[[], Any]) -> Any:
+        """Run a program; if it fails after an error was kept, that one is the cause."""
+        try:
+            with self:
+                return program()
+        except Exception as error:
+            if self.error is None:
+                raise
+            raise self.error from error
 
     def check(self) -> None:
-        """Raise that error, if there was one."""
+        """Raise the error that was kept, if there was one."""
         if self.error is not None:
             raise self.error
 
@@ -89,17 +97,19 @@ class _Scorer(Messenger):
 
 
 class _GuideDraws(_Scorer):
-    """Draws every chain of a guide together with the conditionals that it is drawn from."""
+    """Draws every chain of a guide with its conditionals, and takes the densities that may be others later."""
 
     def __init__(self) -> None:
         super().__init__()
         self.draws: dict[str, Draw] = {}
+        self.auxiliary: dict[str, Score] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_sample(msg) or msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
         chain = without_mask(msg["fn"])
-        if not hasattr(chain, "rsample_with_conditionals") or not chain.has_rsample:
+        hands_over = hasattr(chain, "rsample_with_conditionals") and chain.has_rsample
+        if not hands_over or is_overridden(chain, "rsample", beside="rsample_with_conditionals"):
             return
         try:
             draw = chain.rsample_with_conditionals(*msg["args"], **msg["kwargs"])
@@ -109,42 +119,61 @@ class _GuideDraws(_Scorer):
         self.draws[msg["name"]], msg["value"] = draw, draw.path
 
     def _score(self, msg: Any) -> None:
-        chain = as_chain(msg["fn"])
-        if chain is None or isinstance(chain, IndependentSteps) or msg["name"] in self.draws:
-            return
-        path = msg["value"]  # drawn by a chain that hands over nothing, or given by a handler
-        if chain.step_mask is not None:
-            path = fill_padding(path, chain.step_mask)
-        self.draws[msg["name"]] = Draw(msg["value"], chain.conditionals(path))
+        name, value = msg["name"], msg["value"]
+        if name not in self.draws or self.draws[name].path is not value:  # or another handler gave the value
+            fn, _ = unmasked(msg)
+            chain = as_chain(fn)
+            if chain is not None and not isinstance(chain, IndependentSteps):
+                self.draws[name] = Draw(value, conditionals_at(name, chain, value))
+            elif has_plain_parameters(fn):
+                self.draws[name] = Draw(value, None)
+            else:
+                log_prob = fn.log_prob(value) if chain is None else chain.log_prob_per_step(value)
+                self.draws[name] = Draw(value, None, log_prob)
+        check_density(name, without_mask(msg["fn"]))
+        if is_auxiliary(msg):
+            self.auxiliary[name] = self._density(msg)
+
+    def _density(self, msg: Any) -> Score:
+        (fn, mask), draw = unmasked(msg), self.draws[msg["name"]]
+        chain = as_chain(fn)
+        if chain is not None:
+            per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, msg["scale"], mask)
+            return Score(per_step.sum(-1), "monte carlo", None, per_step, real)
+        log_prob = fn.log_prob(draw.path) if draw.log_prob_per_step is None else draw.log_prob_per_step
+        return Score(scale_and_mask(log_prob, msg["scale"], mask), "monte carlo")
 
 
 class _ModelScores(_Scorer):
+    """Scores every site of a model; gradients are recorded as around the ledger, not as around the statement."""
+
     def __init__(self, guide_sites: dict[str, Site], draws: dict[str, Draw], analytic: bool) -> None:
         super().__init__()
         self.guide_sites, self.draws, self.analytic = guide_sites, draws, analytic
         self.drawn_before = {name: set(list(guide_sites)[:i]) for i, name in enumerate(guide_sites)}
-        self.scores = Scores()
+        self.observed: dict[str, Score] = {}
+        self.latent: dict[str, Score] = {}
 
     def _score(self, msg: Any) -> None:
         name = msg["name"]
         if msg["is_observed"]:
-            self.scores.observed[name] = _likelihood(msg)
+            self.observed[name] = self._likelihood(msg)
         elif name in self.guide_sites:
             # a closed form is right where all that p may condition on was drawn without looking at this site
-            analytic = self.analytic and self.drawn_before[name].issuperset(self.scores.latent)
-            draw = self.draws.get(name)
-            self.scores.latent[name] = site_kl(name, self.guide_sites[name], msg, analytic=analytic, draw=draw)
+            analytic = self.analytic and self.drawn_before[name].issuperset(self.latent)
+            self.latent[name] = site_kl(
+                name, self.guide_sites[name], msg, self.draws[name], analytic=analytic, with_gradient=self.with_gradient
+            )
 
-
-def _log_prob(site: Site) -> Tensor:
-    term: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-    return term
-
-
-def _likelihood(site: Site) -> Score:
-    fn, mask = unmasked(site)
-    chain = as_chain(fn)
-    if chain is None:
-        return Score(_log_prob(site), "density")
-    per_step, real = over_steps(chain.log_prob_per_step(site["value"]), chain.step_mask, site["scale"], mask)
-    return Score(per_step.sum(-1), "density", None, per_step, real)
+    def _likelihood(self, site: Site) -> Score:
+        (fn, mask), value = unmasked(site), site["value"]
+        chain = as_chain(fn)
+        is_walk = chain is not None and not isinstance(chain, IndependentSteps)
+        at = conditionals_at(site["name"], chain, value) if is_walk else None  # the transition runs as in the program
+        with torch.set_grad_enabled(self.with_gradient):
+            if chain is None:
+                term: Tensor = scale_and_mask(fn.log_prob(value), site["scale"], mask)
+                return Score(term, "density")
+            per_step = log_q_per_step(chain, Draw(value, at))
+            per_step, real = over_steps(per_step, chain.step_mask, site["scale"], mask)
+            return Score(per_step.sum(-1), "density", None, per_step, real)

@@ -31,6 +31,7 @@ class DecomposedELBO(ELBO):
     Example:
         Minus the evidence of log N(1; 0, 2), of two sequences.
 
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("sequences", len(x)):

@@ -124,8 +124,11 @@ def released_protocol_consistency(
         >>> from seqdisent.datasets import Clips
         >>> who = torch.arange(2).repeat(8)
         >>> frames = (200 * who[:, None, None, None, None]).expand(16, 2, 1, 8, 8).to(torch.uint8)
-        >>> clips, options = Clips(frames, labels={"who": who}), {"num_steps": 20, "batch_size": 8, "channels": (4,)}
-        >>> released_protocol_consistency(clips, 255 - frames, seed=0, **options).average  # trained on them
+        >>> clips = Clips(frames, labels={"who": who})
+        >>> scores = released_protocol_consistency(  # trained on them
+        ...     clips, 255 - frames, seed=0, num_steps=20, batch_size=8, channels=(4,)
+        ... )
+        >>> scores.average
         tensor(1.)
     """
     from seqdisent.datasets.clips import Clips

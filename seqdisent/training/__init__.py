@@ -14,6 +14,7 @@ except ImportError as error:
 from seqdisent.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, save_weights
 from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
 from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+from seqdisent.training.runs import is_main_process, train_stages
 
 __all__ = [
     "TERMINATED",
@@ -23,7 +24,9 @@ __all__ = [
     "TrainerOptions",
     "fit",
     "frames_and_mask",
+    "is_main_process",
     "load_weights",
     "save_weights",
     "step_seed",
+    "train_stages",
 ]

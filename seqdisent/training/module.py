@@ -244,7 +244,7 @@ class ELBOTraining(lightning.LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        """Start the clock of :attr:`minutes` where the checkpoint stopped it."""
+        """Start the clock of ``minutes`` where the checkpoint stopped it."""
         if self.trainer.ckpt_path is None:
             self.minutes = 0.0
         self._started = time.monotonic() - 60 * self.minutes

@@ -17,9 +17,17 @@ import torch
 from pyro import poutine
 from strategies import Tensors, mask_of
 from torch import Tensor, nn
+from torch.distributions import register_kl
 
 from seqdisent import ELBOTerms, IndependentSteps, MarkovChain, RecurrentChain
 from seqdisent.inference import Term
+
+
+@register_kl(IndependentSteps, IndependentSteps)
+def kl_of_independent_steps(q: IndependentSteps, p: IndependentSteps) -> Tensor:
+    """What Pyro's TraceMeanField_ELBO is told for the comparison with it; both have the same mask."""
+    per_step = torch.distributions.kl_divergence(q.step_distribution, p.step_distribution)
+    return (per_step if q.step_mask is None else torch.where(q.step_mask, per_step, 0.0)).sum(-1)
 
 
 def normal(loc: Tensor, scale: Tensor | float, event_dims: int = 1) -> Any:

@@ -1,4 +1,4 @@
-"""What a user's type checker sees: every public name in use, with the types that it should have.
+"""What a user's type checker sees: the package in use, with the types that results should have.
 
 `test_typing.py` gives this file to mypy (strict) and, where it is installed, to pyright. It is checked and never run.
 """
@@ -61,6 +61,7 @@ from seqdisent.datasets import (
     render_pendulum,
     sprites,
 )
+from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.inference import Inferred, Term
 from seqdisent.metrics import (
     AccuracyConsistency,
@@ -99,9 +100,11 @@ from seqdisent.training import (
     TrainerOptions,
     fit,
     frames_and_mask,
+    is_main_process,
     load_weights,
     save_weights,
     step_seed,
+    train_stages,
 )
 
 
@@ -255,6 +258,9 @@ def training(network: nn.Module, clips: Clips, folder: Path) -> None:
         print(error, TERMINATED)
     save_weights(network, folder / "model.pt")
     assert_type(step_seed(0, "noise", 3, 0), int)
+    stages = {"first": lambda: module, "skipped": lambda: None}
+    assert_type(train_stages(network, stages, folder, resume=True, clip_norm=1.0), dict[str, ELBOTraining])
+    assert_type(is_main_process(), bool)
     print(AtomicCheckpointIO())
 
 
@@ -289,6 +295,14 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
+
+
+def evaluation(model: nn.Module, guide: Callable[..., None], train: Clips, folder: Path) -> dict[str, object]:
+    found = evaluate(model, guide, train, train, static=["s"], motion=("d", "z"), judge=None, folder=folder, seed=1)
+    assert_type(found, Evaluation)
+    assert_type(found.tables(beside={"A paper": {"consistency": {"hair": 99.0}}}), str)
+    assert_type(found.save(folder, title="mine"), list[Path])
+    return found.numbers
 
 
 def pictures(clips: Tensor, folder: Path) -> list[Path]:

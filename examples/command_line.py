@@ -1,0 +1,177 @@
+"""What every example's command line does: train in stages, and use a finished run.
+
+A run is a folder:
+
+    config.yaml    what was asked for, presets and all; `--config` takes it again
+    stage1/ ...    a folder a stage: last.ckpt (to resume), logs/ (CSV), tensorboard/, model.pt (its finished weights)
+    model.pt       the weights at the end
+    metrics.json   the numbers, on data that training never saw
+    *.png, *.gif   the pictures
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from settings import (
+    Example,
+    Plan,
+    command_parser,
+    parser_of,
+    read_settings,
+    settings_of,
+    settings_of_run,
+    write_settings,
+    write_whole,
+)
+from torch import nn
+
+from seqdisent import AnnealingSchedule
+from seqdisent.plotting import plot_ledger, plot_schedules
+from seqdisent.training import (
+    TERMINATED,
+    CheckpointError,
+    ELBOTraining,
+    is_main_process,
+    load_weights,
+    save_weights,
+    train_stages,
+)
+
+
+def single_stage(
+    network: Any, plan: Plan, clips: Any, seed: int, *, model: Any = None, draw: Any = None, **options: Any
+) -> ELBOTraining:
+    """Return the training of everything at once on the bound of random clips, as most models have it."""
+    warm_up = AnnealingSchedule.linear(plan.learning_rate / plan.warm_up, plan.learning_rate, plan.warm_up)
+    length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
+    return ELBOTraining(
+        network, model or network.model, network.guide,
+        draw or partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
+        num_steps=plan.num_steps,
+        learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
+        weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
+        terms_per_step=plan.batch_size * length,
+        optimizer=partial(torch.optim.Adam, betas=plan.betas, weight_decay=plan.weight_decay), seed=seed, **options,
+    )  # fmt: skip
+
+
+def main(example: Example, argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in example.task.commands:
+        name, *argv = argv
+        do = partial(example.task.commands[name].run, example, command_parser(example, name).parse_args(argv))
+        how_on = ""
+    else:
+        options = parser_of(example).parse_args(argv)
+        do = partial(train, example, Path(options.run_dir), argv, resume=options.resume)
+        how_on = f"; go on with --run-dir {options.run_dir} --resume"
+    try:
+        do()
+    except KeyboardInterrupt:
+        _leave(f"stopped{how_on}", 130)
+    except SystemExit as error:
+        if error.code != TERMINATED:
+            raise
+        _leave(f"stopped{how_on}", TERMINATED)
+    except CheckpointError as error:
+        sys.exit(str(error))
+    except OSError as error:  # a full disk, say
+        _leave(f"{error}{how_on}", 1)
+
+
+def _leave(why: str, code: int) -> NoReturn:
+    """Exit with one line that says why."""
+    if is_main_process():
+        print(why, file=sys.stderr)
+    sys.exit(code)
+
+
+def train(example: Example, run: Path, argv: list[str], *, resume: bool) -> None:
+    started = (run / "config.yaml").exists()
+    if started and not resume and is_main_process():
+        sys.exit(f"{run} holds a run; continue it with --resume, or choose another --run-dir")
+    if resume and not started:
+        sys.exit(f"{run} holds no run to resume (there is no {run / 'config.yaml'})")
+    settings = settings_of_run(example, run, argv) if started else settings_of(example, argv)
+    data = load_data(example, settings, download=settings.download)
+    print(f"{run}: training on {data.train}, held out {data.held_out}", flush=True)
+    settings.frame_shape = tuple(data.train.frames.shape[2:])
+    torch.manual_seed(settings.seed)
+    network, plan = network_of(example, settings), example.plan_of(settings)
+    if not started and is_main_process():
+        write_settings(example, settings, run / "config.yaml")
+    trainings = train_stages(
+        network,
+        {name: partial(stage, network, plan, data.train, settings.seed) for name, stage in example.stages.items()},
+        run, resume=resume, clip_norm=plan.clip_norm, checkpoint_every=plan.checkpoint_every,
+        **{name: settings[name] for name in ("accelerator", "devices", "num_nodes", "precision")},
+    )  # fmt: skip
+    if not is_main_process():
+        return
+    network.float().eval()
+    numbers, written = example.task.measure(example, network, data, run, settings)
+    numbers["minutes"] = {name: read_json(run / name / "minutes.json") for name in trainings}
+    write_json(numbers, run / "metrics.json")
+    save_weights(network, run / "model.pt")  # last: what has it is a finished run
+    written += _draw_trainings(trainings, run)
+    print(json.dumps({name: value for name, value in numbers.items() if name != "forecast_error"}, indent=2))
+    print("wrote", *dict.fromkeys([run / "metrics.json", *written]), sep="\n  ")
+
+
+def network_of(example: Example, settings: Namespace) -> nn.Module:
+    shape = tuple(settings.frame_shape)
+    try:
+        return example.network(shape, example.plan_of(settings).sizes)
+    except (ValueError, TypeError) as error:
+        sys.exit(f"this preset does not fit frames of shape {shape} (--preset, --image-size): {error}")
+
+
+def _draw_trainings(trainings: Mapping[str, ELBOTraining], run: Path) -> list[Path]:
+    written = []
+    for name, training in trainings.items():
+        shown = {f"weight({k})": v for k, v in training.weights.items()} | {**training.inputs}
+        shown["learning_rate"] = training.learning_rate
+        written.append(plot_schedules(shown, training.num_steps, run / f"{name}_schedules.png"))
+        logs = sorted((run / name / "logs").glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+        if logs:
+            written.append(plot_ledger(logs, run / f"{name}_ledger.png"))
+    return written
+
+
+# Finished runs
+
+
+def load_run(example: Example, run: Path) -> tuple[nn.Module, Namespace]:
+    """Return a finished run's network and its settings."""
+    settings = read_settings(example, run)
+    if not (run / "model.pt").exists():
+        sys.exit(f"{run} is not finished (there is no {run / 'model.pt'}); continue it with --run-dir {run} --resume")
+    network = network_of(example, settings)
+    load_weights(network, run / "model.pt")
+    return network.eval(), settings
+
+
+def load_data(example: Example, settings: Namespace, *, download: bool = False) -> Any:
+    try:
+        return example.task.load(settings, download=download)
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"--data {settings.data}: {error}")
+
+
+def write_json(content: Any, path: Path) -> None:
+    write_whole(json.dumps(content, indent=2) + "\n", path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        sys.exit(f"{path}: cannot be read as JSON ({error})")

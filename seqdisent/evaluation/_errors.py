@@ -1,0 +1,87 @@
+"""Errors against the clips themselves, and against true swaps and continuations where a renderer knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqdisent.datasets import Clips
+from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, is_trajectory, mean_frame
+from seqdisent.inference.elbo import elbo_terms
+from seqdisent.metrics import nearest_clip, squared_error
+
+ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame")
+
+
+def measure_errors(
+    programs: Programs, train: Clips, held_out: Clips, donors: Tensor | None, candidates: Clips | None, batch_size: int
+) -> dict[str, Any]:
+    """Measure each held-out clip's reconstruction, roll-out and true swaps, and the terms of its bound at one sample.
+
+    A roll-out has the clip's own latents, of every trajectory only the first step, and goes on from there by itself.
+    """
+    mean = mean_frame(train)
+    measured: dict[str, list[Tensor]] = {}
+    swaps, truths = [], []
+    for rows, batch in batches(held_out, batch_size):
+        given = frames_and_mask(batch)
+        found = {"reconstruction": programs.reconstruct(*given)}
+        first_steps = {
+            name: site.value[:, :1] if is_trajectory(site) else site.value
+            for name, site in programs.infer(*given).items()
+        }
+        found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps)
+        found["mean_frame"] = mean.expand_as(batch.frames)
+        values = {name: squared_error(clips, batch.frames, batch.mask) for name, clips in found.items()}
+        if programs.static and donors is not None and held_out.renderer is not None:
+            donor = held_out.batch(donors[rows])
+            swapped = programs.swap_static(given, frames_and_mask(donor))
+            truth = held_out.true_swap(donors[rows], rows)[:, : swapped.shape[1]]
+            values["swapped"] = squared_error(swapped, truth, batch.mask)
+            swaps.append(swapped)
+            truths.append(truth)
+            if programs.motion:
+                moved = programs.swap(given, frames_and_mask(donor), programs.motion)
+                moved_truth = held_out.true_swap(rows, donors[rows])[:, : moved.shape[1]]
+                values["motion_swapped"] = squared_error(moved, moved_truth, donor.mask)
+        terms = elbo_terms(programs.model, programs.guide, *given, **programs.inputs)
+        values |= {f"KL({site})": term for site, term in terms.kl.items()}
+        values |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
+        for name, value in values.items():
+            measured.setdefault(name, []).append(value)
+    means = {name: torch.cat(values).mean().double() for name, values in measured.items()}
+    errors = {name: means.pop(name) for name in ERRORS if name in means}
+    numbers: dict[str, Any] = {"held_out_clips": len(held_out), "mean_squared_error": errors, "nats": means}
+    for name in ("swapped", "motion_swapped", "roll_out"):
+        if name in errors:
+            numbers[f"{name} / reconstruction"] = errors[name] / errors["reconstruction"]
+    if swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():
+        numbers["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), held_out, donors, candidates)
+    return numbers
+
+
+def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, candidates: Clips) -> dict[str, Any]:
+    """Return how often the true clip that is nearest to a swapped one is the right one, and has the right factors."""
+    found = nearest_clip(swaps, candidates.frames)
+    right = {"clip": (candidates.frames[found] == truths).flatten(1).all(1)}
+    for name, labels in clips.labels.items():
+        if name in candidates.labels:
+            wanted = labels[donors] if name in clips.static_factors else labels
+            right[name] = candidates.labels[name][found] == wanted
+    return {"of": len(candidates), **{name: values.double().mean() for name, values in right.items()}}
+
+
+def measure_forecasts(programs: Programs, train: Clips, held_out: Clips, num_steps: int) -> dict[str, Any]:
+    """Measure forecasts of all held-out clips step by step, beside their last frame, frozen, and the mean frame."""
+    given = int(held_out.lengths.max())
+    errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
+    for rows, batch in batches(held_out, 32):
+        truth = held_out.true_clip(rows, given + num_steps).float() / held_out.scale
+        predicted = programs.forecast(batch.frames, num_steps=num_steps)
+        last = batch.frames[:, -1:].expand(-1, num_steps, *batch.frames.shape[2:])
+        guesses = (predicted, torch.cat([batch.frames, last], 1), mean_frame(train).expand_as(predicted))
+        for name, guess in zip(errors, guesses, strict=True):
+            errors[name].append((guess - truth).square().flatten(2).mean(-1))
+    return {"given": given, **{name: torch.cat(values).mean(0) for name, values in errors.items()}}

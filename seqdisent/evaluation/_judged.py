@@ -1,0 +1,120 @@
+"""Measures that need labels: what a judge sees in swaps, reconstructions and drawn clips, and what probes find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqdisent.datasets import Clips
+from seqdisent.datasets._progress import progress
+from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, is_trajectory
+from seqdisent.metrics import (
+    AccuracyConsistency,
+    FrechetDistance,
+    GenerationEntropies,
+    Judge,
+    SwapAccuracy,
+    intervention_score,
+    probe_table,
+)
+
+PROBED_CLIPS = 2000  # training clips that probes learn from
+
+
+def varied(clips: Clips) -> list[str]:
+    """Return the labels that have more than one value."""
+    return [name for name, label in clips.labels.items() if len(label.unique()) > 1]
+
+
+def measure_judged(
+    programs: Programs, train: Clips, held_out: Clips, donors: Tensor | None, judge: Judge, seed: int, batch_size: int
+) -> dict[str, Any]:
+    """Measure what a judge sees in held-out clips, each with a fixed donor; what comes from the prior is sampled."""
+    factors = judge.num_classes
+    static = [name for name in held_out.static_factors if name in factors]
+    motion = [name for name in held_out.motion_factors if name in factors]
+    swaps: dict[str, tuple[Sequence[str], Sequence[str], SwapAccuracy]] = {}
+    if donors is not None and programs.static:
+        # an identity is swapped under the clip's own motion, whatever the guide infers motion from
+        swaps["identity"] = programs.static, programs.motion, SwapAccuracy(factors, static)
+        if programs.motion:
+            swaps["motion"] = programs.motion, (), SwapAccuracy(factors, motion)
+    consistency = AccuracyConsistency(factors)
+    entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
+    distances = {
+        name: FrechetDistance(judge.features, judge.num_features, "the judge's features") for name in entropies
+    }
+    for _, batch in batches(some(train, len(held_out), seed), batch_size):  # as many as are compared with them
+        for distance in distances.values():
+            distance.update(batch.frames, batch.mask, real=True)
+    torch.manual_seed(seed)
+    for rows, batch in progress(list(batches(held_out, batch_size)), "held-out clips"):
+        given = frames_and_mask(batch)
+        found = programs.reconstruct(*given)
+        drawn = programs.generate(len(rows), batch.frames.shape[1])
+        said = {}
+        for name, clips in zip(entropies, (batch.frames, found, drawn), strict=True):
+            said[name] = judge(clips, batch.mask)
+            entropies[name].update(said[name])
+            distances[name].update(clips, batch.mask, real=False)
+        consistency.update(said["real clips"], said["reconstruction"])
+        if not swaps or donors is None:
+            continue
+        other = held_out.batch(donors[rows])
+        for name, (sites, keep, accuracy) in swaps.items():
+            swapped = programs.swap(given, frames_and_mask(other), sites, keep)
+            mask = batch.mask if name == "identity" else other.mask  # the chain brings its length with it
+            accuracy.update(judge(swapped, mask), batch.labels, other.labels)
+    scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
+    agreement = consistency.compute()
+    follow = {score.follows for of in scores.values() for score in of.values()}
+    return {
+        "judge": judge.accuracy,
+        "consistency": {**agreement.agreement, "average": agreement.average},
+        "swaps": {name: {factor: score._asdict() for factor, score in of.items()} for name, of in scores.items()},
+        "intervention_score": intervention_score(list(scores.values())) if follow == {True, False} else None,
+        "entropies": {
+            name: {factor: score._asdict() for factor, score in metric.compute().items()}
+            for name, metric in entropies.items()
+        },
+        "frechet": {name: metric.compute()._asdict() for name, metric in distances.items()},
+        "confusion": {name: accuracy.confusion() for name, (*_, accuracy) in swaps.items()},
+    }
+
+
+def some(clips: Clips, count: int, seed: int) -> Clips:
+    return clips.subset(torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:count])
+
+
+def measure_probes(
+    programs: Programs, train: Clips, held_out: Clips, factors: Sequence[str], seed: int, batch_size: int
+) -> dict[str, Any]:
+    """Measure what is told from the posterior means of the first sites of who and what (VDSM: s and d)."""
+    clips = some(train, PROBED_CLIPS, seed), held_out
+    sites = [*programs.static[:1], *programs.motion[:1]]
+    learnt, tested = (latents(programs, half, sites, batch_size) for half in clips)
+    labels = [{name: half.labels[name] for name in factors} for half in clips]
+    return {
+        kind: {
+            site: {factor: score._asdict() for factor, score in of.items()}
+            for site, of in probe_table(learnt, labels[0], tested, labels[1], kind=kind, seed=seed).items()
+        }
+        for kind in ("linear", "mlp")
+    }
+
+
+def latents(programs: Programs, clips: Clips, sites: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+    """Return the posterior means (N, D) of sites; a trajectory is all its steps in a row, 0 where a clip has ended."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in sites}
+    for _, batch in progress(list(batches(clips, batch_size)), "latents"):
+        found = programs.infer(*frames_and_mask(batch))
+        for name, values in parts.items():
+            value = found[name].value
+            if is_trajectory(found[name]):
+                real = torch.where(batch.mask.unsqueeze(-1), value, 0.0)
+                value = nn.functional.pad(real, (0, 0, 0, clips.frames.shape[1] - value.shape[1]))
+            values.append(value.flatten(1))
+    return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,0 +1,75 @@
+"""Pictures of held-out clips, their swaps, their continuations, and clips from the prior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqdisent.datasets import Clips
+from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers
+from seqdisent.plotting import film_strip, swap_table
+
+SCALES = {"reconstructions.png": 2, "prior_samples.png": 2, "swaps.gif": 2}  # how much larger they are written
+
+
+def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: int) -> dict[str, Tensor]:
+    """Return {name of the file: a picture, or the pictures of an animation}."""
+    spread = torch.linspace(0, len(clips) - 1, min(6, len(clips))).long()
+    batch = clips.batch(spread)
+    found = _blank_padding(programs.reconstruct(*frames_and_mask(batch)), batch.mask)
+    pictures = {"reconstructions.png": film_strip(torch.stack([batch.frames, found], 1).flatten(0, 1))}
+    if programs.static:
+        table = swap_all(programs, clips, *_different(clips, seed))
+        moments = table[torch.linspace(0, len(table) - 1, 4).long()]
+        pictures |= {"swaps.png": film_strip(moments[None], gap=8), "swaps.gif": table}
+    torch.manual_seed(seed)
+    num_steps = int(clips.lengths.max())
+    pictures["prior_samples.png"] = film_strip(programs.generate(8, num_steps))
+    if forecast_steps:
+        rows = programs.forecast(batch.frames[:4], batch.mask[:4], num_steps=forecast_steps)
+        truth = true_continuation(clips, spread[:4], rows.shape[1])
+        if truth is not None:
+            rows = torch.stack([truth, rows], 1).flatten(0, 1)
+        pictures["forecast.png"] = film_strip(rows)
+    return pictures
+
+
+def true_continuation(clips: Clips, rows: Tensor, num_steps: int) -> Tensor | None:
+    """Return the true frames of clips and of what follows, or None where the data end with the clip."""
+    if clips.renderer is None:
+        return None
+    try:
+        return clips.true_clip(rows, num_steps).float() / clips.scale
+    except ValueError:
+        return None
+
+
+def swap_all(programs: Programs, clips: Clips, who: Tensor, what: Tensor) -> Tensor:
+    """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
+    pairs = torch.cartesian_prod(who, what)
+    source, donor = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
+    swapped = programs.swap_static(frames_and_mask(source), frames_and_mask(donor))
+    swapped = _blank_padding(swapped, source.mask).unflatten(0, (len(who), len(what)))
+    static, motion = (_to_length(clips.batch(rows).frames, swapped.shape[2]) for rows in (who, what))
+    return swap_table(static, motion, swapped)
+
+
+def _different(clips: Clips, seed: int, *, num_identities: int = 5, num_motions: int = 6) -> tuple[Tensor, Tensor]:
+    """Return clips of different identities, and clips of different motions."""
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))
+    motion = motion_numbers(clips)
+    labels = torch.arange(len(clips)) if motion is None or len(motion.unique()) < num_motions else motion
+
+    def first_of_each(values: Tensor) -> Tensor:
+        return torch.tensor([row for i, row in enumerate(order.tolist()) if values[row] not in values[order[:i]]])
+
+    return first_of_each(clips.identity)[:num_identities], first_of_each(labels)[:num_motions]
+
+
+def _blank_padding(frames: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[..., None, None, None], frames, 0.0)
+
+
+def _to_length(frames: Tensor, num_steps: int) -> Tensor:
+    """Cut clips to `num_steps`, or repeat their last frame."""
+    return frames[:, torch.arange(num_steps).clamp(max=frames.shape[1] - 1)]

@@ -1,0 +1,162 @@
+"""The numbers of an evaluation as tables, in Markdown and HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""{what a column is called: {"consistency", "static" or "motion": {factor: per cent}}}."""
+
+STYLE = """body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}
+td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}"""
+
+
+class Table(NamedTuple):
+    """A title, the columns' names, and rows of text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
+        return f"## {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def html(self) -> str:
+        lines = [("th", self.header), *(("td", row) for row in self.rows)]
+        body = "\n".join(
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>" for tag, cells in lines
+        )
+        return f"<h2>{html.escape(self.title)}</h2>\n<table>\n{body}\n</table>"
+
+
+def page(title: str, tables: Sequence[Table], pictures: Sequence[str]) -> str:
+    """Return a page of HTML."""
+    images = "".join(f"\n<p><img src='{name}' alt='{name}'></p>" for name in pictures)
+    head = f"<!doctype html>\n<meta charset='utf-8'>\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>"
+    body = "\n".join(table.html() for table in tables)
+    return f"{head}\n<h1>{html.escape(title)}</h1>\n{body}\n<h2>Pictures</h2>{images}\n"
+
+
+def plain(measured: Any) -> Any:
+    """Return tensors as numbers and lists, for JSON; what no pair of clips can show is None, not NaN."""
+    if isinstance(measured, Tensor):
+        return plain(measured.tolist())
+    if isinstance(measured, float) and not math.isfinite(measured):
+        return None
+    if isinstance(measured, Mapping):
+        return {name: plain(value) for name, value in measured.items()}
+    return [plain(value) for value in measured] if isinstance(measured, list) else measured
+
+
+def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str, str]) -> list[Table]:
+    """Return the tables of what was measured; `roles` say which latent is static and which is motion."""
+    errors = numbers["mean_squared_error"]
+    tables = [
+        Table(
+            f"Errors on {numbers['held_out_clips']} held-out clips",
+            ["clips", "mean squared error", "over that of reconstruction"],
+            [
+                [name, _number(value, 5), _number(numbers.get(f"{name} / reconstruction"))]
+                for name, value in errors.items()
+            ],
+        ),
+        Table("Terms of the bound", ["term", "nats a clip"], [[k, _number(v, 1)] for k, v in numbers["nats"].items()]),
+    ]
+    if retrieval := numbers.get("nearest_true_clip"):
+        rows = [[name, _per_cent(value)] for name, value in retrieval.items() if name != "of"]
+        tables.append(Table(f"Nearest of {retrieval['of']} true clips to a swap", ["has the right", "%"], rows))
+    if "judge" in numbers:
+        tables += _judged(numbers, beside)
+    for kind, latents in numbers.get("probes", {}).items():
+        tables.append(_probes(kind, latents, beside, roles))
+    return tables
+
+
+def _judged(numbers: Mapping[str, Any], beside: Published) -> list[Table]:
+    tables = [_consistency(numbers, beside)]
+    for direction, scores in numbers["swaps"].items():
+        header = ["factor", "should be", "accuracy, %", "constant guess, %", "leakage, %", "constant guess, %"]
+        keys = ("accuracy", "chance", "leakage", "leakage_chance")
+        rows = [
+            [name, "the donor's" if score["follows"] else "the source's", *(_per_cent(score[key]) for key in keys)]
+            for name, score in scores.items()
+        ]
+        tables.append(Table(f"Swap: {direction} from the donor", header, rows))
+    if numbers["intervention_score"] is not None:
+        rows = [["all factors, both swaps", _number(numbers["intervention_score"], 4)]]
+        tables.append(Table("Intervention score", ["of", "score"], rows))
+    rows = [
+        [kind, name, *(_number(score[key]) for key in ("inter", "intra", "inception_score"))]
+        for kind, scores in numbers["entropies"].items()
+        for name, score in scores.items()
+    ]
+    header = ["clips", "factor", "inter-entropy H(y)", "intra-entropy H(y given x)", "inception score"]
+    tables.append(Table("Entropies of the judge's predictions, nats", header, rows))
+    extractor = next(iter(numbers["frechet"].values()))["extractor"]
+    rows = [[name, _number(score["distance"])] for name, score in numbers["frechet"].items()]
+    header = ["clips, against as many real training clips", "distance"]
+    return [*tables, Table(f"Frechet distance in {extractor}", header, rows)]
+
+
+def _consistency(numbers: Mapping[str, Any], beside: Published) -> Table:
+    found = dict(numbers["consistency"])
+    columns = {name: of["consistency"] for name, of in beside.items() if "consistency" in of}
+    for column in columns.values():  # an average is over the same factors
+        if shared := [found[name] for name in column if name in found and name != "average"]:
+            found["average"] = sum(shared) / len(shared)
+    header = ["factor", "judge on real held-out clips, %", "same answer for clip and reconstruction, %", *columns]
+    rows = [
+        [name, _per_cent(numbers["judge"].get(name)), _per_cent(value)]
+        + [_number(column.get(name), 2) for column in columns.values()]
+        for name, value in found.items()
+    ]
+    return Table("Judge and accuracy consistency", header, rows)
+
+
+def _probes(kind: str, latents: Mapping[str, Any], beside: Published, roles: Mapping[str, str]) -> Table:
+    header, rows = ["factor"], {name: [name] for name in next(iter(latents.values()))}
+    for latent, scores in latents.items():
+        columns = {name: of[roles[latent]] for name, of in beside.items() if roles[latent] in of}
+        header += [f"from {latent}, %", *columns]
+        for name, score in scores.items():
+            rows[name].append(_per_cent(score["accuracy"]) + ("" if score["converged"] else " (not converged)"))
+            rows[name] += [_number(column.get(name), 2) for column in columns.values()]
+    for name, score in next(iter(latents.values())).items():
+        rows[name].append(_per_cent(score["chance"]))
+    return Table(f"Probes, {kind}", [*header, "constant guess, %"], list(rows.values()))
+
+
+def _per_cent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def draw_confusion(matrices: Mapping[str, Any], labels: Mapping[str, Sequence[str]], path: Path) -> Path:
+    """Draw what the judge says of clips with another's identity, factor by factor."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with: pip install 'seqdisent[plot]'") from error
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    figure = Figure(figsize=(4 * len(matrices), 4), layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)
+    for axis, (name, counts) in zip(axes[0], matrices.items(), strict=True):
+        display = ConfusionMatrixDisplay(torch.tensor(counts).numpy(), display_labels=labels[name])
+        display.plot(ax=axis, colorbar=False, xticks_rotation=90, text_kw={"fontsize": 7})
+        axis.set(title=name, xlabel="judged", ylabel="should be")
+    figure.suptitle("Identity from the donor")
+    figure.savefig(path, dpi=120)
+    return path

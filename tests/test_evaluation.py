@@ -1,0 +1,417 @@
+"""`evaluate`, the one call: on models of known worth, on a user's own model, and on data of which little is known."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import seqdisent
+from seqdisent.datasets import Clips, pendulum
+
+for needed in ("torchmetrics", "sklearn", "matplotlib"):
+    pytest.importorskip(needed)
+
+from seqdisent import ConvEncoder, GatedTransition, IndependentSteps, MarkovChain, NormalHead, StaticEncoder  # noqa: E402
+from seqdisent.evaluation import evaluate  # noqa: E402
+from seqdisent.evaluation._judged import latents  # noqa: E402
+from seqdisent.evaluation._programs import Programs  # noqa: E402
+from seqdisent.evaluation._report import plain  # noqa: E402
+from seqdisent.metrics import Judge  # noqa: E402
+
+SITES = {"static": ["s"], "motion": ["d", "z"]}
+
+
+def who_and_what(repeats):
+    """Clips whose upper left pixel says who, and the lower right one what, with a little noise."""
+    who, what = (labels.repeat(repeats) for labels in torch.cartesian_prod(torch.arange(3), torch.arange(2)).unbind(1))
+    frames = torch.zeros(len(who), 4, 1, 2, 2, dtype=torch.uint8)
+    noise = torch.randint(0, 20, (2, len(who), 1), generator=torch.Generator().manual_seed(0))
+    frames[:, :, 0, 0, 0] = (100 * who[:, None] + noise[0]).to(torch.uint8)
+    frames[:, :, 0, 1, 1] = (200 * what[:, None] + noise[1]).to(torch.uint8)
+
+    def truth(content, motion, num_steps):
+        if num_steps not in (None, 4):
+            raise ValueError("num_steps: the clips end after 4 steps")
+        swapped = frames[motion].clone()
+        swapped[:, :, 0, 0, 0] = frames[content][:, :, 0, 0, 0]
+        return swapped
+
+    return Clips(
+        frames, identity=who, labels={"who": who, "what": what}, static_factors=["who"], motion_factors=["what"],
+        renderer=truth,
+    )  # fmt: skip
+
+
+def near(value, scale=1e-3):
+    return dist.Normal(value, scale).to_event(1)
+
+
+class Pixels(nn.Module):
+    """A model whose s is the pixel that says who, and whose d and z the one that says what; or all of it is d."""
+
+    def __init__(self, all_in_d=False):
+        super().__init__()
+        self.all_in_d = all_in_d
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        count, steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("sequences", count):
+            s = pyro.sample("s", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            d = pyro.sample("d", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z = pyro.sample("z", IndependentSteps(near(torch.zeros(count, steps, 1), 1.0)))
+            painted = torch.zeros(*z.shape[:-1], 1, 2, 2)
+            painted[..., 0, 0, 0] = (d[..., :1] if self.all_in_d else s).clamp(0, 1).expand(z.shape[:-1])
+            painted[..., 0, 1, 1] = z[..., 0].clamp(0, 1)
+            pyro.sample("x", dist.Normal(painted, 0.1).to_event(4), obs=frames)
+
+    def guide(self, frames, mask=None):
+        with pyro.plate("sequences", frames.shape[0]):
+            who, what = frames[:, 0, :, 0, 0], frames[:, :, :, 1, 1]
+            pyro.sample("s", near(torch.zeros_like(who) if self.all_in_d else who))
+            pyro.sample("d", near(torch.cat([who if self.all_in_d else 0 * who, what[:, 0]], -1)))
+            pyro.sample("z", IndependentSteps(near(what)))
+
+
+class Reader(Judge):
+    """Reads both pixels, without an error."""
+
+    def __init__(self):
+        super().__init__({"who": 3, "what": 2}, in_channels=1, image_size=2, channels=(2,))
+        self.accuracy = {"who": 1.0, "what": 1.0}
+
+    def forward(self, frames, mask=None):
+        read = self.features(frames, mask) * 255
+        means = {"who": torch.tensor([10.0, 110, 210]), "what": torch.tensor([10.0, 210])}
+        return {name: -((read[:, i, None] - mean) ** 2) / 100 for i, (name, mean) in enumerate(means.items())}
+
+    def features(self, frames, mask=None):
+        mask = torch.ones(frames.shape[:2]) if mask is None else mask.float()
+        return torch.einsum("ntk,nt->nk", frames[:, :, 0].flatten(2)[..., [0, 3]], mask) / mask.sum(1, keepdim=True)
+
+
+def reader():
+    judge = Reader()
+    judge.num_features = 2
+    return judge
+
+
+def evaluated(model, train, held_out, **options):
+    return evaluate(model.model, model.guide, train, held_out, **{**SITES, "judge": None, **options})
+
+
+@pytest.fixture(scope="module")
+def found():
+    train, held_out = who_and_what(20), who_and_what(10)
+    return {
+        name: evaluated(model, train, held_out, judge=reader())
+        for name, model in {"honest": Pixels(), "all in d": Pixels(all_in_d=True)}.items()
+    }
+
+
+# Models of known worth
+
+
+def test_an_honest_model_scores_full_marks(found):
+    scores = found["honest"].numbers
+    assert scores["consistency"] == {"who": 1, "what": 1, "average": 1}
+    for direction in ("identity", "motion"):
+        for factor, score in scores["swaps"][direction].items():
+            assert score["follows"] == (factor == {"identity": "who", "motion": "what"}[direction])
+            assert score["accuracy"] == 1
+            assert score["leakage"] == 0
+    assert scores["intervention_score"] == pytest.approx(1, abs=1e-6)
+    errors = scores["mean_squared_error"]
+    assert errors["reconstruction"] == errors["swapped"] == errors["motion_swapped"] == 0
+    assert scores["swapped / reconstruction"] is None  # 0 / 0
+    assert scores["probes"]["linear"]["s"]["who"]["accuracy"] == 1
+    assert scores["probes"]["linear"]["d"]["what"]["accuracy"] == 1
+    for kind in ("linear", "mlp"):
+        assert scores["probes"][kind]["d"]["who"]["accuracy"] < 0.6
+        assert scores["probes"][kind]["s"]["what"]["accuracy"] < 0.75
+    distance = {name: of["distance"] for name, of in scores["frechet"].items()}
+    assert distance["reconstruction"] == pytest.approx(distance["real clips"], abs=1e-4)
+    assert distance["prior"] > distance["real clips"] + 0.01
+
+
+def test_a_model_with_everything_in_d_is_found_out(found):
+    scores = found["all in d"].numbers
+    assert scores["consistency"]["average"] == 1  # reconstruction shows nothing of it
+    assert scores["swaps"]["identity"]["who"]["accuracy"] == 0  # the donor's s changes nothing
+    assert scores["swaps"]["identity"]["who"]["leakage"] == 1
+    assert scores["swaps"]["motion"]["what"]["accuracy"] == 1
+    assert scores["swaps"]["motion"]["who"]["accuracy"] == 0  # the motion brings the donor with it
+    assert scores["probes"]["linear"]["d"]["who"]["accuracy"] == 1
+    assert scores["probes"]["linear"]["s"]["who"]["accuracy"] < 0.6
+    assert scores["intervention_score"] == pytest.approx(0.5)
+    assert scores["mean_squared_error"]["reconstruction"] == 0
+    assert scores["mean_squared_error"]["swapped"] > 0.01
+
+
+def test_the_report_says_what_was_measured(found, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"minutes": 3}')
+    written = found["all in d"].save(tmp_path, title="made up")
+    assert all(path.stat().st_size > 0 for path in written)
+    assert {"confusion.png", "reconstructions.png", "swaps.gif"} <= {path.name for path in written}
+    text = (tmp_path / "report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| who | the donor's"))
+    assert row.split(" | ")[2] == "0.00"  # accuracy of the identity swap
+    assert found["all in d"].tables() in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table>") == text.count("\n| --- |")
+    assert "made up" in text
+    assert "made up" in page
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    assert numbers == {"minutes": 3, **found["all in d"].numbers}
+
+
+def test_published_numbers_stand_beside_ours(found):
+    published = {"A paper": {"consistency": {"who": 99.67, "average": 99.53}, "static": {"who": 12.5}}}
+    tables = found["honest"].tables(beside=published)
+    consistency, linear, *_ = (tables.split(f"## {title}")[1] for title in ("Judge and", "Probes, linear"))
+    assert "| who | 100.00 | 100.00 | 99.67 |" in consistency
+    assert "| average |  | 100.00 | 99.53 |" in consistency
+    assert "| who | 100.00 | 12.50 |" in linear
+    assert "paper" not in found["honest"].tables()
+
+
+def test_an_average_beside_a_published_one_is_over_the_same_factors(found):
+    scores = found["honest"].numbers
+    changed = {**scores, "consistency": {"who": 0.9, "what": 0.1, "average": 0.5}}
+    ours = type(found["honest"])(changed, roles=found["honest"].roles)
+    assert "| average |  | 90.00 | 99.53 |" in ours.tables(
+        beside={"A paper": {"consistency": {"who": 9, "average": 99.53}}}
+    )
+
+
+def test_clips_of_different_lengths_are_judged_over_their_own_frames():
+    clips = who_and_what(11)  # 66: a batch of 64 and one of 2
+    lengths = torch.arange(len(clips)) % 3 + 1
+    lengths[64:] = 1
+    frames = clips.frames.clone()
+    frames[torch.arange(4) >= lengths[:, None]] = 255
+    ragged = Clips(
+        frames, lengths=lengths, identity=clips.identity, labels=clips.labels, static_factors=["who"],
+        motion_factors=["what"],
+    )  # fmt: skip
+    scores = evaluated(Pixels(), clips, ragged, judge=reader(), pictures=False).numbers["swaps"]
+    assert {score["accuracy"] for of in scores.values() for score in of.values()} == {1.0}
+
+
+class Unlucky(Pixels):
+    """Has a posterior that is not 0 at padding."""
+
+    def guide(self, frames, mask=None):
+        super().guide(frames + 0.5, mask)
+
+
+def test_a_trajectory_is_probed_with_all_its_steps():
+    clips = who_and_what(11)  # 66: a batch of 64 and one of 2, which ends earlier
+    lengths = torch.arange(len(clips)) % 4 + 1
+    lengths[64:] = 2
+    ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
+    model = Unlucky()
+    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64)
+    pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
+    torch.testing.assert_close(found["z"], torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0))
+
+
+def test_what_no_pair_can_show_is_null():
+    nan = float("nan")
+    assert plain({"a": torch.tensor([nan, 1.0]), "b": nan, "c": [1, "x"]}) == {
+        "a": [None, 1.0],
+        "b": None,
+        "c": [1, "x"],
+    }
+
+
+# A user's own model
+
+
+class Swinging(nn.Module):
+    """Somebody's model, with names of its own: who is in "identity", the rest in a chain "path"."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = ConvEncoder(8, in_channels=3, image_size=16, channels=(4, 4))
+        self.who, self.where = StaticEncoder(8, 3), NormalHead(8, 2)
+        self.transition = GatedTransition(2, 4)
+        self.paint = nn.Linear(5, 3 * 16 * 16)
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("clips", num_sequences):
+            identity = pyro.sample("identity", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            start = dist.Normal(torch.zeros(num_sequences, 2), 1.0).to_event(1)
+            path = pyro.sample("path", MarkovChain(start, self.transition, num_steps, mask=mask))
+            latents = torch.cat([identity.unsqueeze(-2).expand(*path.shape[:-1], 3), path], -1)
+            pixels = self.paint(latents).sigmoid().unflatten(-1, (3, 16, 16))
+            steps = dist.Normal(pixels, 0.3).to_event(3)
+            pyro.sample("pixels", (steps if mask is None else steps.mask(mask)).to_event(1), obs=frames)
+
+    def guide(self, frames, mask=None):
+        features = self.encoder(frames)
+        with pyro.plate("clips", len(frames)):
+            pyro.sample("identity", self.who(features, mask))
+            step = lambda _, x: self.where(x)  # noqa: E731
+            chain = MarkovChain(self.where(features[:, 0]), step, frames.shape[1], inputs=features, mask=mask)
+            pyro.sample("path", chain)
+
+
+class Moving(nn.Module):
+    """A chain of vectors, without anything that is static."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.transition, self.emit = NormalHead(5, 2), GatedTransition(2, 4), nn.Linear(2, 5)
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("sequences", num_sequences):
+            start = dist.Normal(torch.zeros(num_sequences, 2), 1.0).to_event(1)
+            z = pyro.sample("z", MarkovChain(start, self.transition, num_steps, mask=mask))
+            step = dist.Normal(self.emit(z), 0.3).to_event(1)
+            pyro.sample("x", (step if mask is None else step.mask(mask)).to_event(1), obs=frames)
+
+    def guide(self, frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            step = lambda _, x: self.read(x)  # noqa: E731
+            chain = MarkovChain(self.read(frames[:, 0]), step, frames.shape[1], inputs=frames, mask=mask)
+            pyro.sample("z", chain)
+
+
+OWN = {"static": ["identity"], "motion": ["path"]}
+
+
+@pytest.fixture(scope="module")
+def swinging():
+    torch.manual_seed(0)
+    return (
+        Swinging(),
+        pendulum(28, seed=0, num_steps=5, image_size=16),
+        pendulum(14, seed=1, num_steps=5, image_size=16),
+    )
+
+
+def test_one_call_gives_numbers_report_and_pictures(swinging, tmp_path):
+    network, train, held_out = swinging
+    state = torch.get_rng_state()
+    found = evaluate(
+        network.model, network.guide, train, held_out, **OWN, judge=2, candidates=held_out, folder=tmp_path
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not list(pyro.get_param_store().keys())
+    assert set(found.numbers) == {
+        "held_out_clips", "mean_squared_error", "nats", "swapped / reconstruction", "motion_swapped / reconstruction",
+        "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
+        "intervention_score", "entropies", "frechet", "confusion", "probes",
+    }  # fmt: skip
+    assert found.numbers["nats"].keys() == {"KL(identity)", "KL(path)", "log_p(pixels)"}
+    assert len(found.numbers["forecast_error"]["forecast"]) == 10
+    assert found.numbers["probes"]["linear"].keys() == {"identity", "path"}
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {
+        "metrics.json", "report.md", "report.html", "judge.pt", "reconstructions.png", "swaps.png", "swaps.gif",
+        "prior_samples.png", "forecast.png", "forecast_error.png", "confusion.png",
+    }  # fmt: skip
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == found.numbers
+    again = evaluate(network.model, network.guide, train, held_out, **OWN, judge=found.judge, candidates=held_out)
+    assert again.numbers == found.numbers
+
+
+def test_data_without_labels_and_renderer_lose_what_needs_them(swinging):
+    network, train, held_out = swinging
+    lengths = torch.arange(14) % 3 + 3
+    bare = Clips(held_out.frames, lengths=lengths, identity=held_out.identity)
+    found = evaluate(network.model, network.guide, Clips(train.frames), bare, **OWN)
+    assert set(found.numbers) == {"held_out_clips", "mean_squared_error", "nats", "roll_out / reconstruction"}
+    assert found.numbers["mean_squared_error"].keys() == {"reconstruction", "roll_out", "mean_frame"}
+    assert set(found.pictures) == {"reconstructions.png", "swaps.png", "swaps.gif", "prior_samples.png", "forecast.png"}
+    assert found.judge is None
+    single = Clips(held_out.frames, identity=torch.zeros(14).long(), renderer=held_out.renderer)
+    found = evaluate(network.model, network.guide, train, single, **OWN)
+    assert "swapped" not in found.numbers["mean_squared_error"]  # nobody to swap with
+
+
+def test_true_swaps_of_clips_of_different_lengths(swinging):
+    """A clip that is cut has the error of its own frames alone, whatever stands beside it in the batch."""
+    network, train, held_out = swinging
+    lengths = torch.full((14,), 5)
+    options = {**OWN, "judge": None, "pictures": False, "candidates": held_out}
+    whole = evaluate(network.model, network.guide, train, held_out, **options).numbers
+    lengths[0] = 3
+    cut = Clips(
+        held_out.frames, lengths=lengths, identity=held_out.identity, labels=held_out.labels,
+        static_factors=["colour"], motion_factors=["speed"], renderer=held_out.renderer,
+    )  # fmt: skip
+    found = evaluate(network.model, network.guide, train, cut, **options).numbers
+    assert "nearest_true_clip" in whole
+    assert "nearest_true_clip" not in found  # of other frames than the candidates
+    for name in ("swapped", "motion_swapped"):
+        assert found["mean_squared_error"][name] == pytest.approx(whole["mean_squared_error"][name], rel=0.1)
+        assert found["mean_squared_error"][name] != whole["mean_squared_error"][name]
+
+
+def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
+    torch.manual_seed(0)
+    network = Moving()
+    labels = {"loud": torch.arange(20) % 2}
+    clips = Clips(torch.randint(0, 256, (20, 6, 5)).byte(), lengths=torch.arange(20) % 4 + 3, labels=labels)
+    found = evaluate(network.model, network.guide, clips, clips, motion=["z"], folder=tmp_path)
+    assert found.pictures == {}
+    assert found.judge is None
+    assert found.numbers["probes"]["linear"]["z"]["loud"]["chance"] == 0.5
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "report.md", "report.html"}
+    assert "roll_out" in (tmp_path / "report.md").read_text()
+
+
+def test_a_model_without_a_trajectory_is_measured_too(swinging):
+    _, train, held_out = swinging
+
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("sequences", num_sequences):
+            grey = pyro.sample("grey", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            clip = grey[..., None, None, None].expand(-1, num_steps, 3, 16, 16)
+            pyro.sample("x", dist.Normal(clip, 1.0).to_event(4), obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("grey", dist.Normal(frames.mean((1, 2, 3, 4))[:, None], 0.1).to_event(1))
+
+    found = evaluate(model, guide, train, held_out, static=["grey"], judge=None)
+    assert "motion_swapped" not in found.numbers["mean_squared_error"]  # no latent is said to be motion
+    assert found.numbers["mean_squared_error"]["swapped"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"static": "identity"}, TypeError, "static: got the string 'identity', expected a sequence"),
+        ({"motion": ["paht"]}, ValueError, r"motion: the guide has no site \['paht'\], expected some of"),
+        ({"emission": "x"}, ValueError, "emission: the model has no site 'x', expected one of"),
+        ({"batch_size": 0}, ValueError, "batch_size: got 0"),
+        ({"judge": 0}, ValueError, "judge: got 0"),
+    ],
+)
+def test_what_is_wrong_is_named(options, error, said, swinging):
+    network, train, held_out = swinging
+    with pytest.raises(error, match=said):
+        evaluate(network.model, network.guide, train, held_out, **{**OWN, **options})
+
+
+def test_a_missing_extra_is_named():
+    program = "import sys; sys.modules['torchmetrics'] = None; import seqdisent.evaluation"
+    environment = {**os.environ, "PYTHONPATH": str(Path(seqdisent.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.returncode != 0
+    assert "pip install 'seqdisent[metrics]'" in done.stderr
