@@ -111,6 +111,41 @@ def check_recurrence(recurrence: nn.RNNBase, *, may_drop: bool = False) -> None:
         )
 
 
+def check_steps(name: str, sequences: Tensor) -> None:
+    r"""Raise ValueError unless sequences (\*B, T, D) have a step."""
+    if sequences.shape[-2] == 0:
+        raise ValueError(f"{name}: has length 0, expected at least one step")
+
+
+def check_not_empty(name: str, batch_shape: Sequence[int], wanted: str = "sequence") -> None:
+    """Raise ValueError if a batch shape holds nothing; `wanted` is what one of the batch is called."""
+    if 0 in batch_shape:
+        raise ValueError(f"{name}: has batch shape {tuple(batch_shape)}, expected at least one {wanted}")
+
+
+def check_pixel_dtype(frames: Tensor) -> None:
+    """Raise TypeError unless frames are floating point."""
+    if not frames.is_floating_point():
+        raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+
+
+def expand_to(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return `tensor` expanded to `shape`.
+
+    Raises:
+        ValueError: it does not expand to that.
+
+    Example:
+        >>> expand_to("context", torch.zeros(5, 2), (3, 2))
+        Traceback (most recent call last):
+        ValueError: context: has shape (5, 2), expected one that expands to (3, 2)
+    """
+    try:
+        return tensor.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: has shape {tuple(tensor.shape)}, expected one that expands to {shape}") from error
+
+
 def check_batch_shapes(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:
     """Raise ValueError unless both batch shapes are the same: nothing is broadcast silently."""
     if tuple(first_shape) != tuple(second_shape):

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive, upsampling_channels
+from seqdisent._checks import (
+    check_batch_shapes,
+    check_kind,
+    check_last_dim,
+    check_not_empty,
+    check_positive,
+    check_steps,
+    upsampling_channels,
+)
 from seqdisent.experts import blend, spread
 from seqdisent.heads import full_precision
 
@@ -76,8 +84,7 @@ class ConvDecoder(nn.Module):
         """Return the logits of each latent vector's image."""
         check_last_dim("latents", latents, self.latent_dim, "latent_dim")
         batch_shape = latents.shape[:-1]
-        if 0 in batch_shape:
-            raise ValueError(f"latents: has batch shape {tuple(batch_shape)}, expected at least one latent vector")
+        check_not_empty("latents", batch_shape, "latent vector")
         check_kind("latents", latents, next(self.layers.parameters()))
         logits = self.layers(latents.reshape(-1, self.latent_dim, 1, 1))
         return full_precision(logits.reshape(*batch_shape, *logits.shape[1:]))
@@ -159,11 +166,9 @@ class MixtureOfExpertsConvDecoder(nn.Module):
         """Decode each sequence of latents with its blend of the experts."""
         check_last_dim("latents", latents, self.latent_dim, "latent_dim", ndim=2)
         check_last_dim("weights", weights, self.num_experts, "num_experts")
-        if latents.shape[-2] == 0:
-            raise ValueError("latents: has length 0, expected at least one step")
+        check_steps("latents", latents)
         batch_shape = latents.shape[:-2]
-        if 0 in batch_shape:
-            raise ValueError(f"latents: has batch shape {tuple(batch_shape)}, expected at least one sequence")
+        check_not_empty("latents", batch_shape)
         check_batch_shapes("latents", batch_shape, "weights", weights.shape[:-1])
         check_kind("latents", latents, self.kernels[0])
         check_kind("weights", weights, self.kernels[0])

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, check_recurrence, upsampling_channels
+from seqdisent._checks import (
+    check_kind,
+    check_last_dim,
+    check_not_empty,
+    check_pixel_dtype,
+    check_positive,
+    check_recurrence,
+    check_steps,
+    upsampling_channels,
+)
 from seqdisent.heads import NormalHead
 from seqdisent.masks import check_mask, fill_padding, overwrite_padding
 
@@ -106,8 +115,7 @@ class ConvEncoder(nn.Module):
             raise ValueError(
                 f"frames: has shape {tuple(frames.shape)}, expected (*B, {', '.join(map(str, self.frame_shape))})"
             )
-        if not frames.is_floating_point():
-            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        check_pixel_dtype(frames)
         check_kind("frames", frames, next(self.convolutions.parameters()))
         # channels last: the depthwise blur is several times faster on a CPU
         return frames.reshape(-1, *self.frame_shape).contiguous(memory_format=torch.channels_last)
@@ -188,8 +196,7 @@ class StaticEncoder(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> dist.Independent:
         """Return q(s | features)."""
         check_last_dim("features", features, self.feature_dim, "feature_dim", ndim=2)
-        if features.shape[-2] == 0:
-            raise ValueError("features: has length 0, expected at least one step")
+        check_steps("features", features)
         check_kind("features", features, self.embedding.weight)
         if mask is None:
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
@@ -277,10 +284,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         """Return q(d | embeddings)."""
         check_last_dim("embeddings", embeddings, self.input_dim, "input_dim", ndim=2)
         batch_shape, num_steps = embeddings.shape[:-2], embeddings.shape[-2]
-        if num_steps == 0:
-            raise ValueError("embeddings: has length 0, expected at least one step")
-        if 0 in batch_shape:
-            raise ValueError(f"embeddings: has batch shape {tuple(batch_shape)}, expected at least one sequence")
+        check_steps("embeddings", embeddings)
+        check_not_empty("embeddings", batch_shape)
         check_kind("embeddings", embeddings, self.decoder_input)
         if mask is None:
             _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))

@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
 from seqdisent._cells import unfuse
-from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_positive
+from seqdisent._checks import check_batch_shapes, check_kind, check_last_dim, check_not_empty, check_positive
 
 
 def blend(bank: Tensor, weights: Tensor) -> Tensor:
@@ -91,8 +91,7 @@ class MixtureOfExperts(nn.Module):
         """Apply to each x[b] the expert whose parameters are averaged by weights[b]."""
         check_last_dim("weights", weights, self.num_experts, "num_experts")
         batch_shape = weights.shape[:-1]
-        if 0 in batch_shape:
-            raise ValueError(f"weights: has batch shape {tuple(batch_shape)}, expected at least one row")
+        check_not_empty("weights", batch_shape, "row")
         check_kind("weights", weights, next(self.expert.parameters()))
         self._check_inputs(x, batch_shape)
         flat_weights = weights.reshape(-1, self.num_experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqdisent._checks import reads_at_once
+from seqdisent._checks import expand_to, reads_at_once
 
 
 def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: torch.device | None = None) -> Tensor:
@@ -24,12 +24,7 @@ def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: to
         raise ValueError(f"mask: is on {mask.device}, expected {device}, where the values are that it is the mask of")
     if reads_at_once(mask):
         check_mask_values(mask)
-    try:
-        return mask.expand(*batch_shape, num_steps)
-    except RuntimeError as error:
-        raise ValueError(
-            f"mask: has shape {tuple(mask.shape)}, expected one that expands to {(*batch_shape, num_steps)}"
-        ) from error
+    return expand_to("mask", mask, (*batch_shape, num_steps))
 
 
 def check_mask_values(mask: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, is_integer
+from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, expand_to, is_integer
 from seqdisent.heads import NormalHead, check_precision, diagonal_normal, full_precision
 from seqdisent.masks import check_mask, fill_padding
 
@@ -19,11 +19,7 @@ def _expand(
     if context is None:
         raise ValueError(f"{name}: got None, expected a tensor whose last dimension is {size_name}={size}")
     check_last_dim(name, context, size, size_name)
-    wanted = (*z_prev.shape[:-1], size)
-    try:
-        return context.expand(wanted)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: has shape {tuple(context.shape)}, expected one that expands to {wanted}") from error
+    return expand_to(name, context, (*z_prev.shape[:-1], size))
 
 
 def _join(z_prev: Tensor, context: Tensor | None, latent_dim: int, context_dim: int) -> Tensor:

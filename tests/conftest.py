@@ -37,6 +37,9 @@ def _no_global_state() -> Iterator[None]:
     yield
     left = list(pyro.get_param_store().keys())
     pyro.clear_param_store()
+    torch.distributions.Distribution.set_default_validate_args(
+        __debug__
+    )  # torch.compile switches it off, for the whole process
     assert not left, f"parameters left in Pyro's store: {left}"
     assert torch.get_default_dtype() == dtype, "the default dtype was changed"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 
 import pytest
 import torch
@@ -203,24 +202,21 @@ def test_default_channels_at_64_pixels_are_the_papers():
 
 @pytest.mark.parametrize("image_size", [48, 0, -8, 4, 1, 65, 64.0, (64, 32), True, None])
 def test_decoder_refuses_other_image_sizes(image_size):
-    wanted = (
-        f"image_size: got {image_size!r}, expected one integer 4 * 2**n for square images (8, 16, 32, 64, 128, ...)"
-    )
-    with pytest.raises(ValueError, match=re.escape(wanted)):
+    with pytest.raises(ValueError, match="^image_size: "):
         MixtureOfExpertsConvDecoder(2, 2, image_size=image_size)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((2, 2), {"image_size": 16, "channels": (4,)}, r"channels: got 1 values \(4,\), expected 2 for image_size=16"),
-        ((2, 2), {"image_size": 8, "channels": (4, 4)}, r"expected 1 for image_size=8 \(4 \* 2\*\*1 pixels\)"),
-        ((2, 2), {"image_size": 16, "channels": (4, 0)}, r"channels\[1\]: got 0, expected an integer >= 1"),
-        ((0, 2), {}, "latent_dim: got 0"),
-        ((2, 0), {}, "num_experts: got 0"),
-        ((2, True), {}, "num_experts: got True"),
-        ((2, 1.5), {}, "num_experts: got 1.5"),
-        ((2, 2), {"out_channels": -1}, "out_channels: got -1"),
+        ((2, 2), {"image_size": 16, "channels": (4,)}, "^channels: "),
+        ((2, 2), {"image_size": 8, "channels": (4, 4)}, "^channels: "),
+        ((2, 2), {"image_size": 16, "channels": (4, 0)}, r"^channels\[1\]: "),
+        ((0, 2), {}, "^latent_dim: "),
+        ((2, 0), {}, "^num_experts: "),
+        ((2, True), {}, "^num_experts: "),
+        ((2, 1.5), {}, "^num_experts: "),
+        ((2, 2), {"out_channels": -1}, "^out_channels: "),
     ],
 )
 def test_decoder_refuses_sizes(arguments, options, message):
@@ -231,15 +227,15 @@ def test_decoder_refuses_sizes(arguments, options, message):
 @pytest.mark.parametrize(
     ("latents", "weights", "message"),
     [
-        ((2, 3, 5), (2, 4), "latents: last dimension is 5, expected latent_dim=2"),
-        ((2,), (4,), r"latents: has shape \(2,\), expected at least 2 dimensions"),
-        ((2, 3, 2), (2, 5), "weights: last dimension is 5, expected num_experts=4"),
-        ((2, 3, 2), (), r"weights: has shape \(\), expected at least 1"),
-        ((2, 3, 2), (1, 4), r"weights: has batch shape \(1,\), expected that of latents, \(2,\)"),
-        ((2, 3, 2), (2, 3, 4), r"weights: has batch shape \(2, 3\), expected that of latents, \(2,\)"),
-        ((2, 0, 2), (2, 4), "latents: has length 0"),
-        ((0, 3, 2), (0, 4), r"latents: has batch shape \(0,\), expected at least one sequence"),
-        ((2, 0, 3, 2), (2, 0, 4), r"latents: has batch shape \(2, 0\), expected at least one sequence"),
+        ((2, 3, 5), (2, 4), "^latents: .*5"),
+        ((2,), (4,), r"^latents: .*\(2,\)"),
+        ((2, 3, 2), (2, 5), "^weights: .*5"),
+        ((2, 3, 2), (), r"^weights: .*\(\)"),
+        ((2, 3, 2), (1, 4), r"^weights: .*\(1,\)"),
+        ((2, 3, 2), (2, 3, 4), r"^weights: .*\(2, 3\)"),
+        ((2, 0, 2), (2, 4), "^latents: .*length 0"),
+        ((0, 3, 2), (0, 4), r"^latents: .*\(0,\)"),
+        ((2, 0, 3, 2), (2, 0, 4), r"^latents: .*\(2, 0\)"),
     ],
 )
 def test_decoder_refuses_inputs(latents, weights, message):
@@ -252,7 +248,7 @@ def test_decoder_refuses_inputs(latents, weights, message):
 def test_decoder_names_the_input_of_another_dtype(named):
     inputs = {"latents": torch.zeros(2, 3, 2), "weights": torch.zeros(2, 4)}
     inputs[named] = inputs[named].double()
-    with pytest.raises(TypeError, match=f"^{named}: has dtype torch.float64, expected torch.float32"):
+    with pytest.raises(TypeError, match=f"^{named}: "):
         MixtureOfExpertsConvDecoder(2, 4, image_size=8, channels=(3,))(**inputs)
 
 
@@ -306,10 +302,10 @@ def test_plain_decoder_has_the_banks_default_channels():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((0,), {}, "latent_dim: got 0"),
-        ((2,), {"out_channels": True}, "out_channels: got True"),
-        ((2,), {"image_size": 48}, r"image_size: got 48, expected one integer 4 \* 2\*\*n"),
-        ((2,), {"image_size": 8, "channels": (4, 4)}, "channels: got 2 values"),
+        ((0,), {}, "^latent_dim: "),
+        ((2,), {"out_channels": True}, "^out_channels: "),
+        ((2,), {"image_size": 48}, "^image_size: "),
+        ((2,), {"image_size": 8, "channels": (4, 4)}, "^channels: "),
     ],
 )
 def test_plain_decoder_refuses_sizes(arguments, options, message):
@@ -320,10 +316,10 @@ def test_plain_decoder_refuses_sizes(arguments, options, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((), r"latents: has shape \(\), expected at least 1 dimensions"),
-        ((2, 5), "latents: last dimension is 5, expected latent_dim=2"),
-        ((0, 2), r"latents: has batch shape \(0,\), expected at least one latent vector"),
-        ((3, 0, 2), r"latents: has batch shape \(3, 0\), expected at least one latent vector"),
+        ((), r"^latents: .*\(\)"),
+        ((2, 5), "^latents: "),
+        ((0, 2), r"^latents: .*\(0,\)"),
+        ((3, 0, 2), r"^latents: .*\(3, 0\)"),
     ],
 )
 def test_plain_decoder_refuses_latents(shape, message):
@@ -333,9 +329,9 @@ def test_plain_decoder_refuses_latents(shape, message):
 
 def test_plain_decoder_names_latents_of_another_dtype_or_device():
     decoder = ConvDecoder(2, image_size=8, channels=(2,))
-    with pytest.raises(TypeError, match="^latents: has dtype torch.float64, expected torch.float32"):
+    with pytest.raises(TypeError, match="^latents: "):
         decoder(torch.zeros(1, 2).double())
-    with pytest.raises(ValueError, match="^latents: is on meta, expected cpu"):
+    with pytest.raises(ValueError, match="^latents: "):
         decoder(torch.zeros(1, 2, device="meta"))
 
 

@@ -159,12 +159,12 @@ def test_calibrating_on_frames_that_are_all_alike_does_not_blow_up():
 @pytest.mark.parametrize(
     ("calibrate", "error", "message"),
     [
-        (lambda: conv_encoder().calibrate(torch.rand(1, 3, 8, 8)), ValueError, "frames: got 1 to calibrate on"),
-        (lambda: conv_encoder().calibrate(torch.rand(0, 3, 8, 8)), ValueError, "frames: got 0 to calibrate on"),
-        (lambda: conv_encoder().calibrate(torch.rand(4, 1, 8, 8)), ValueError, r"frames: has shape \(4, 1, 8, 8\)"),
-        (lambda: conv_encoder().calibrate(torch.ones(4, 3, 8, 8).byte()), TypeError, "frames: has dtype torch.uint8"),
-        (lambda: static_encoder().calibrate(torch.rand(1, 3)), ValueError, "features: got 1 to calibrate on"),
-        (lambda: static_encoder().calibrate(torch.rand(4, 2)), ValueError, "features: last dimension is 2, expected"),
+        (lambda: conv_encoder().calibrate(torch.rand(1, 3, 8, 8)), ValueError, "^frames: "),
+        (lambda: conv_encoder().calibrate(torch.rand(0, 3, 8, 8)), ValueError, "^frames: "),
+        (lambda: conv_encoder().calibrate(torch.rand(4, 1, 8, 8)), ValueError, r"^frames: .*\(4, 1, 8, 8\)"),
+        (lambda: conv_encoder().calibrate(torch.ones(4, 3, 8, 8).byte()), TypeError, "^frames: "),
+        (lambda: static_encoder().calibrate(torch.rand(1, 3)), ValueError, "^features: "),
+        (lambda: static_encoder().calibrate(torch.rand(4, 2)), ValueError, "^features: "),
     ],
 )
 def test_calibration_refuses_what_it_cannot_use(calibrate, error, message):
@@ -175,32 +175,30 @@ def test_calibration_refuses_what_it_cannot_use(calibrate, error, message):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_conv_encoder_refuses_integer_frames(dtype):
     encoder = conv_encoder()
-    with pytest.raises(TypeError, match=f"frames: has dtype {dtype}, expected floating point"):
+    with pytest.raises(TypeError, match="^frames: "):
         encoder(torch.zeros(2, 3, 8, 8, dtype=dtype))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 9), (2, 1, 8, 8), (8, 8), (2, 8, 8, 3), (2, 3, 16, 16)])
 def test_conv_encoder_refuses_frames_of_another_shape(shape):
     encoder = conv_encoder()
-    with pytest.raises(ValueError, match=r"frames: has shape \(.*\), expected \(\*B, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match="^frames: "):
         encoder(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("image_size", [48, 0, 4, 8.0, (64, 32)])
 def test_conv_encoder_refuses_other_image_sizes(image_size):
-    with pytest.raises(
-        ValueError, match=r"image_size: got .*, expected one integer 4 \* 2\*\*n for square images \(8, 16"
-    ):
+    with pytest.raises(ValueError, match="^image_size: "):
         ConvEncoder(4, image_size=image_size)
 
 
 @pytest.mark.parametrize(
     ("feature_dim", "options", "message"),
     [
-        (0, {}, "feature_dim: got 0"),
-        (4, {"in_channels": 0}, "in_channels: got 0"),
-        (4, {"image_size": 16, "channels": (4,)}, r"channels: got 1 values \(4,\), expected 2 for image_size=16"),
-        (4, {"image_size": 8, "channels": (0,)}, r"channels\[0\]: got 0"),
+        (0, {}, "^feature_dim: "),
+        (4, {"in_channels": 0}, "^in_channels: "),
+        (4, {"image_size": 16, "channels": (4,)}, "^channels: "),
+        (4, {"image_size": 8, "channels": (0,)}, r"^channels\[0\]: "),
     ],
 )
 def test_conv_encoder_refuses_sizes(feature_dim, options, message):
@@ -215,9 +213,7 @@ def test_conv_encoder_refuses_sizes(feature_dim, options, message):
 )
 def test_conv_encoder_refuses_a_downsample_that_does_not_halve(downsample, left):
     encoder = ConvEncoder(4, image_size=16, channels=(2, 2), downsample=downsample)
-    with pytest.raises(
-        ValueError, match=f"downsample: leaves {left} pixels .*, expected .* halve the image, rounding up"
-    ):
+    with pytest.raises(ValueError, match=f"^downsample: .*{left}"):
         encoder(torch.rand(1, 3, 16, 16))
 
 
@@ -312,15 +308,15 @@ def test_a_row_does_not_see_its_neighbours(build):
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        ([[True, False, True], [True] * 3], ValueError, "mask: a row has a hole"),
-        ([[False, True, True], [True] * 3], ValueError, "mask: a row has no real first step"),
-        ([[False] * 3, [True] * 3], ValueError, "mask: a row has no real first step"),
-        ([[1.0] * 3] * 2, TypeError, r"mask: has dtype torch.float32, expected torch.bool"),
-        ([[1] * 3] * 2, TypeError, r"mask: has dtype torch.int64, expected torch.bool"),
-        ([[True] * 4] * 2, ValueError, r"mask: has shape \(2, 4\), expected \(\*B, T\) with T=3 steps"),
-        ([[True] * 3] * 3, ValueError, r"mask: has shape \(3, 3\), expected one that expands to \(2, 3\)"),
-        ([[[True] * 3] * 2], ValueError, r"mask: has shape \(1, 2, 3\), expected one that expands to \(2, 3\)"),
-        (True, ValueError, r"mask: has shape \(\), expected"),
+        ([[True, False, True], [True] * 3], ValueError, "^mask: .*hole"),
+        ([[False, True, True], [True] * 3], ValueError, "^mask: .*first step"),
+        ([[False] * 3, [True] * 3], ValueError, "^mask: .*first step"),
+        ([[1.0] * 3] * 2, TypeError, "^mask: "),
+        ([[1] * 3] * 2, TypeError, "^mask: "),
+        ([[True] * 4] * 2, ValueError, "^mask: .*T=3"),
+        ([[True] * 3] * 3, ValueError, r"^mask: .*\(3, 3\)"),
+        ([[[True] * 3] * 2], ValueError, r"^mask: .*\(1, 2, 3\)"),
+        (True, ValueError, r"^mask: .*\(\)"),
     ],
 )
 def test_masks_that_make_no_sense_are_refused(build, mask, error, message):
@@ -331,13 +327,13 @@ def test_masks_that_make_no_sense_are_refused(build, mask, error, message):
 @pytest.mark.parametrize(
     ("build", "shape", "message"),
     [
-        (static_encoder, (2, 5, 4), "features: last dimension is 4, expected feature_dim=3"),
-        (static_encoder, (3,), r"features: has shape \(3,\), expected at least 2 dimensions"),
-        (static_encoder, (2, 0, 3), "features: has length 0, expected at least one step"),
-        (dynamics_encoder, (2, 5, 4), "embeddings: last dimension is 4, expected input_dim=3"),
-        (dynamics_encoder, (3,), r"embeddings: has shape \(3,\), expected at least 2 dimensions"),
-        (dynamics_encoder, (2, 0, 3), "embeddings: has length 0, expected at least one step"),
-        (dynamics_encoder, (0, 4, 3), r"embeddings: has batch shape \(0,\), expected at least one sequence"),
+        (static_encoder, (2, 5, 4), "^features: .*4"),
+        (static_encoder, (3,), r"^features: .*\(3,\)"),
+        (static_encoder, (2, 0, 3), "^features: .*length 0"),
+        (dynamics_encoder, (2, 5, 4), "^embeddings: .*4"),
+        (dynamics_encoder, (3,), r"^embeddings: .*\(3,\)"),
+        (dynamics_encoder, (2, 0, 3), "^embeddings: .*length 0"),
+        (dynamics_encoder, (0, 4, 3), r"^embeddings: .*\(0,\)"),
     ],
 )
 def test_sequences_of_another_shape_are_refused(build, shape, message):
@@ -381,12 +377,12 @@ def test_static_encoder_starts_at_its_initial_scale(initial_scale):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((0, 2), {}, "feature_dim: got 0"),
-        ((3, 0), {}, "static_dim: got 0"),
-        ((3, 2), {"hidden_dim": 0}, "hidden_dim: got 0"),
-        ((3, 2), {"initial_scale": 0.0}, "initial_scale: got 0.0, expected a positive finite number"),
-        ((3, 2), {"initial_scale": math.nan}, "initial_scale: got nan, expected a positive finite number"),
-        ((3, 2), {"initial_scale": 1e-5}, "initial_scale: got 1e-05, expected more than min_scale=0.0001"),
+        ((0, 2), {}, "^feature_dim: "),
+        ((3, 0), {}, "^static_dim: "),
+        ((3, 2), {"hidden_dim": 0}, "^hidden_dim: "),
+        ((3, 2), {"initial_scale": 0.0}, "^initial_scale: "),
+        ((3, 2), {"initial_scale": math.nan}, "^initial_scale: "),
+        ((3, 2), {"initial_scale": 1e-5}, "^initial_scale: "),
     ],
 )
 def test_static_encoder_refuses_sizes(arguments, options, message):
@@ -471,13 +467,13 @@ def test_dropout_acts_in_training_mode_alone():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((0, 2), {}, "input_dim: got 0"),
-        ((3, 0), {}, "dynamics_dim: got 0"),
-        ((3, 2), {"hidden_dim": 0}, "hidden_dim: got 0"),
-        ((3, 2), {"num_layers": 0}, "num_layers: got 0"),
-        ((3, 2), {"dropout": 1.0}, r"dropout: got 1.0, expected a probability in \[0, 1\)"),
-        ((3, 2), {"dropout": -0.1}, r"dropout: got -0.1, expected a probability in \[0, 1\)"),
-        ((3, 2), {"dropout": math.nan}, r"dropout: got nan, expected a probability in \[0, 1\)"),
+        ((0, 2), {}, "^input_dim: "),
+        ((3, 0), {}, "^dynamics_dim: "),
+        ((3, 2), {"hidden_dim": 0}, "^hidden_dim: "),
+        ((3, 2), {"num_layers": 0}, "^num_layers: "),
+        ((3, 2), {"dropout": 1.0}, "^dropout: "),
+        ((3, 2), {"dropout": -0.1}, "^dropout: "),
+        ((3, 2), {"dropout": math.nan}, "^dropout: "),
     ],
 )
 def test_dynamics_encoder_refuses_sizes(arguments, options, message):
@@ -488,10 +484,10 @@ def test_dynamics_encoder_refuses_sizes(arguments, options, message):
 @pytest.mark.parametrize(
     ("shape", "steps", "message"),
     [
-        ((2, 3), 4, "dynamics: last dimension is 3, expected dynamics_dim=2"),
-        ((), 4, r"dynamics: has shape \(\), expected at least 1 dimensions"),
-        ((2, 2), 0, "num_steps: got 0, expected an integer >= 1"),
-        ((2, 2), 2.0, "num_steps: got 2.0, expected an integer >= 1"),
+        ((2, 3), 4, "^dynamics: "),
+        ((), 4, r"^dynamics: .*\(\)"),
+        ((2, 2), 0, "^num_steps: "),
+        ((2, 2), 2.0, "^num_steps: "),
     ],
 )
 def test_unroll_refuses_inputs(shape, steps, message):

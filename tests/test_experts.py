@@ -393,16 +393,16 @@ def test_a_cell_with_a_forward_of_its_own_keeps_it():
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        ((torch.zeros(2, 3), None), TypeError, r"^x\[1\]: got NoneType, expected a tensor"),
+        ((torch.zeros(2, 3), None), TypeError, r"^x\[1\]: "),
         (
             (torch.zeros(2, 3), torch.zeros(3, 2)),
             ValueError,
-            r"^x\[1\]: has batch shape \(3,\), expected that of weights",
+            r"^x\[1\]: ",
         ),
         (
             (torch.zeros(2, 3), (torch.zeros(2, 2), torch.zeros(2, 2).double())),
             TypeError,
-            r"^x\[1\]\[1\]: has dtype torch\.float64, expected torch\.float32",
+            r"^x\[1\]\[1\]: ",
         ),
     ],
 )
@@ -413,11 +413,11 @@ def test_the_argument_that_does_not_fit_is_named(x, error, message):
 
 def test_an_expert_that_returns_no_tensor_is_named():
     mixture = MixtureOfExperts(lambda: NormalHead(3, 2), 4)
-    with pytest.raises(TypeError, match="expert: returned Independent, expected a tensor, or a tuple, list or dict of"):
+    with pytest.raises(TypeError, match="^expert: .*Independent"):
         mixture(torch.zeros(2, 3), torch.zeros(2, 4))
     mixture = MixtureOfExperts(lambda: nn.MultiheadAttention(4, 1), 2)
     steps = torch.zeros(3, 5, 4)
-    with pytest.raises(TypeError, match="expert: returned bool"):
+    with pytest.raises(TypeError, match="^expert: .*bool"):
         MixtureOfExperts(Answers, 2)(torch.zeros(2, 3), torch.zeros(2, 2))
     attended, weights = mixture((steps, steps, steps), torch.zeros(3, 2))
     assert (attended.shape, weights.shape) == ((3, 5, 4), (3, 5, 5))
@@ -537,46 +537,46 @@ def _named(expert: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("expert", "message"),
     [
-        (lambda: nn.BatchNorm1d(3), r"BatchNorm1d\) cannot be blended: it writes running statistics .* use LayerNorm"),
-        (lambda: nn.InstanceNorm1d(3, track_running_stats=True), r"InstanceNorm1d\) cannot be blended: .*statistics"),
-        (lambda: nn.LSTM(3, 3), r"LSTM\) cannot be blended: fused recurrent networks"),
-        (lambda: nn.GRU(3, 3), r"GRU\) cannot be blended: fused recurrent networks"),
-        (lambda: nn.utils.spectral_norm(nn.Linear(3, 3)), r"Linear\) cannot be blended: its weights are computed"),
-        (lambda: nn.utils.weight_norm(nn.Linear(3, 3)), r"Linear\) cannot be blended: its weights are computed"),
+        (lambda: nn.BatchNorm1d(3), r"BatchNorm1d\)"),
+        (lambda: nn.InstanceNorm1d(3, track_running_stats=True), r"InstanceNorm1d\)"),
+        (lambda: nn.LSTM(3, 3), r"LSTM\)"),
+        (lambda: nn.GRU(3, 3), r"GRU\)"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(3, 3)), r"Linear\)"),
+        (lambda: nn.utils.weight_norm(nn.Linear(3, 3)), r"Linear\)"),
         (
             lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
-            r"ParametrizedLinear\) cannot be blended: its weights are computed",
+            r"ParametrizedLinear\)",
         ),
         (
             lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
-            r"ParametrizedLinear\) cannot be blended: its weights are computed",
+            r"ParametrizedLinear\)",
         ),
-        (lambda: nn.Embedding(5, 3, sparse=True), r"Embedding\) cannot be blended: its gradients are sparse"),
-        (lambda: nn.EmbeddingBag(5, 3, sparse=True), r"EmbeddingBag\) cannot be blended: its gradients are sparse"),
-        (lambda: nn.LazyLinear(3), r"LazyLinear\) cannot be blended: its parameters have no sizes yet"),
+        (lambda: nn.Embedding(5, 3, sparse=True), r"Embedding\)"),
+        (lambda: nn.EmbeddingBag(5, 3, sparse=True), r"EmbeddingBag\)"),
+        (lambda: nn.LazyLinear(3), r"LazyLinear\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_modules_that_cannot_be_blended_are_refused_by_name(expert, message):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the old norms and lazy modules warn
-        with pytest.raises(ValueError, match=r"expert: the module itself \(" + message):
+        with pytest.raises(ValueError, match=r"^expert: the module itself \(" + message):
             MixtureOfExperts(expert, 2)
-        with pytest.raises(ValueError, match=r"expert: 1\.part \(" + message):
+        with pytest.raises(ValueError, match=r"^expert: 1\.part \(" + message):
             MixtureOfExperts(lambda: _named(expert()), 2)
 
 
 def test_an_unblendable_expert_is_refused_even_when_it_is_not_the_first():
     experts = iter([nn.Linear(3, 3), nn.LSTM(3, 3)])
-    with pytest.raises(ValueError, match="LSTM"):
+    with pytest.raises(ValueError, match="^expert: .*LSTM"):
         MixtureOfExperts(lambda: next(experts), 2)
 
 
 def test_experts_that_share_parameters_are_refused():
     shared = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="expert: its modules share parameter weight, expected a new module from each"):
+    with pytest.raises(ValueError, match="^expert: .* weight,"):
         MixtureOfExperts(lambda: shared, 2)
-    with pytest.raises(ValueError, match=r"expert: its modules share parameter 1\.weight, expected a new module"):
+    with pytest.raises(ValueError, match=r"^expert: .* 1\.weight,"):
         MixtureOfExperts(lambda: nn.Sequential(nn.Linear(3, 3), shared), 2)
     MixtureOfExperts(lambda: nn.Sequential(shared, shared), 1)
 
@@ -593,10 +593,10 @@ def test_experts_that_share_parameters_are_refused():
 )
 def test_experts_with_other_parameters_than_the_first_are_refused(second, got):
     experts = iter([nn.Linear(3, 2), nn.Linear(3, 2), second()])
-    with pytest.raises(ValueError, match=f"expert: call 3 returned parameters {got}, expected the same names and shap"):
+    with pytest.raises(ValueError, match=f"^expert: .*3 .*{got}"):
         MixtureOfExperts(experts.__next__, 3)
     experts = iter([nn.Linear(3, 2, bias=False), nn.Linear(3, 2)])
-    with pytest.raises(ValueError, match=r"expert: call 2 returned parameters .*'bias': \(2,\)\}, expected the same"):
+    with pytest.raises(ValueError, match=r"^expert: .*2 .*'bias': \(2,\)"):
         MixtureOfExperts(experts.__next__, 2)
 
 
@@ -616,7 +616,7 @@ class Drawn(nn.Module):
 @pytest.mark.parametrize("second", [torch.tensor([1.0, 3.0]), torch.ones(3), None], ids=["value", "shape", "none"])
 def test_a_buffer_that_differs_between_experts_is_refused_by_name(second):
     buffers = iter([torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), second])
-    with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts, expected the same in all"):
+    with pytest.raises(ValueError, match=r"^expert: .*part\.w"):
         MixtureOfExperts(lambda: Drawn(next(buffers)), 3)
     MixtureOfExperts(lambda: Drawn(torch.tensor([1.0, 2.0])), 3)
 
@@ -628,7 +628,7 @@ def test_a_buffer_that_differs_between_experts_is_refused_by_name(second):
 )
 def test_a_buffer_that_differs_by_little_is_refused(first, second):
     buffers = iter([torch.tensor(first), torch.tensor(second)])
-    with pytest.raises(ValueError, match=r"expert: buffer part\.w differs between experts"):
+    with pytest.raises(ValueError, match=r"^expert: .*part\.w"):
         MixtureOfExperts(lambda: Drawn(next(buffers)), 2)
 
 
@@ -645,14 +645,14 @@ def test_norms_without_running_statistics_are_taken():
 @pytest.mark.parametrize(
     ("expert", "error", "message"),
     [
-        (nn.Linear(3, 2), TypeError, "expert: expected a function that returns a new module"),
-        ("linear", TypeError, "expert: expected a function that returns a new module"),
-        (lambda: torch.zeros(3), TypeError, "expert: returned Tensor, expected a torch.nn.Module"),
-        (nn.ReLU, ValueError, "expert: has no parameters to blend"),
+        (nn.Linear(3, 2), TypeError, "^expert: .*function"),
+        ("linear", TypeError, "^expert: .*function"),
+        (lambda: torch.zeros(3), TypeError, "^expert: .*Tensor"),
+        (nn.ReLU, ValueError, "^expert: .*no parameters"),
         (
             lambda: nn.ParameterDict({"count": nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)}),
             ValueError,
-            "expert: parameter count is torch.int64, expected floating point",
+            "^expert: .*count .*int64",
         ),
     ],
     ids=["instance", "string", "no module", "no parameters", "integers"],
@@ -665,13 +665,13 @@ def test_what_is_no_factory_of_experts_is_refused(expert, error, message):
 @pytest.mark.parametrize(
     ("x", "weights", "message"),
     [
-        ((2, 3), (2, 5), "weights: last dimension is 5, expected num_experts=4"),
-        ((2, 3), (), r"weights: has shape \(\), expected at least 1"),
-        ((3, 3), (2, 4), r"x: has batch shape \(3,\), expected that of weights, \(2,\)"),
-        ((1, 3), (2, 4), r"x: has batch shape \(1,\), expected that of weights, \(2,\)"),
-        ((3,), (2, 3, 4), r"x: has batch shape \(3,\), expected that of weights, \(2, 3\)"),
-        ((0, 3), (0, 4), r"weights: has batch shape \(0,\), expected at least one row"),
-        ((2, 0, 3), (2, 0, 4), r"weights: has batch shape \(2, 0\), expected at least one row"),
+        ((2, 3), (2, 5), "^weights: "),
+        ((2, 3), (), r"^weights: .*\(\)"),
+        ((3, 3), (2, 4), "^x: "),
+        ((1, 3), (2, 4), "^x: "),
+        ((3,), (2, 3, 4), "^x: "),
+        ((0, 3), (0, 4), r"^weights: .*\(0,\)"),
+        ((2, 0, 3), (2, 0, 4), r"^weights: .*\(2, 0\)"),
     ],
 )
 def test_mixture_refuses_inputs(x, weights, message):
@@ -684,7 +684,7 @@ def test_mixture_refuses_inputs(x, weights, message):
 def test_mixture_names_the_input_of_another_dtype(named):
     inputs = {"x": torch.zeros(2, 3), "weights": torch.zeros(2, 4)}
     inputs[named] = inputs[named].double()
-    with pytest.raises(TypeError, match=f"^{named}: has dtype torch.float64, expected torch.float32"):
+    with pytest.raises(TypeError, match=f"^{named}: "):
         MixtureOfExperts(lambda: nn.Linear(3, 2), 4)(**inputs)
 
 
@@ -699,5 +699,5 @@ def test_an_expert_may_read_integers():
 
 @pytest.mark.parametrize("num_experts", [0, -1, 2.0, True])
 def test_mixture_refuses_a_bank_of_no_experts(num_experts):
-    with pytest.raises(ValueError, match=f"num_experts: got {num_experts}, expected an integer >= 1"):
+    with pytest.raises(ValueError, match="^num_experts: "):
         MixtureOfExperts(lambda: nn.Linear(3, 2), num_experts)

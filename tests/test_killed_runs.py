@@ -240,9 +240,7 @@ def large(num_steps=30):
 
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_stays(small_disk):
-    with pytest.raises(
-        OSError, match="last.ckpt was not written: No space left on device; the one before is whole"
-    ) as raised:
+    with pytest.raises(OSError, match=r"last\.ckpt .*No space left on device; the one before is whole") as raised:
         run(large(), small_disk / "run")
     assert raised.value.errno == errno.ENOSPC
     assert raised.value.filename == str(small_disk / "run" / "last.ckpt")

@@ -44,7 +44,7 @@ def test_swap_table_puts_identities_in_rows_and_motions_in_columns():
         torch.testing.assert_close(table[t, :, 4:8, :4], static[0, t])
         torch.testing.assert_close(table[t, :, :4, 8:12], motion[1, t])
         torch.testing.assert_close(table[t, :, 8:12, 12:16], swapped[1, 2, t])
-    with pytest.raises(ValueError, match="swapped: has shape"):
+    with pytest.raises(ValueError, match="^swapped: "):
         swap_table(motion, static, swapped)
 
 
@@ -59,7 +59,7 @@ def test_png_and_gif_hold_the_pixels(tmp_path):
     with image.open(save_gif(frames, tmp_path / "a.gif")) as animation:
         assert animation.n_frames == 3
         assert animation.info["loop"] == 0
-    with pytest.raises(ValueError, match="picture: has shape"):
+    with pytest.raises(ValueError, match="^picture: "):
         save_png(torch.zeros(2, 4, 4), tmp_path / "b.png")
 
 
@@ -79,5 +79,5 @@ def test_ledger_reads_the_parts_of_a_run_in_order(tmp_path):
     none.write_text("step,loss\n0,1\n")
     whole = pixels(plot_ledger([first, second], tmp_path / "a.png"))
     assert (whole != pixels(plot_ledger([first], tmp_path / "b.png"))).any()
-    with pytest.raises(ValueError, match="no term of a ledger"):
+    with pytest.raises(ValueError, match="^logs: "):
         plot_ledger([none], tmp_path / "c.png")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -340,47 +339,47 @@ def test_numpys_numbers_give_the_same_schedules():
 @every_kind
 @pytest.mark.parametrize("step", [-1, -1e-9, math.nan, -math.inf, True, False, None, "3", np.int64(-1), np.bool_(True)])
 def test_steps_that_make_no_sense_are_refused(kind, step):
-    with pytest.raises(ValueError, match=re.escape(f"step: got {step!r}, expected a number >= 0")):
+    with pytest.raises(ValueError, match="^step: "):
         examples()[kind](step)
 
 
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        (lambda: AnnealingSchedule.constant(math.nan), "value: got nan, expected a finite number"),
-        (lambda: AnnealingSchedule.constant(True), "value: got True, expected a finite number"),
-        (lambda: AnnealingSchedule.constant(1.0, 0), "num_steps: got 0, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.linear(math.inf, 1.0, 3), "start: got inf, expected a finite number"),
-        (lambda: AnnealingSchedule.linear(0.0, "1", 3), "end: got '1', expected a finite number"),
-        (lambda: AnnealingSchedule.linear(0.0, 1.0, -3), "num_steps: got -3, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.linear(0.0, 1.0, 2.5), "num_steps: got 2.5, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.linear(0.0, 1.0, np.float64(2)), "num_steps: got .*2.0.*, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.linear(0.0, np.float64("nan"), 2), "end: got .*nan.*, expected a finite number"),
-        (lambda: AnnealingSchedule.cosine(math.inf, 1.0, 3), "^start: got inf, expected a finite number"),
-        (lambda: AnnealingSchedule.cosine(0.0, math.nan, 3), "end: got nan, expected a finite number"),
-        (lambda: AnnealingSchedule.cosine(0.0, 1.0, True), "num_steps: got True, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.geometric(0.0, 1.0, 3), "start: got 0.0, expected a positive number"),
-        (lambda: AnnealingSchedule.geometric(1.0, -1.0, 3), "end: got -1.0, expected a positive number"),
-        (lambda: AnnealingSchedule.geometric(math.nan, 1.0, 3), "^start: got nan, expected a finite number"),
-        (lambda: AnnealingSchedule.geometric(1.0, math.nan, 3), "end: got nan, expected a finite number"),
-        (lambda: AnnealingSchedule.quadratic([]), "points: got 0, expected at least two"),
-        (lambda: AnnealingSchedule.quadratic([(0, 1.0)]), "points: got 1, expected at least two"),
-        (lambda: AnnealingSchedule.quadratic([(3, 1.0), (3, 2.0)]), r"points: steps are \[3.0, 3.0\], expected"),
-        (lambda: AnnealingSchedule.quadratic([(3, 1.0), (2, 2.0)]), r"points: steps are \[3.0, 2.0\], expected"),
-        (lambda: AnnealingSchedule.quadratic([(-1, 1.0), (2, 2.0)]), r"points: steps are \[-1.0, 2.0\], expected"),
-        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (2, math.nan)]), "points: got nan, expected a finite"),
-        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.nan, 2.0)]), "points: got nan, expected a finite"),
-        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.inf, 2.0)]), "points: got inf, expected a finite"),
-        (lambda: AnnealingSchedule.cyclical(math.nan, 1.0, cycle_steps=3), "^start: got nan, expected a finite"),
-        (lambda: AnnealingSchedule.cyclical(0.0, math.inf, cycle_steps=3), "end: got inf, expected a finite"),
-        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=0), "cycle_steps: got 0, expected an integer >= 1"),
-        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, num_cycles=0), "num_cycles: got 0, expected"),
-        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, ramp=0), "ramp: got 0, expected a part"),
-        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, ramp=1.5), "ramp: got 1.5, expected a part"),
-        (lambda: examples()["linear"].clamp(2.0, 1.0), "low: got 2.0 above high=1.0, expected low <= high"),
-        (lambda: examples()["linear"].clamp(math.nan, 1.0), "low: got nan above high=1.0, expected low <= high"),
-        (lambda: examples()["constant"].then(examples()["linear"]), "then: the first schedule has no end"),
-        (lambda: examples()["endless"].then(examples()["linear"]), "then: the first schedule has no end"),
+        (lambda: AnnealingSchedule.constant(math.nan), "^value: "),
+        (lambda: AnnealingSchedule.constant(True), "^value: "),
+        (lambda: AnnealingSchedule.constant(1.0, 0), "^num_steps: "),
+        (lambda: AnnealingSchedule.linear(math.inf, 1.0, 3), "^start: "),
+        (lambda: AnnealingSchedule.linear(0.0, "1", 3), "^end: "),
+        (lambda: AnnealingSchedule.linear(0.0, 1.0, -3), "^num_steps: "),
+        (lambda: AnnealingSchedule.linear(0.0, 1.0, 2.5), "^num_steps: "),
+        (lambda: AnnealingSchedule.linear(0.0, 1.0, np.float64(2)), "^num_steps: "),
+        (lambda: AnnealingSchedule.linear(0.0, np.float64("nan"), 2), "^end: "),
+        (lambda: AnnealingSchedule.cosine(math.inf, 1.0, 3), "^start: "),
+        (lambda: AnnealingSchedule.cosine(0.0, math.nan, 3), "^end: "),
+        (lambda: AnnealingSchedule.cosine(0.0, 1.0, True), "^num_steps: "),
+        (lambda: AnnealingSchedule.geometric(0.0, 1.0, 3), "^start: "),
+        (lambda: AnnealingSchedule.geometric(1.0, -1.0, 3), "^end: "),
+        (lambda: AnnealingSchedule.geometric(math.nan, 1.0, 3), "^start: "),
+        (lambda: AnnealingSchedule.geometric(1.0, math.nan, 3), "^end: "),
+        (lambda: AnnealingSchedule.quadratic([]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(0, 1.0)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(3, 1.0), (3, 2.0)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(3, 1.0), (2, 2.0)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(-1, 1.0), (2, 2.0)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (2, math.nan)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.nan, 2.0)]), "^points: "),
+        (lambda: AnnealingSchedule.quadratic([(0, 1.0), (math.inf, 2.0)]), "^points: "),
+        (lambda: AnnealingSchedule.cyclical(math.nan, 1.0, cycle_steps=3), "^start: "),
+        (lambda: AnnealingSchedule.cyclical(0.0, math.inf, cycle_steps=3), "^end: "),
+        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=0), "^cycle_steps: "),
+        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, num_cycles=0), "^num_cycles: "),
+        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, ramp=0), "^ramp: "),
+        (lambda: AnnealingSchedule.cyclical(0.0, 1.0, cycle_steps=3, ramp=1.5), "^ramp: "),
+        (lambda: examples()["linear"].clamp(2.0, 1.0), "^low: "),
+        (lambda: examples()["linear"].clamp(math.nan, 1.0), "^low: "),
+        (lambda: examples()["constant"].then(examples()["linear"]), "^then: "),
+        (lambda: examples()["endless"].then(examples()["linear"]), "^then: "),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(factory, message):
@@ -389,7 +388,7 @@ def test_schedules_that_make_no_sense_are_refused(factory, message):
 
 
 def test_then_wants_a_schedule():
-    with pytest.raises(TypeError, match=r"other: got 0.5, expected a schedule \(constant\(v\) for a number\)"):
+    with pytest.raises(TypeError, match="^other: "):
         examples()["linear"].then(0.5)
 
 

@@ -39,22 +39,10 @@ TAKES_A_MASK = {
 
 @pytest.mark.parametrize("use", TAKES_A_MASK.values(), ids=TAKES_A_MASK)
 @pytest.mark.parametrize(
-    ("mask", "said"),
-    [
-        (
-            [4, 2],
-            r"mask: got list, expected a bool tensor \(\*B, T\), .* lengths: torch.arange\(T\) < lengths\[:, None\]",
-        ),
-        (np.ones((2, 4), dtype=bool), r"mask: got ndarray, expected a bool tensor"),
-        (
-            torch.tensor([4, 2]),
-            r"mask: has dtype torch.int64, expected torch.bool .* torch.arange\(T\) < lengths\[:, None\]",
-        ),
-    ],
-    ids=["list", "NumPy", "lengths"],
+    "mask", [[4, 2], np.ones((2, 4), dtype=bool), torch.tensor([4, 2])], ids=["list", "NumPy", "lengths"]
 )
-def test_what_is_no_mask_is_refused_with_the_way_to_one(use, mask, said):
-    with pytest.raises(TypeError, match=said):
+def test_what_is_no_mask_is_refused_with_the_way_to_one(use, mask):
+    with pytest.raises(TypeError, match=r"^mask: .*torch\.arange\(T\) < lengths\[:, None\]"):
         use(mask)
 
 
@@ -77,10 +65,7 @@ def test_the_way_from_lengths_to_a_mask_that_the_message_names():
     ],
 )
 def test_a_mask_that_does_not_fit_the_values_is_named(mask, values, event_dims):
-    shapes = (
-        rf"mask: has shape \({mask[0]}, {mask[1]}\), expected one that fits values \({', '.join(map(str, values))},?\)"
-    )
-    with pytest.raises(ValueError, match=rf"{shapes} with event_dims={event_dims} .* 3 for pictures"):
+    with pytest.raises(ValueError, match=rf"^mask: .*event_dims={event_dims}"):
         overwrite_padding(torch.ones(values), torch.zeros(mask, dtype=torch.bool), event_dims=event_dims)
 
 
@@ -96,9 +81,9 @@ def test_a_mask_that_fits_may_have_fewer_dimensions_than_the_values(mask):
 
 
 def test_a_chain_of_no_sequence_is_refused():
-    with pytest.raises(ValueError, match=r"initial: has batch shape \(3, 0\), expected at least one sequence"):
+    with pytest.raises(ValueError, match="^initial: "):
         MarkovChain(start(3, 0), GatedTransition(2, 3), 4)
-    with pytest.raises(ValueError, match=r"initial: has batch shape \(0,\), expected at least one sequence"):
+    with pytest.raises(ValueError, match="^initial: "):
         RecurrentChain(start(0), lambda z, h: start(0), 4, recurrence=nn.GRU(2, 3))
 
 
@@ -120,7 +105,7 @@ def test_numpys_integers_are_sizes():
     "size", [0, -1, True, 2.0, np.float64(2), np.int64(0), np.bool_(True), float("nan"), "2", None]
 )
 def test_what_is_no_size_is_refused(size):
-    with pytest.raises(ValueError, match="^num_steps: got .*, expected an integer >= 1$"):
+    with pytest.raises(ValueError, match="^num_steps: "):
         check_positive(num_steps=size)
 
 

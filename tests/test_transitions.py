@@ -107,11 +107,11 @@ def test_padding_of_projected_contexts_reaches_no_gradient(filling):
 
 
 def test_a_context_that_is_not_projected_is_refused():
-    with pytest.raises(ValueError, match="projected: .*hidden_dim"):
+    with pytest.raises(ValueError, match="^projected: .*hidden_dim"):
         combiner().step(torch.zeros(5, 2), torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"projected: has shape \(7, 4\), expected one that expands to \(5, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"^projected: .*\(7, 4\)"):
         combiner().step(torch.zeros(5, 1, 2), torch.zeros(7, 4))
-    with pytest.raises(ValueError, match="context: .*context_dim"):
+    with pytest.raises(ValueError, match="^context: .*context_dim"):
         combiner().project(torch.zeros(5, 4))
 
 
@@ -206,15 +206,15 @@ def test_float32_under_autocast(build):
 @pytest.mark.parametrize(
     ("z_prev", "context", "message"),
     [
-        ((2, 3), (2, 3), "z_prev: last dimension is 3, expected latent_dim=2"),
-        ((), (2, 3), r"z_prev: has shape \(\), expected at least 1 dimensions"),
-        ((2, 2), (2, 2), "context: last dimension is 2, expected context_dim=3"),
-        ((2, 2), (), r"context: has shape \(\), expected at least 1 dimensions"),
-        ((2, 2), (4, 3), r"context: has shape \(4, 3\), expected one that expands to \(2, 3\)"),
+        ((2, 3), (2, 3), "^z_prev: "),
+        ((), (2, 3), r"^z_prev: .*\(\)"),
+        ((2, 2), (2, 2), "^context: "),
+        ((2, 2), (), r"^context: .*\(\)"),
+        ((2, 2), (4, 3), r"^context: .*\(4, 3\)"),
         # z_prev is never broadcast against a larger context
-        ((1, 2), (4, 3), r"context: has shape \(4, 3\), expected one that expands to \(1, 3\)"),
-        ((2,), (1, 3), r"context: has shape \(1, 3\), expected one that expands to \(3,\)"),
-        ((2, 2), None, "context: got None, expected a tensor whose last dimension is context_dim=3"),
+        ((1, 2), (4, 3), r"^context: .*\(4, 3\)"),
+        ((2,), (1, 3), r"^context: .*\(1, 3\)"),
+        ((2, 2), None, "^context: "),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(build, z_prev, context, message):
@@ -226,38 +226,36 @@ def test_inputs_that_do_not_fit_are_refused(build, z_prev, context, message):
 @both
 def test_parameters_in_half_precision_are_refused_by_name(build, dtype):
     module, z_prev, context = build().to(dtype), torch.zeros(2, 2, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
-    with pytest.raises(
-        TypeError, match=f"parameters: have dtype {dtype}, expected .*needs torch.autocast, which keeps"
-    ):
+    with pytest.raises(TypeError, match="^parameters: "):
         module(z_prev, context)
-    with pytest.raises(TypeError, match=f"z_prev: has dtype {dtype}, expected torch.float32"):
+    with pytest.raises(TypeError, match="^z_prev: "):
         build()(z_prev, context.float())
 
 
 def test_a_mask_on_another_device_is_refused():
     mask = torch.ones(2, 4, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match="mask: is on meta, expected cpu"):
+    with pytest.raises(ValueError, match="^mask: .*meta"):
         combiner().project(torch.zeros(2, 4, 3), mask)
 
 
 def test_a_context_where_none_was_declared_is_refused():
-    with pytest.raises(ValueError, match=r"context: got shape \(4, 1\), expected None since context_dim=0"):
+    with pytest.raises(ValueError, match="^context: "):
         GatedTransition(2, 3)(torch.zeros(4, 2), torch.zeros(4, 1))
 
 
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        (lambda: GatedTransition(0, 3), "latent_dim: got 0"),
-        (lambda: GatedTransition(2, 0), "hidden_dim: got 0"),
-        (lambda: GatedTransition(2, 3, context_dim=-1), "context_dim: got -1, expected an integer >= 0"),
-        (lambda: GatedTransition(2, 3, context_dim=1.0), "context_dim: got 1.0, expected an integer >= 0"),
-        (lambda: GatedTransition(2, 3, context_dim=True), "context_dim: got True, expected an integer >= 0"),
-        (lambda: GatedTransition(2, 3, min_scale=0.0), "min_scale: got 0.0, expected a positive finite number"),
-        (lambda: Combiner(0, 3, context_dim=1), "latent_dim: got 0"),
-        (lambda: Combiner(2, 0, context_dim=1), "hidden_dim: got 0"),
-        (lambda: Combiner(2, 3, context_dim=0), "context_dim: got 0, expected an integer >= 1"),
-        (lambda: Combiner(2, 3, context_dim=1, min_scale=-1.0), "min_scale: got -1.0, expected a positive finite"),
+        (lambda: GatedTransition(0, 3), "^latent_dim: "),
+        (lambda: GatedTransition(2, 0), "^hidden_dim: "),
+        (lambda: GatedTransition(2, 3, context_dim=-1), "^context_dim: "),
+        (lambda: GatedTransition(2, 3, context_dim=1.0), "^context_dim: "),
+        (lambda: GatedTransition(2, 3, context_dim=True), "^context_dim: "),
+        (lambda: GatedTransition(2, 3, min_scale=0.0), "^min_scale: "),
+        (lambda: Combiner(0, 3, context_dim=1), "^latent_dim: "),
+        (lambda: Combiner(2, 0, context_dim=1), "^hidden_dim: "),
+        (lambda: Combiner(2, 3, context_dim=0), "^context_dim: "),
+        (lambda: Combiner(2, 3, context_dim=1, min_scale=-1.0), "^min_scale: "),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(factory, message):

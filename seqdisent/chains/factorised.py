@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from typing_extensions import Self
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.draws import Draw, is_flow
@@ -66,7 +67,7 @@ class IndependentSteps(TorchDistribution):
         super().__init__(torch.Size(batch), event_shape, validate_args=False)
 
     @classmethod
-    def _of(cls, step: TorchDistribution, mask: Tensor | None) -> IndependentSteps:
+    def _of(cls, step: TorchDistribution, mask: Tensor | None) -> Self:
         """Return steps under any mask; one of a program of the user's own may have holes."""
         made = cls.__new__(cls)
         made._set(step, mask)
@@ -99,7 +100,7 @@ class IndependentSteps(TorchDistribution):
         variance: Tensor = self.step_distribution.variance
         return variance
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Any:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return these steps with a larger batch; a plate calls it."""
         num_steps = self.step_distribution.batch_shape[-1]
         mask = None if self._step_mask is None else self._step_mask.expand(*batch_shape, num_steps)

@@ -10,8 +10,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+from typing_extensions import Self
 
-from seqdisent._checks import check_positive, drops_out
+from seqdisent._checks import check_not_empty, check_positive, drops_out
 from seqdisent.chains.draws import Draw, DrawnStep, conditionals_at_draw, drawn_step, log_prob_at_draw
 from seqdisent.chains.protocol import ChainState, Conditionals
 from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
@@ -87,8 +88,7 @@ class MarkovChain(TorchDistribution):
                 "the one that drew it; remove it or call .eval()"
             )
         batch_shape = initial.batch_shape
-        if 0 in batch_shape:
-            raise ValueError(f"initial: has batch shape {tuple(batch_shape)}, expected at least one sequence")
+        check_not_empty("initial", batch_shape)
         if inputs is not None:
             if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
                 raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, I) with T={num_steps}")
@@ -129,7 +129,7 @@ class MarkovChain(TorchDistribution):
         """Whether the initial distribution can be reparameterised; :meth:`rsample` asks every later step."""
         return bool(self.initial.has_rsample)
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> MarkovChain:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
         batch_shape = torch.Size(batch_shape)
         inputs, mask = self._inputs, self._step_mask

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from seqdisent._checks import check_last_dim, check_recurrence
+from seqdisent._checks import check_last_dim, check_recurrence, expand_to
 from seqdisent.chains.markov import MarkovChain, like
 from seqdisent.chains.protocol import ChainState
 from seqdisent.masks import check_mask, fill_inputs
@@ -87,12 +88,12 @@ class RecurrentChain(MarkovChain):
         if state is None:
             state = next(recurrence.parameters()).new_zeros(recurrence.hidden_size)
         check_last_dim("state", state, recurrence.hidden_size, "the hidden size of `recurrence`")
-        self._state = _expanded("state", state, (*initial.batch_shape, recurrence.hidden_size))
+        self._state = expand_to("state", state, (*initial.batch_shape, recurrence.hidden_size))
         self._context = None
         if context is not None:
             if context.ndim < 2 or context.shape[-2] != num_steps:
                 raise ValueError(f"context: has shape {tuple(context.shape)}, expected (*B, T, C) with T={num_steps}")
-            self._context = _expanded("context", context, (*initial.batch_shape, *context.shape[-2:]))
+            self._context = expand_to("context", context, (*initial.batch_shape, *context.shape[-2:]))
             if mask is not None:
                 real = check_mask(mask, initial.batch_shape, num_steps, context.device)
                 self._context = fill_inputs(self._context, real)
@@ -113,7 +114,7 @@ class RecurrentChain(MarkovChain):
         r"""Return h_1 ... h_T along `path` (\*S, \*B, T, D), (\*S, \*B, T, H): what an emission may read beside z."""
         return self._states(self._check_path(path))
 
-    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> RecurrentChain:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
         return type(self)(
             self.initial.expand(torch.Size(batch_shape)), self.transition, self.num_steps,
@@ -279,10 +280,3 @@ def shift_steps(values: Tensor) -> Tensor:
         tensor([1., 1., 2.])
     """
     return torch.cat([values[..., :1, :], values[..., :-1, :]], -2)
-
-
-def _expanded(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    try:
-        return tensor.expand(shape)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: has shape {tuple(tensor.shape)}, expected one that expands to {shape}") from error

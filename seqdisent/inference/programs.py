@@ -217,9 +217,15 @@ def run(
     past: Past | None = None,
 ) -> dict[str, Site]:
     """Run a program with some sites given, the others at their means or sampled; return its sample sites."""
+    traced = poutine.trace(program)
     with Fill(chosen, sample, num_steps, past or Past()):
-        trace = poutine.trace(program).get_trace(*args, **inputs)
-    sites = sample_sites(trace)
+        try:
+            traced(*args, **inputs)
+        except ValueError:  # torch refuses a distribution of NaN, and cannot say whose mean it was
+            if not sample:
+                check_means(sample_sites(traced.trace))
+            raise
+    sites = sample_sites(traced.trace)
     if num_steps is None and not sample:  # a guide's; of a model's, nobody looks at the mean of an emission
         check_means(sites)
     return sites

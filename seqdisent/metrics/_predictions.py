@@ -32,6 +32,12 @@ def check_classes(num_classes: Mapping[str, int]) -> dict[str, int]:
     return dict(num_classes)
 
 
+def check_factor(argument: str, values: Mapping[str, object], name: str, num_classes: Mapping[str, int]) -> None:
+    """Raise ValueError unless `values` has the factor `name` of `num_classes`."""
+    if name not in values:
+        raise ValueError(f"{argument}: has no factor {name!r}, expected all of {sorted(num_classes)}")
+
+
 def class_numbers(
     argument: str,
     values: Mapping[str, Tensor],
@@ -55,8 +61,7 @@ def class_numbers(
     """
     numbers = {}
     for name, size in num_classes.items():
-        if name not in values:
-            raise ValueError(f"{argument}: has no factor {name!r}, expected all of {sorted(num_classes)}")
+        check_factor(argument, values, name, num_classes)
         what = f"{argument}[{name!r}]"
         value = as_tensor(what, values[name]).detach()
         if value.is_floating_point():

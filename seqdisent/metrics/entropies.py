@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqdisent.metrics._predictions import as_tensor, check_classes, check_logits
+from seqdisent.metrics._predictions import as_tensor, check_classes, check_factor, check_logits
 
 try:
     from torchmetrics import Metric
@@ -85,8 +85,7 @@ class GenerationEntropies(Metric):
         """Add generated clips."""
         checked: list[Tensor] = []
         for name, size in self.num_classes.items():
-            if name not in predictions:
-                raise ValueError(f"predictions: has no factor {name!r}, expected all of {sorted(self.num_classes)}")
+            check_factor("predictions", predictions, name, self.num_classes)
             what = f"predictions[{name!r}]"
             logits = check_logits(what, as_tensor(what, predictions[name]).detach(), size)
             if _are_probabilities(logits):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqdisent import _files
-from seqdisent._checks import check_kind, check_positive, check_scale
+from seqdisent._checks import check_kind, check_pixel_dtype, check_positive, check_scale
 from seqdisent._random import kept_random_state
 from seqdisent.masks import check_mask
 from seqdisent.metrics._predictions import check_classes
@@ -108,8 +108,7 @@ class Judge(nn.Module):
             raise ValueError(
                 f"frames: has shape {tuple(frames.shape)}, expected (N, T, {', '.join(map(str, self.frame_shape))})"
             )
-        if not frames.is_floating_point():
-            raise TypeError(f"frames: has dtype {frames.dtype}, expected floating point (pixels in [0, 1])")
+        check_pixel_dtype(frames)
         check_kind("frames", frames, self.heads.weight)
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)

@@ -76,12 +76,19 @@ def test_moments_support_and_plates_are_those_of_the_steps():
     assert not IndependentSteps(dist.Poisson(loc.exp()).to_event(1)).has_rsample
 
 
+def test_a_subclass_stays_one_with_a_larger_batch():
+    class Named(IndependentSteps):
+        pass
+
+    assert type(Named(normal(torch.zeros(3, 4, 2), 1.0)).expand((5, 3))) is Named
+
+
 @pytest.mark.parametrize(
     ("step", "mask", "message"),
     [
-        (normal(torch.zeros(2), 1.0), None, r"step: has batch shape \(\), expected \(\*B, T\)"),
-        (normal(torch.zeros(3, 4, 2), 1.0), torch.ones(3, 3, dtype=torch.bool), "mask: has shape"),
-        (normal(torch.zeros(1, 2, 2), 1.0), torch.tensor([[False, True]]), "mask: a row has no real first step"),
+        (normal(torch.zeros(2), 1.0), None, "^step: "),
+        (normal(torch.zeros(3, 4, 2), 1.0), torch.ones(3, 3, dtype=torch.bool), "^mask: .*T=4"),
+        (normal(torch.zeros(1, 2, 2), 1.0), torch.tensor([[False, True]]), "^mask: .*first step"),
     ],
 )
 def test_arguments_that_are_refused(step, mask, message):
@@ -157,7 +164,7 @@ def test_it_continues_with_its_own_steps():
     drawn = chain.extend(prefix.expand(4, 2, 3, 2), 2)
     exact(drawn[..., :3, :], prefix.expand(4, 2, 3, 2))
     assert len(drawn[:, 0, 4, 0].unique()) == 4  # every sample has its own noise
-    with pytest.raises(ValueError, match="num_steps: the distribution has 5 steps, expected 6"):
+    with pytest.raises(ValueError, match="^num_steps: "):
         chain.extend(prefix, 3)
 
 

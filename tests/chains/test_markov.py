@@ -560,7 +560,7 @@ def test_a_chain_is_drawn_by_the_means_of_each_step(first, later):
     if first is later is dist.Normal:
         assert chain.rsample().shape == (3, 3, 2)
     else:
-        with pytest.raises(NotImplementedError, match="a step is a Independent, which has no rsample"):
+        with pytest.raises(NotImplementedError, match="rsample"):
             chain.rsample()
 
 
@@ -598,7 +598,7 @@ def test_going_on_step_by_step_is_the_chain(seed, batch_shape, steps, sample_sha
         log_prob.append(conditional.log_prob(z))
         assert state.num_steps == t + 1
     exact(torch.stack(log_prob, -1), chain.log_prob_per_step(path))
-    with pytest.raises(ValueError, match=f"state: {steps} steps are done, expected fewer: the chain has inputs for"):
+    with pytest.raises(ValueError, match=f"^state: .*{steps}"):
         chain.step(z, state)
 
 
@@ -610,7 +610,7 @@ def test_a_chain_goes_on_after_a_path():
     exact(conditional.mean, chain.conditionals(path).steps.mean[3])
     assert state.num_steps == 5
     for wrong in ({"z_prev": path[:, 0]}, {"state": state}):
-        with pytest.raises(ValueError, match="state: got one of z_prev and state without the other"):
+        with pytest.raises(ValueError, match="^state: "):
             chain.step(**wrong)
 
 
@@ -650,7 +650,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.AlphaDropout(0.1), Recurrent()], ids=lambda x: type(x).__name__)
 def test_a_module_with_dropout_is_refused_in_training_and_fine_in_evaluation(layer):
     step = Step(layer)
-    with pytest.raises(ValueError, match="transition: .* drops units at random"):
+    with pytest.raises(ValueError, match="^transition: .*at random"):
         MarkovChain(START, step, 3)
     assert MarkovChain(START, step.eval(), 3).rsample().shape == (3, 3, 2)
 
@@ -696,12 +696,12 @@ def walk(z_prev, inputs=None):
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.tensor([[1, 1], [1, 0], [1, 1]]), TypeError, "mask: has dtype torch.int64, expected torch.bool"),
-        (torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 0]]).bool(), ValueError, "mask: .*T=2 steps"),
-        (torch.tensor([[1, 1], [0, 0], [1, 0]]).bool(), ValueError, "mask: a row has no real first step"),
-        (torch.tensor([[1, 1], [0, 1], [1, 0]]).bool(), ValueError, "mask: a row has no real first step"),
-        (torch.ones(4, 2).bool(), ValueError, r"mask: has shape \(4, 2\), expected one that expands to \(3, 2\)"),
-        (torch.tensor(True), ValueError, r"mask: has shape \(\), expected"),
+        (torch.tensor([[1, 1], [1, 0], [1, 1]]), TypeError, "^mask: "),
+        (torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 0]]).bool(), ValueError, "^mask: .*T=2"),
+        (torch.tensor([[1, 1], [0, 0], [1, 0]]).bool(), ValueError, "^mask: .*first step"),
+        (torch.tensor([[1, 1], [0, 1], [1, 0]]).bool(), ValueError, "^mask: .*first step"),
+        (torch.ones(4, 2).bool(), ValueError, r"^mask: .*\(4, 2\)"),
+        (torch.tensor(True), ValueError, r"^mask: .*\(\)"),
     ],
 )
 def test_masks_that_are_refused(mask, error, message):
@@ -710,10 +710,10 @@ def test_masks_that_are_refused(mask, error, message):
 
 
 def test_a_mask_with_a_hole_is_refused():
-    with pytest.raises(ValueError, match="mask: a row has a hole"):
+    with pytest.raises(ValueError, match="^mask: .*hole"):
         MarkovChain(START, walk, 3, mask=torch.tensor([True, False, True]))
     prefix = torch.zeros(3, 3, 2)
-    with pytest.raises(ValueError, match="mask: a row has a hole"):
+    with pytest.raises(ValueError, match="^mask: .*hole"):
         MarkovChain(START, walk, 4).extend(prefix, 1, mask=torch.tensor([True, False, True]))
 
 
@@ -725,19 +725,19 @@ def test_one_mask_for_all_rows_is_expanded():
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((START, walk, 0), {}, ValueError, "num_steps: got 0, expected an integer >= 1"),
-        ((START, walk, 2.0), {}, ValueError, "num_steps: got 2.0, expected an integer"),
+        ((START, walk, 0), {}, ValueError, "^num_steps: "),
+        ((START, walk, 2.0), {}, ValueError, "^num_steps: "),
         (
             (dist.Normal(torch.zeros(3, 2), 1.0), walk, 2),
             {},
             ValueError,
-            r"initial: .*event shape \(\).*\.to_event\(1\)",
+            r"^initial: .*\.to_event\(1\)",
         ),
-        ((normal(torch.zeros(3, 2), 1.0, 2), walk, 2), {}, ValueError, r"initial: has event shape \(3, 2\)"),
-        ((START, 0.5, 2), {}, TypeError, "transition: got float, expected a function of z_prev"),
-        ((START, walk, 2), {"inputs": torch.zeros(3, 4, 1)}, ValueError, r"inputs: has shape \(3, 4, 1\).*T=2"),
-        ((START, walk, 2), {"inputs": torch.zeros(2)}, ValueError, r"inputs: has shape \(2,\).*T=2"),
-        ((START, walk, 2), {"inputs": torch.zeros(4, 2, 1)}, ValueError, r"inputs: .*the batch \(3,\) of `initial`"),
+        ((normal(torch.zeros(3, 2), 1.0, 2), walk, 2), {}, ValueError, r"^initial: .*\(3, 2\)"),
+        ((START, 0.5, 2), {}, TypeError, "^transition: "),
+        ((START, walk, 2), {"inputs": torch.zeros(3, 4, 1)}, ValueError, "^inputs: .*T=2"),
+        ((START, walk, 2), {"inputs": torch.zeros(2)}, ValueError, "^inputs: .*T=2"),
+        ((START, walk, 2), {"inputs": torch.zeros(4, 2, 1)}, ValueError, r"^inputs: .*\(3,\)"),
     ],
 )
 def test_arguments_that_are_refused(arguments, options, error, message):
@@ -752,7 +752,7 @@ def test_arguments_that_are_refused(arguments, options, error, message):
 )
 def test_a_transition_that_returns_another_shape_is_named(transition):
     chain = MarkovChain(START, transition, 4)
-    message = r"transition: returned batch .* and event .* for z_prev of shape .*\.to_event\(1\)"
+    message = r"^transition: .*\.to_event\(1\)"
     with pytest.raises(ValueError, match=message):
         chain.rsample()
     with pytest.raises(ValueError, match=message):
@@ -763,21 +763,21 @@ def test_a_transition_that_returns_another_shape_is_named(transition):
 def test_a_path_of_another_shape_is_refused(shape):
     chain = MarkovChain(START, walk, 4)
     for score in (chain.log_prob, chain.log_prob_per_step, chain.conditionals):
-        with pytest.raises(ValueError, match=r"path: has shape .*ending in \(3, 4, 2\)"):
+        with pytest.raises(ValueError, match="^path: "):
             score(torch.zeros(shape))
 
 
 def test_continuations_that_are_refused():
     chain = MarkovChain(START, walk, 4, inputs=torch.zeros(3, 4, 1))
-    with pytest.raises(ValueError, match="inputs for 4 steps, expected 3 of the prefix .* num_steps=5"):
+    with pytest.raises(ValueError, match="^num_steps: .*num_steps=5"):
         chain.extend(torch.zeros(3, 3, 2), 2)
-    with pytest.raises(ValueError, match=r"prefix: has shape \(3, 0, 2\)"):
+    with pytest.raises(ValueError, match=r"^prefix: .*\(3, 0, 2\)"):
         chain.extend(torch.zeros(3, 0, 2), 1)
-    with pytest.raises(ValueError, match=r"prefix: has shape \(3, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"^prefix: .*\(3, 2, 5\)"):
         chain.extend(torch.zeros(3, 2, 5), 1)
-    with pytest.raises(ValueError, match="num_steps: got 0"):
+    with pytest.raises(ValueError, match="^num_steps: .*0"):
         chain.extend(torch.zeros(3, 2, 2), 0)
-    with pytest.raises(ValueError, match="mask: .*T=2"):
+    with pytest.raises(ValueError, match="^mask: .*T=2"):
         chain.extend(torch.zeros(3, 2, 2), 1, mask=torch.ones(3, 3, dtype=torch.bool))
 
 

@@ -281,19 +281,19 @@ def test_the_state_starts_at_zero_unless_told():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"recurrence": nn.Linear(3, 3)}, "recurrence: got Linear"),
-        ({"recurrence": nn.GRU(3, 3, bidirectional=True)}, "recurrence: has two directions"),
-        ({"recurrence": nn.GRU(3, 3, 2, dropout=0.5)}, "recurrence: drops units"),
-        ({"recurrence": nn.GRU(4, 3)}, "recurrence: reads 4 values, expected those of"),
-        ({"inputs": None}, "recurrence: reads 3 values"),
-        ({"inputs": None, "reads_latent": False}, "reads_latent=True, of z: none"),
-        ({"state": torch.zeros(2, 4)}, "state: last dimension is 4"),
-        ({"state": torch.zeros(5, 3)}, "state: has shape"),
-        ({"context": torch.zeros(2, 3, 2)}, "context: has shape"),
-        ({"context": torch.zeros(5, 4, 2)}, "context: has shape"),
-        ({"inputs": torch.zeros(2, 3, 1)}, "inputs: has shape"),
-        ({"mask": torch.tensor([True, False, True, True])}, "mask: a row has a hole"),
-        ({"mask": torch.ones(4, dtype=torch.bool, device="meta")}, "mask: is on meta, expected cpu"),
+        ({"recurrence": nn.Linear(3, 3)}, "^recurrence: .*Linear"),
+        ({"recurrence": nn.GRU(3, 3, bidirectional=True)}, "^recurrence: .*directions"),
+        ({"recurrence": nn.GRU(3, 3, 2, dropout=0.5)}, "^recurrence: .*at random"),
+        ({"recurrence": nn.GRU(4, 3)}, "^recurrence: .*4"),
+        ({"inputs": None}, "^recurrence: .*3"),
+        ({"inputs": None, "reads_latent": False}, "^recurrence: .*none"),
+        ({"state": torch.zeros(2, 4)}, "^state: .*4"),
+        ({"state": torch.zeros(5, 3)}, r"^state: .*\(5, 3\)"),
+        ({"context": torch.zeros(2, 3, 2)}, "^context: .*T=4"),
+        ({"context": torch.zeros(5, 4, 2)}, r"^context: .*\(5, 4, 2\)"),
+        ({"inputs": torch.zeros(2, 3, 1)}, "^inputs: "),
+        ({"mask": torch.tensor([True, False, True, True])}, "^mask: .*hole"),
+        ({"mask": torch.ones(4, dtype=torch.bool, device="meta")}, "^mask: .*meta"),
     ],
 )
 def test_mistakes_are_named(changed, said):
@@ -303,7 +303,7 @@ def test_mistakes_are_named(changed, said):
 
 def test_contexts_must_cover_a_continuation():
     chain = System(0, (2,), 4, known=False).chain()
-    with pytest.raises(ValueError, match="num_steps: the chain has context for 4 steps, expected 2 of the prefix"):
+    with pytest.raises(ValueError, match="^num_steps: .*context"):
         chain.extend(torch.zeros(2, 2, 2).double(), 3)
 
 
@@ -326,14 +326,14 @@ def test_reading_from_the_end_is_a_loop_over_reversed_sequences(seed, mask, kind
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((nn.Linear(2, 2), torch.zeros(1, 2, 2)), "recurrence: got Linear"),
-        ((nn.GRU(2, 2, bidirectional=True), torch.zeros(1, 2, 2)), "two directions"),
-        ((nn.GRU(2, 2), torch.zeros(1, 2, 3)), "inputs: last dimension is 3"),
-        ((nn.GRU(2, 2), torch.zeros(2)), "inputs: has shape"),
-        ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 2, dtype=torch.bool)), "mask: has shape"),
-        ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool, device="meta")), "mask: is on meta"),
-        ((nn.GRU(2, 2), torch.zeros(0, 3, 2)), r"inputs: has shape \(0, 3, 2\), expected at least one sequence"),
-        ((nn.GRU(2, 2), torch.zeros(1, 0, 2)), r"inputs: has shape \(1, 0, 2\), expected .* and one step"),
+        ((nn.Linear(2, 2), torch.zeros(1, 2, 2)), "^recurrence: .*Linear"),
+        ((nn.GRU(2, 2, bidirectional=True), torch.zeros(1, 2, 2)), "^recurrence: .*directions"),
+        ((nn.GRU(2, 2), torch.zeros(1, 2, 3)), "^inputs: .*3"),
+        ((nn.GRU(2, 2), torch.zeros(2)), r"^inputs: .*\(2,\)"),
+        ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 2, dtype=torch.bool)), "^mask: .*T=3"),
+        ((nn.GRU(2, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool, device="meta")), "^mask: .*meta"),
+        ((nn.GRU(2, 2), torch.zeros(0, 3, 2)), r"^inputs: .*\(0, 3, 2\)"),
+        ((nn.GRU(2, 2), torch.zeros(1, 0, 2)), r"^inputs: .*\(1, 0, 2\)"),
     ],
 )
 def test_mistakes_in_reading_are_named(arguments, said):

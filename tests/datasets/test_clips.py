@@ -74,10 +74,10 @@ def test_frames_may_have_any_shape_and_scale(more, scale, lengths, seed):
 
 def test_a_byte_above_the_scale_is_refused_unless_it_is_padding():
     frames = torch.tensor([[1, 2], [0, 1]], dtype=torch.uint8)[:, :, None]
-    with pytest.raises(ValueError, match="frames: got values up to 2, expected at most scale=1"):
+    with pytest.raises(ValueError, match="^frames: "):
         Clips(frames, scale=1)
     assert Clips(frames, scale=1, lengths=torch.tensor([1, 2])).batch([0, 1]).frames.max() == 1
-    with pytest.raises(ValueError, match="scale: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="^scale: "):
         Clips(frames, scale=0)
 
 
@@ -251,7 +251,7 @@ def test_split_by_identity_parts_identities_and_keeps_every_clip(identity, data,
     clips = tagged([2] * len(identity), identity)
     total = len(set(identity))
     if total < 2:
-        with pytest.raises(ValueError, match="expected at least 2"):
+        with pytest.raises(ValueError, match="^split by identity: "):
             clips.split(0.5, seed, by="identity")
         return
     amount = data.draw(st.one_of(st.integers(1, total - 1), st.floats(0.01, 0.99)))
@@ -285,9 +285,9 @@ def test_split_by_sequence_follows_the_seed_and_may_leave_an_identity_on_both_si
 
 
 def test_split_by_something_else_is_refused():
-    with pytest.raises(ValueError, match="by: got 'clip', expected one of 'identity', 'sequence'"):
+    with pytest.raises(ValueError, match="^by: "):
         tagged([1, 1]).split(1, 0, by="clip")
-    with pytest.raises(ValueError, match="split by sequence: there is 1, expected at least 2"):
+    with pytest.raises(ValueError, match="^split by sequence: "):
         tagged([1]).split(1, 0, by="sequence")
 
 
@@ -298,7 +298,7 @@ def test_split_by_identity_follows_the_seed():
 
 @pytest.mark.parametrize("amount", [0, 3, -1, 0.0, 1.0, 1.5, float("nan")])
 def test_split_by_identity_refuses_what_leaves_a_side_empty(amount):
-    with pytest.raises(ValueError, match="held_out: got"):
+    with pytest.raises(ValueError, match="^held_out: "):
         tagged([1, 1, 1]).split(amount, 0, by="identity")
 
 
@@ -338,39 +338,47 @@ def test_true_swap_survives_subset_and_takes_many():
 
 
 def test_true_swap_errors():
-    with pytest.raises(ValueError, match="no renderer"):
+    with pytest.raises(ValueError, match="^true_swap: "):
         tagged([2, 2]).true_swap(0, 1)
     clips = tagged([2, 2], renderer=Recorder())
-    with pytest.raises(ValueError, match="motion: got 1 clips, expected 2"):
+    with pytest.raises(ValueError, match="^motion: "):
         clips.true_swap([0, 1], [1])
-    with pytest.raises(ValueError, match="content: got positions from 2 to 2, expected 0 to 1"):
+    with pytest.raises(ValueError, match="^content: "):
         clips.true_swap(2, 0)
-    with pytest.raises(ValueError, match="num_steps: got 0"):
+    with pytest.raises(ValueError, match="^num_steps: "):
         clips.true_clip(0, 0)
 
 
 @pytest.mark.parametrize("method", ["batch", "subset"])
 @pytest.mark.parametrize("indices", [[], [0.5], [[0]], [-1], [2], torch.tensor([True])])
 def test_wrong_indices_are_refused(method, indices):
-    with pytest.raises(ValueError, match="indices: got"):
+    with pytest.raises(ValueError, match="^indices: "):
         getattr(tagged([1, 1]), method)(indices)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"lengths": torch.tensor([0, 1])}, ValueError, "lengths: got values from 0 to 1, expected 1 to 2"),
-        ({"lengths": torch.tensor([3, 1])}, ValueError, "lengths: got values from 1 to 3"),
-        ({"lengths": torch.tensor([1])}, ValueError, r"lengths: shape is \(1,\), expected \(2,\)"),
-        ({"identity": torch.tensor([0.0, 1.0])}, TypeError, "identity: got torch.float32"),
-        ({"identity": [0, 1]}, TypeError, "identity: got list"),
-        ({"labels": {"a": torch.tensor([0, -1])}, "factor_names": {"a": ["x"]}}, ValueError, "values from -1 to 0"),
-        ({"labels": {"a": torch.tensor([0, 1])}, "factor_names": {"a": ["x"]}}, ValueError, "expected 0 to 0"),
-        ({"labels": {"a": torch.tensor([True, False])}}, TypeError, "labels.'a'.: got torch.bool"),
-        ({"factor_names": {"b": ["x"]}}, ValueError, "factor_names: 'b' is not among"),
-        ({"static_factors": ["b"]}, ValueError, "static_factors: 'b' is not among"),
-        ({"motion_factors": ["b"]}, ValueError, "motion_factors: 'b' is not among"),
-        ({"names": ["x"]}, ValueError, "names: got 1, expected one for each of 2 clips"),
+        ({"lengths": torch.tensor([0, 1])}, ValueError, "^lengths: .*0 to 1"),
+        ({"lengths": torch.tensor([3, 1])}, ValueError, "^lengths: .*1 to 3"),
+        ({"lengths": torch.tensor([1])}, ValueError, r"^lengths: .*\(1,\)"),
+        ({"identity": torch.tensor([0.0, 1.0])}, TypeError, "^identity: "),
+        ({"identity": [0, 1]}, TypeError, "^identity: "),
+        (
+            {"labels": {"a": torch.tensor([0, -1])}, "factor_names": {"a": ["x"]}},
+            ValueError,
+            "^labels.'a'.: .*-1",
+        ),
+        (
+            {"labels": {"a": torch.tensor([0, 1])}, "factor_names": {"a": ["x"]}},
+            ValueError,
+            "^labels.'a'.: .*1",
+        ),
+        ({"labels": {"a": torch.tensor([True, False])}}, TypeError, r"^labels\['a'\]: "),
+        ({"factor_names": {"b": ["x"]}}, ValueError, "^factor_names: 'b'"),
+        ({"static_factors": ["b"]}, ValueError, "^static_factors: 'b'"),
+        ({"motion_factors": ["b"]}, ValueError, "^motion_factors: 'b'"),
+        ({"names": ["x"]}, ValueError, "^names: "),
         (
             {
                 "labels": {"a": torch.tensor([0, 1])},
@@ -378,7 +386,7 @@ def test_wrong_indices_are_refused(method, indices):
                 "static_factors": ["a"],
             },
             ValueError,
-            "static_factors: 'a' differs between clips of one identity",
+            "^static_factors: 'a'",
         ),
     ],
 )
@@ -388,13 +396,13 @@ def test_what_does_not_fit_together_is_refused(options, error, message):
 
 
 def test_wrong_frames_are_refused():
-    with pytest.raises(TypeError, match="frames: got torch.float32"):
+    with pytest.raises(TypeError, match="^frames: "):
         Clips(torch.zeros(1, 1, 1, 1, 1))
-    with pytest.raises(TypeError, match="frames: got list"):
+    with pytest.raises(TypeError, match="^frames: "):
         Clips([0])
-    with pytest.raises(ValueError, match="frames: shape is"):
+    with pytest.raises(ValueError, match="^frames: "):
         Clips(torch.zeros(1, 1, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="frames: shape is"):
+    with pytest.raises(ValueError, match="^frames: "):
         Clips(torch.zeros(0, 1, 1, 1, 1, dtype=torch.uint8))
 
 
@@ -409,12 +417,12 @@ def test_wrong_frames_are_refused():
     ],
 )
 def test_draws_of_nothing_are_refused(draw, name):
-    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=f"^{name}: "):
         draw(tagged([2]), generator(0))
 
 
 def test_counts_must_be_whole_numbers():
-    with pytest.raises(TypeError, match="batch_size: got 2.0 of type float"):
+    with pytest.raises(TypeError, match="^batch_size: "):
         tagged([2]).draw_clips(2.0, generator(0))
-    with pytest.raises(TypeError, match="held_out: got True"):
+    with pytest.raises(TypeError, match="^held_out: "):
         tagged([2, 2]).split(True, 0, by="identity")

@@ -100,71 +100,69 @@ def test_rows_and_columns_are_not_confused(tmp_path):
 def test_folder_errors_name_the_file_and_what_to_do(folder):
     broken = folder / "ben" / "smile" / "notes.txt"
     broken.write_text("not a picture")
-    with pytest.raises(ValueError, match=r"ben/smile/notes.txt: not a picture .* remove it or convert"):
+    with pytest.raises(ValueError, match=r"ben/smile/notes\.txt: "):
         load_clips(folder)
     broken.unlink()
 
     whole = (folder / "anna" / "smile" / "frame3.png").read_bytes()
     (folder / "anna" / "smile" / "frame3.png").write_bytes(whole[:48])
-    with pytest.raises(ValueError, match=r"frame3.png: the picture is damaged .* replace"):
+    with pytest.raises(ValueError, match=r"frame3\.png: .*damaged"):
         load_clips(folder)
     (folder / "anna" / "smile" / "frame3.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"frame3.png: not a picture"):
+    with pytest.raises(ValueError, match=r"frame3\.png: "):
         load_clips(folder)
     (folder / "anna" / "smile" / "frame3.png").write_bytes(whole)
 
     deep = folder / "ben" / "smile" / "deep.png"
     image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(deep)
-    with pytest.raises(ValueError, match=r"deep.png: mode is I.* expected 8 bits"):
+    with pytest.raises(ValueError, match=r"deep\.png: "):
         load_clips(folder)
     deep.unlink()
 
     (folder / "ben" / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"ben/empty: an empty clip; add frames or remove"):
+    with pytest.raises(ValueError, match="ben/empty: "):
         load_clips(folder)
     (folder / "ben" / "empty").rmdir()
 
     (folder / "carl").mkdir()
-    with pytest.raises(ValueError, match=r"carl: this identity has no clip"):
+    with pytest.raises(ValueError, match="carl: "):
         load_clips(folder)
     (folder / "carl").rmdir()
 
     (folder / "ben" / "smile" / "more").mkdir()
-    with pytest.raises(ValueError, match=r"smile/more: a folder where a frame belongs"):
+    with pytest.raises(ValueError, match="smile/more: "):
         load_clips(folder)
     (folder / "ben" / "smile" / "more").rmdir()
 
     save(folder / "ben" / "frame0.png", 1)
-    with pytest.raises(
-        ValueError, match=r"ben/frame0.png: a file where a clip's folder belongs.*identity/clip/frame.png"
-    ):
+    with pytest.raises(ValueError, match=r"ben/frame0\.png: "):
         load_clips(folder)
     (folder / "ben" / "frame0.png").unlink()
 
     save(folder / "frame0.png", 1)
-    with pytest.raises(ValueError, match=r"frame0.png: a file where an identity's folder belongs"):
+    with pytest.raises(ValueError, match=r"frame0\.png: "):
         load_clips(folder)
     (folder / "frame0.png").unlink()
     load_clips(folder)
 
 
 def test_no_clip_one_identity_and_nothing_at_all(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing: no such folder"):
+    with pytest.raises(FileNotFoundError, match="missing: "):
         load_clips(tmp_path / "missing")
     (tmp_path / "faces").mkdir()
-    with pytest.raises(ValueError, match="no clip in this folder; expected the layout identity/clip/frame.png"):
+    with pytest.raises(ValueError, match="faces: .*no clip"):
         load_clips(tmp_path / "faces")
     save(tmp_path / "faces" / "anna" / "smile" / "0.png", 1)
-    with pytest.raises(ValueError, match="faces: all clips show one identity, expected at least 2"):
+    with pytest.raises(ValueError, match="faces: .*one identity"):
         load_clips(tmp_path / "faces")
-    with pytest.raises(ValueError, match="image_size: got 0"):
+    with pytest.raises(ValueError, match="^image_size: "):
         load_clips(tmp_path / "faces", image_size=0)
 
 
 def test_without_pillow_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install seqdisent\[data\]"):
+    with pytest.raises(ImportError, match="Pillow"):
         load_clips(folder)
 
 
@@ -232,23 +230,23 @@ def test_frames_of_an_archive_are_resized(archive):
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
-        ({"frames": np.zeros((2, 3, 8, 8))}, TypeError, "array 'frames' is float64, expected uint8"),
+        ({"frames": np.zeros((2, 3, 8, 8))}, TypeError, "'frames' .*float64"),
         (
             {"frames": np.zeros((2, 8, 8), dtype=np.uint8)},
             ValueError,
-            r"array 'frames' has shape \(2, 8, 8\), expected \(N, T",
+            r"'frames' .*\(2, 8, 8\)",
         ),
-        ({"frames": np.zeros((2, 3, 8, 8, 4), dtype=np.uint8)}, ValueError, "with 1 or 3 channels"),
-        ({"frames": np.zeros((2, 0, 8, 8), dtype=np.uint8)}, ValueError, "not empty"),
-        ({"lengths": np.array([1, 2, 3, 4])}, ValueError, "array 'lengths' says 4 for clip 3, expected 1 to 3"),
-        ({"lengths": np.array([1, 0, 3, 3])}, ValueError, "array 'lengths' says 0 for clip 1"),
-        ({"lengths": np.array([1, 2, 3])}, ValueError, r"array 'lengths' has shape \(3,\), expected \(4,\)"),
-        ({"identity": np.array([0, 1])}, ValueError, "array 'identity' has shape"),
-        ({"identity": np.zeros(4, dtype=int)}, ValueError, "all clips show one identity"),
-        ({"weight": np.zeros(4)}, TypeError, "array 'weight' is float64, expected whole numbers"),
-        ({"names": np.array(["a", "b", "c", "d"])}, TypeError, "array 'names' is <U1"),
-        ({"frames": np.array([None, None])}, ValueError, "arrays of objects are refused"),
-        ({"extra": np.array([None] * 4)}, ValueError, "arrays of objects are refused"),
+        ({"frames": np.zeros((2, 3, 8, 8, 4), dtype=np.uint8)}, ValueError, r"'frames' .*\(2, 3, 8, 8, 4\)"),
+        ({"frames": np.zeros((2, 0, 8, 8), dtype=np.uint8)}, ValueError, r"'frames' .*\(2, 0, 8, 8\)"),
+        ({"lengths": np.array([1, 2, 3, 4])}, ValueError, "'lengths' .*4 for clip 3"),
+        ({"lengths": np.array([1, 0, 3, 3])}, ValueError, "'lengths' .*0 for clip 1"),
+        ({"lengths": np.array([1, 2, 3])}, ValueError, r"'lengths' .*\(3,\)"),
+        ({"identity": np.array([0, 1])}, ValueError, r"'identity' .*\(2,\)"),
+        ({"identity": np.zeros(4, dtype=int)}, ValueError, "one identity"),
+        ({"weight": np.zeros(4)}, TypeError, "'weight' .*float64"),
+        ({"names": np.array(["a", "b", "c", "d"])}, TypeError, "'names' .*<U1"),
+        ({"frames": np.array([None, None])}, ValueError, "objects"),
+        ({"extra": np.array([None] * 4)}, ValueError, "objects"),
     ],
 )
 def test_archive_errors_name_file_and_array(archive, arrays, error, message):
@@ -259,18 +257,18 @@ def test_archive_errors_name_file_and_array(archive, arrays, error, message):
 def test_what_is_no_archive(tmp_path):
     path = tmp_path / "clips.npz"
     path.write_text("hello")
-    with pytest.raises(ValueError, match=r"clips\.npz: not a NumPy file"):
+    with pytest.raises(ValueError, match=r"clips\.npz: "):
         load_clips(path)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("frames.npy", b"hello")
-    with pytest.raises(ValueError, match=r"clips\.npz: member 'frames' is not an array"):
+    with pytest.raises(ValueError, match=r"clips\.npz: .*'frames'"):
         load_clips(path)
     np.savez(path, pictures=np.zeros(3))
-    with pytest.raises(ValueError, match=r"holds \['pictures'\], expected an array 'frames'"):
+    with pytest.raises(ValueError, match=r"clips\.npz: .*'pictures'"):
         load_clips(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"clips\.npz: not a NumPy file"):
+    with pytest.raises(ValueError, match=r"clips\.npz: "):
         load_clips(path)
 
 
@@ -304,24 +302,24 @@ def test_channels_on_request(folder, tmp_path):
     save(tmp_path / "a.png", (100, 200, 50), mode="RGB")
     assert load_frames(tmp_path / "a.png", image_size=8, channels=1).unique().tolist() == [153]
     assert values(load_frames(tmp_path / "a.png", image_size=8)).tolist() == [[100, 200, 50]]
-    with pytest.raises(ValueError, match="channels: got 2, expected 1, 3 or None"):
+    with pytest.raises(ValueError, match="^channels: "):
         load_frames(tmp_path / "a.png", channels=2)
 
 
 def test_frame_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing: no such folder or file"):
+    with pytest.raises(FileNotFoundError, match="missing: "):
         load_frames(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: an empty clip"):
+    with pytest.raises(ValueError, match="empty: "):
         load_frames(tmp_path / "empty")
     np.save(tmp_path / "a.npy", np.zeros((3, 8, 8)))
-    with pytest.raises(TypeError, match="array 'frames' is float64"):
+    with pytest.raises(TypeError, match=r"a\.npy: .*float64"):
         load_frames(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 8, 8, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"expected \(T, H, W, C\) or \(T, H, W\)"):
+    with pytest.raises(ValueError, match=r"a\.npy: .*\(2, 3, 8, 8, 3\)"):
         load_frames(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", np.array([None]))
-    with pytest.raises(ValueError, match="arrays of objects are refused"):
+    with pytest.raises(ValueError, match=r"a\.npy: .*objects"):
         load_frames(tmp_path / "a.npy")
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"a\.gif: "):

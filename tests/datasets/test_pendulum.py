@@ -131,27 +131,27 @@ def test_the_seed_decides_everything():
 
 @pytest.mark.parametrize("name", ["num_clips", "num_steps", "image_size"])
 def test_nothing_is_not_a_size(name):
-    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=f"^{name}: "):
         pendulum(**{"num_clips": 1, "seed": 0, name: 0})
-    with pytest.raises(TypeError, match=f"{name}: got 1.5"):
+    with pytest.raises(TypeError, match=f"^{name}: "):
         pendulum(**{"num_clips": 1, "seed": 0, name: 1.5})
 
 
 @pytest.mark.parametrize(
     ("angle", "colour", "error", "message"),
     [
-        (torch.zeros(2), torch.ones(2, 4), ValueError, r"colour: shape is \(2, 4\), expected \(2, 3\)"),
-        (torch.zeros(2), torch.ones(5, 3), ValueError, r"colour: shape is \(5, 3\)"),
-        (torch.zeros(2), torch.ones(2, 2, 3), ValueError, r"colour: shape is \(2, 2, 3\)"),
-        (torch.zeros(2), 255 * torch.ones(3), ValueError, r"colour: got a value outside \[0, 1\]"),
-        (torch.tensor([float("nan")]), torch.ones(3), ValueError, "angle: got a value that is not finite"),
-        (torch.zeros(2, dtype=torch.long), torch.ones(3), TypeError, "angle: got torch.int64"),
-        (0.0, torch.ones(3), TypeError, "angle: got float"),
-        (torch.zeros(2), torch.ones(3, dtype=torch.long), TypeError, "colour: got torch.int64"),
+        (torch.zeros(2), torch.ones(2, 4), ValueError, r"^colour: .*\(2, 4\)"),
+        (torch.zeros(2), torch.ones(5, 3), ValueError, r"^colour: .*\(5, 3\)"),
+        (torch.zeros(2), torch.ones(2, 2, 3), ValueError, r"^colour: .*\(2, 2, 3\)"),
+        (torch.zeros(2), 255 * torch.ones(3), ValueError, "^colour: "),
+        (torch.tensor([float("nan")]), torch.ones(3), ValueError, "^angle: "),
+        (torch.zeros(2, dtype=torch.long), torch.ones(3), TypeError, "^angle: "),
+        (0.0, torch.ones(3), TypeError, "^angle: "),
+        (torch.zeros(2), torch.ones(3, dtype=torch.long), TypeError, "^colour: "),
     ],
 )
 def test_the_renderer_refuses(angle, colour, error, message):
     with pytest.raises(error, match=message):
         render_pendulum(angle, colour)
-    with pytest.raises(ValueError, match="image_size: got 0"):
+    with pytest.raises(ValueError, match="^image_size: "):
         render_pendulum(torch.zeros(1), torch.ones(3), 0)

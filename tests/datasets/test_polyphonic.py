@@ -83,13 +83,13 @@ def test_a_download_fills_the_cache(folder, cache):
 
 def test_another_file_is_refused(folder, cache):
     (folder / polyphonic.FILE).write_bytes(b"{}")
-    with pytest.raises(ValueError, match=f"{folder / polyphonic.FILE}: SHA-256 is .*, expected {polyphonic.DIGEST}"):
+    with pytest.raises(ValueError, match=f"{folder / polyphonic.FILE}: .*{polyphonic.DIGEST}"):
         jsb_chorales(folder)
-    with pytest.raises(ValueError, match=r"SHA-256 is .* nothing was kept"):
+    with pytest.raises(ValueError, match=r"jsb-chorales-quarter\.json: "):
         jsb_chorales(download=True, base_url=folder.as_uri())
     assert not cache.exists()
 
 
 def test_another_split_is_refused(folder):
-    with pytest.raises(ValueError, match="split: got 'all', expected one of 'train', 'valid', 'test'"):
+    with pytest.raises(ValueError, match="^split: "):
         jsb_chorales(folder, "all")

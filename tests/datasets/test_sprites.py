@@ -186,7 +186,7 @@ def test_a_true_swap_is_the_clip_of_that_character_doing_that(folder):
         assert torch.equal(swapped[row], table[who, what])
     assert torch.equal(pickle.loads(pickle.dumps(part)).true_swap(3, 20), part.true_swap(3, 20))
     assert torch.equal(part.true_clip(2, 5), part.frames[2, :5])
-    with pytest.raises(ValueError, match="num_steps: got 9, expected at most 8"):
+    with pytest.raises(ValueError, match="^num_steps: "):
         part.true_clip(2, 9)
 
 
@@ -350,7 +350,7 @@ def test_a_bar_shows_on_a_terminal_alone(folder, monkeypatch):
 
 def test_without_tqdm_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"progress bars need tqdm: pip install seqdisent\[data\]"):
+    with pytest.raises(ImportError, match="tqdm"):
         sprites(folder, characters=[0])
 
 
@@ -359,7 +359,7 @@ def test_without_tqdm_the_error_names_the_extra(folder, monkeypatch):
 
 @pytest.mark.parametrize("characters", [[], [840], [-1], [3, 3]])
 def test_wrong_characters_are_refused(characters):
-    with pytest.raises(ValueError, match="characters: got"):
+    with pytest.raises(ValueError, match="^characters: "):
         sprites(characters=characters)
 
 
@@ -382,14 +382,14 @@ def test_a_changed_sheet_is_refused(folder):
     sheet = folder / "hair" / "blue.png"
     sheet.write_bytes(sheet.read_bytes() + b"!")
     got, expected = hashlib.sha256(sheet.read_bytes()).hexdigest(), _sheets.SHEETS["hair/blue.png"][1]
-    with pytest.raises(ValueError, match=f"{sheet}: SHA-256 is {got}, expected {expected}"):
+    with pytest.raises(ValueError, match=f"{sheet}: .*{got}.*{expected}"):
         sprites(folder, characters=[0])
 
 
 def test_without_pillow_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install seqdisent\[data\]"):
+    with pytest.raises(ImportError, match="Pillow"):
         sprites(folder, characters=[0])
 
 
@@ -451,7 +451,7 @@ def test_a_download_goes_to_root_and_fetches_only_what_is_missing(server, cache,
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        ("changed", ValueError, "SHA-256 is {got}, expected {expected}"),
+        ("changed", ValueError, "{got}.*{expected}"),
         ("cut", ConnectionError, "IncompleteRead"),
         ("404", ConnectionError, "404"),
         ("stall", ConnectionError, "timed? ?out"),
@@ -477,7 +477,7 @@ def test_a_failed_download_leaves_nothing_of_that_sheet_and_can_go_on(server, ca
 def test_no_server_is_an_error_that_names_the_address(server, cache):
     server.shutdown()
     server.server_close()
-    with pytest.raises(ConnectionError, match="could not download http://127.0.0.1"):
+    with pytest.raises(ConnectionError, match="http://127.0.0.1"):
         sprites(download=True, characters=[0], base_url=server.url)
     assert not cache.exists()
 

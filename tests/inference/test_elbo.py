@@ -345,7 +345,7 @@ def test_a_weight_may_be_a_tensor_of_one_for_each_sequence():
     terms, weight = ledger(program), torch.arange(4.0)
     exact(terms.elbo({"x": weight}) - terms.elbo({"x": 0.0}), weight * terms.log_likelihood["x"])
     exact(terms.elbo({"x": torch.tensor(2.0)}), terms.elbo({"x": 2.0}))
-    with pytest.raises(ValueError, match=r"weights\['x'\]: has shape \(3,\), expected \(\) or \(4,\)"):
+    with pytest.raises(ValueError, match=r"^weights\['x'\]: "):
         terms.elbo({"x": weight[:3]})
 
 
@@ -404,7 +404,7 @@ def test_deterministic_sites_are_no_terms_and_do_not_count_as_observed():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.deterministic("picture", 2 * z)
 
-    with pytest.raises(ValueError, match="model: observes nothing"):
+    with pytest.raises(ValueError, match="^model: observes"):
         elbo_terms(model, lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
 
 
@@ -543,7 +543,7 @@ def test_a_flow_falls_back_to_monte_carlo_and_is_named():
     exact(terms.kl["s"], analytic.kl["s"])
     exact(terms.kl_per_step["z"][:, 1:], expected.kl_per_step["z"][:, 1:])
     exact(terms.kl_per_step["z"][:, 0], analytic.kl_per_step["z"][:, 0])  # its first step is Normal in both
-    with pytest.raises(ValueError, match="importance_weighted: the KL terms are analytic"):
+    with pytest.raises(ValueError, match="^importance_weighted: .*analytic"):
         terms.importance_weighted()
     assert ledger_of_flow(with_flow, guide, x).monte_carlo == {"s", "z"}
 
@@ -658,7 +658,7 @@ def test_the_bound_is_linear_in_its_weights(build, seed, beta, gamma):
 
 def test_a_misspelt_weight_is_an_error():
     terms = ledger(factorised(0, 2, 2))
-    with pytest.raises(ValueError, match=r"weights: no site \['Z', 'zz'\].*\['r', 's'\] \(latent\).*\['label', 'x'\]"):
+    with pytest.raises(ValueError, match=r"^weights: .*\['Z', 'zz'\]"):
         terms.elbo({"s": 0.5, "zz": 0.1, "Z": 1.0})
 
 
@@ -667,7 +667,7 @@ def test_a_misspelt_weight_is_an_error():
 def test_a_weight_in_the_model_or_the_guide_alone_is_an_error(which, factor):
     program = ragged_chain(0, 2, 3)
     setattr(program, which, poutine.scale(getattr(program, which), scale=factor))
-    with pytest.raises(ValueError, match=r"site 'z': is scaled by .*ELBOTerms.elbo\(weights\)"):
+    with pytest.raises(ValueError, match="^site 'z': .*scaled"):
         ledger(program)
 
 
@@ -707,26 +707,26 @@ RELAXED = dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), THIRDS
 @pytest.mark.parametrize(
     ("model", "guide", "options", "message"),
     [
-        (small(("a", "b", "z")), small(("z",), ()), {}, r"guide: has no site \['a', 'b'\], which the model samples"),
-        (small(("z",)), small(("a", "z"), ()), {}, "model: has no latent site .'a'., which the guide .*'z'"),
-        (small(("z",)), small(("x", "z"), ()), {}, "model: has no latent site .'x'."),
-        (small(("z",)), small((), ("z",)), {}, "guide: site 'z' is observed, expected a sample"),
-        (small(("z",)), lambda: pyro.factor("f", torch.zeros(()), has_rsample=True), {}, "guide: site 'f' is observed"),
-        (small(("z",), ()), small(("z",), ()), {}, "model: observes nothing"),
-        (small(), small(observed=(), z=WithoutRsample(0.0, 1.0)), {}, "'z' has no rsample .WithoutRsample."),
-        (small(z=dist.Poisson(1.0)), small(observed=(), z=dist.Poisson(1.0)), {}, "'z' has no rsample .Poisson."),
-        (small(), small(observed=(), z=normal(torch.zeros(2), 1.0)), {}, "'z': has event shape .2,. in the guide"),
+        (small(("a", "b", "z")), small(("z",), ()), {}, r"^guide: .*\['a', 'b'\]"),
+        (small(("z",)), small(("a", "z"), ()), {}, r"^model: .*\['a'\].*\['z'\]"),
+        (small(("z",)), small(("x", "z"), ()), {}, r"^model: .*\['x'\]"),
+        (small(("z",)), small((), ("z",)), {}, "^guide: site 'z' .*observed"),
+        (small(("z",)), lambda: pyro.factor("f", torch.zeros(()), has_rsample=True), {}, "^guide: site 'f' .*observed"),
+        (small(("z",), ()), small(("z",), ()), {}, "^model: observes"),
+        (small(), small(observed=(), z=WithoutRsample(0.0, 1.0)), {}, "^guide: site 'z' .*rsample .*WithoutRsample"),
+        (small(z=dist.Poisson(1.0)), small(observed=(), z=dist.Poisson(1.0)), {}, "^guide: site 'z' .*rsample"),
+        (small(), small(observed=(), z=normal(torch.zeros(2), 1.0)), {}, r"^site 'z': .*\(2,\)"),
         (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=dist.OneHotCategorical(THIRDS)), {},
-         "'z' has no rsample .OneHotCategorical.*for a class OneHotCategoricalStraightThrough"),
+         "^guide: site 'z' .*rsample .*OneHotCategoricalStraightThrough"),
         (small(z=dist.OneHotCategorical(THIRDS)), small(observed=(), z=RELAXED), {},
-         "'z': is a RelaxedOneHotCategoricalStraightThrough in the guide and a OneHotCategorical in the model"),
+         "^site 'z': .*RelaxedOneHotCategoricalStraightThrough"),
         (small(), small(observed=(), z=dist.Normal(torch.zeros(2), 1.0)), {},
-         r"guide: site 'z' has batch shape .2,. and no plate at dimension -1"),
+         "^guide: site 'z' .*plate .*-1"),
         (small(z=dist.Normal(torch.zeros(2), 1.0)), small(observed=()), {},
-         r"model: site 'z' has batch shape .2,. and no plate at dimension -1; expected one there, or `.to_event"),
-        (small(), small(observed=()), {"kl": "exact"}, "kl: got 'exact', expected \"analytic\" or \"monte-carlo\""),
-        (small(), small(observed=()), {"num_particles": 0}, "num_particles: got 0, expected an integer >= 1"),
-        (small(), small(observed=()), {"num_particles": 1.5}, "num_particles: got 1.5"),
+         "^model: site 'z' .*plate .*-1"),
+        (small(), small(observed=()), {"kl": "exact"}, "^kl: "),
+        (small(), small(observed=()), {"num_particles": 0}, "^num_particles: "),
+        (small(), small(observed=()), {"num_particles": 1.5}, "^num_particles: "),
     ],
 )  # fmt: skip
 def test_programs_that_are_refused(model, guide, options, message):
@@ -749,7 +749,7 @@ def test_time_among_the_batch_dimensions_is_refused():
         with pyro.plate("sequences", 4):
             pyro.sample("z", dist.Normal(torch.zeros(4, 4, 2), 1.0).to_event(2))
 
-    with pytest.raises(ValueError, match=r"model: site 'x' has batch shape \(4, 4\) and no plate at dimension -2"):
+    with pytest.raises(ValueError, match="^model: site 'x' .*plate .*-2"):
         elbo_terms(model, guide, torch.zeros(4, 4, 3))
 
 
@@ -781,7 +781,7 @@ def masked_coordinates(q_mask, p_mask, by_step=False):
 @pytest.mark.parametrize("masks", [(ROWS, ONE_ROW), (ONE_ROW, ROWS), (ONE_ROW, None), (None, ONE_ROW)])
 @pytest.mark.parametrize("kl", ["analytic", "monte-carlo"])
 def test_coordinates_with_different_masks_are_refused(kl, masks):
-    with pytest.raises(ValueError, match="site 'z': coordinates have different masks in model and guide"):
+    with pytest.raises(ValueError, match="^site 'z': coordinates .*masks"):
         elbo_terms(*masked_coordinates(*masks), kl=kl)
 
 
@@ -806,7 +806,7 @@ def test_a_masked_posterior_that_is_no_chain_fits_a_masked_chain():
             pyro.sample("z", step.mask(mask).to_event(1))
 
     assert elbo_terms(model, guide).kl["z"].isfinite().all()
-    with pytest.raises(ValueError, match="site 'z': the chains of guide and model have different masks"):
+    with pytest.raises(ValueError, match="^site 'z': .*chains .*masks"):
         elbo_terms(model, functools.partial(guide, mask=mask_of([3, 2])))
 
 
@@ -843,7 +843,7 @@ def test_a_class_has_a_closed_form_and_no_gradient_without_it():
         # a closed form of k holds wherever nothing before it in the model comes after it in the guide
         programs = classes(q, order)
         if options:
-            with pytest.raises(ValueError, match="site 'k': is discrete and has no closed form here, so the gradient"):
+            with pytest.raises(ValueError, match="^site 'k': .*discrete"):
                 elbo_terms(*programs, **options)
             with torch.no_grad():
                 assert elbo_terms(*programs, **options).kl["k"].shape == (2,)
@@ -870,7 +870,7 @@ def test_a_latent_in_a_plate_of_one_program_alone_is_refused(which):
         with pyro.plate("sequences", 3):
             pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
 
-    with pytest.raises(ValueError, match=r"site 'z': is in plates \(dim, size\) .* in the model and .* in the guide"):
+    with pytest.raises(ValueError, match="^site 'z': .*plates"):
         elbo_terms(model, lambda: sample(which == "guide"))
 
 
@@ -881,9 +881,7 @@ def test_a_mask_with_a_dimension_that_is_no_plate_s_is_refused():
             if observed:
                 pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
 
-    with pytest.raises(
-        ValueError, match=r"site 'x': its term has batch shape \(4, 3\), by a mask or a scale with a dim"
-    ):
+    with pytest.raises(ValueError, match=r"^site 'x': .*\(4, 3\)"):
         elbo_terms(lambda: program(True), lambda: program(False))
 
 
@@ -891,7 +889,7 @@ def test_enumeration_is_refused():
     def guide():
         pyro.sample("z", dist.Normal(0.0, 1.0), infer={"enumerate": "parallel"})
 
-    with pytest.raises(ValueError, match="guide: site 'z' is enumerated"):
+    with pytest.raises(ValueError, match="^guide: site 'z' .*enumerated"):
         elbo_terms(small(), guide)
 
 
@@ -908,7 +906,7 @@ def test_a_chain_without_rsample_is_refused():
         with pyro.plate("sequences", 2):
             pyro.sample("z", MarkovChain(normal(torch.zeros(2, 1), 1.0), step, 3))
 
-    with pytest.raises(ValueError, match=r"guide: site 'z' has no rsample \(a step is a Independent"):
+    with pytest.raises(ValueError, match="^guide: site 'z' .*rsample .*step"):
         elbo_terms(model, guide, torch.zeros(2, 3, 1))
 
 
@@ -917,7 +915,7 @@ def test_chains_with_different_masks_are_refused(masks):
     system = StateSpace(0)
     of_model, of_guide = (None if row_lengths is None else mask_of(row_lengths) for row_lengths in masks)
     frames = torch.zeros(2, 3, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="site 'z': the chains of guide and model have different masks"):
+    with pytest.raises(ValueError, match="^site 'z': .*chains .*masks"):
         elbo_terms(lambda x: system.model(x, of_model), lambda x: system.guide(x, of_guide), frames)
 
 
@@ -943,14 +941,14 @@ def test_sites_masked_in_one_program_alone_are_refused(which, is_handler):
         with pyro.plate("sequences", 2):
             sample("z", which == "guide")
 
-    with pytest.raises(ValueError, match="site 'z': has different masks in model and guide"):
+    with pytest.raises(ValueError, match="^site 'z': .*masks"):
         elbo_terms(model, guide, x)
 
 
 def test_importance_weighting_that_is_refused():
-    with pytest.raises(ValueError, match='importance_weighted: the KL terms are analytic.*kl="monte-carlo"'):
+    with pytest.raises(ValueError, match="^importance_weighted: .*analytic"):
         ledger(factorised(0, 2, 2)).importance_weighted()
-    with pytest.raises(ValueError, match=r"importance_weighted: \['g'\] lie outside the sequences' plate"):
+    with pytest.raises(ValueError, match=r"^importance_weighted: .*\['g'\]"):
         ledger(with_global_site(0, 2, 2), kl="monte-carlo").importance_weighted()
 
 
@@ -960,7 +958,7 @@ def test_importance_weighting_with_a_likelihood_outside_the_plate_is_refused():
         with pyro.plate("sequences", 2):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
 
-    with pytest.raises(ValueError, match=r"importance_weighted: \['penalty'\] lie outside"):
+    with pytest.raises(ValueError, match=r"^importance_weighted: .*\['penalty'\]"):
         elbo_terms(model, lambda: None, kl="monte-carlo").importance_weighted()
 
 
@@ -1071,7 +1069,7 @@ def test_with_unit_weights_the_loss_is_that_of_trace_elbo(build):
 
 def test_a_misspelt_weight_of_the_loss_is_an_error():
     program = chain(0, 2, 2)
-    with pytest.raises(ValueError, match=r"weights: no site \['w'\]"):
+    with pytest.raises(ValueError, match=r"^weights: .*\['w'\]"):
         DecomposedELBO(weights={"w": 1.0}).loss(program.model, program.guide, *program.args)
 
 
@@ -1153,7 +1151,7 @@ def test_importance_weighted_refuses_scaled_terms():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     terms = elbo_terms(model, guide, kl="monte-carlo", num_particles=3)
-    with pytest.raises(ValueError, match=r"importance_weighted: \['x', 'z'\] are scaled"):
+    with pytest.raises(ValueError, match=r"^importance_weighted: .*\['x', 'z'\]"):
         terms.importance_weighted()
 
 

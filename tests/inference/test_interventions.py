@@ -456,20 +456,20 @@ SIZES = {"num_sequences": 2, "num_steps": 3}
 @pytest.mark.parametrize(
     ("source", "donor", "options", "error", "message"),
     [
-        (CLIP, CLIP[:1], {"sites": ["d"]}, ValueError, "donor: has 1 sequences, expected as many as the source, 2"),
-        (CLIP, CLIP, {"sites": ["q"]}, ValueError, r"sites: the guide has no site \['q'\], .* \['d', 's', 'z'\]"),
-        (CLIP, CLIP, {"sites": ["d"], "keep": ["q"]}, ValueError, r"keep: the guide has no site \['q'\]"),
-        (CLIP, CLIP, {"sites": "d"}, ValueError, r"sites: got the string 'd', expected .*\['d'\]"),
-        (CLIP, CLIP, {"sites": ["d"], "keep": "z"}, ValueError, "keep: got the string 'z'"),
-        (CLIP, CLIP, {"sites": []}, ValueError, r"sites: is empty, expected at least one of \['d', 's', 'z'\]"),
-        (CLIP, CLIP, {"sites": ["d", "s"], "keep": ["s"]}, ValueError, r"keep: \['s'\] are in `sites` too"),
-        (CLIP[:, :0], CLIP, {"sites": ["d"]}, ValueError, r"source: frames have shape \(2, 0, 4\)"),
-        (CLIP, CLIP[:, :0], {"sites": ["d"]}, ValueError, r"donor: frames have shape \(2, 0, 4\)"),
-        (None, CLIP, {"sites": ["d"]}, TypeError, r"source: got NoneType, expected frames or \(frames, mask\)"),
-        (CLIP, (), {"sites": ["d"]}, TypeError, "donor: got tuple, expected frames"),
-        (CLIP, ("x",), {"sites": ["d"]}, TypeError, r"donor: expected frames \(B, T, ...\)"),
-        ((CLIP, torch.ones(2, 2).bool()), CLIP, {"sites": ["d"]}, ValueError, "mask: .*T=3"),
-        (CLIP, (CLIP, torch.tensor([True, False, True])), {"sites": ["d"]}, ValueError, "mask: a row has a hole"),
+        (CLIP, CLIP[:1], {"sites": ["d"]}, ValueError, "^donor: .*1.*2"),
+        (CLIP, CLIP, {"sites": ["q"]}, ValueError, r"^sites: .*\['q'\]"),
+        (CLIP, CLIP, {"sites": ["d"], "keep": ["q"]}, ValueError, r"^keep: .*\['q'\]"),
+        (CLIP, CLIP, {"sites": "d"}, ValueError, "^sites: .*string"),
+        (CLIP, CLIP, {"sites": ["d"], "keep": "z"}, ValueError, "^keep: .*string"),
+        (CLIP, CLIP, {"sites": []}, ValueError, "^sites: .*empty"),
+        (CLIP, CLIP, {"sites": ["d", "s"], "keep": ["s"]}, ValueError, r"^keep: .*\['s'\]"),
+        (CLIP[:, :0], CLIP, {"sites": ["d"]}, ValueError, r"^source: .*\(2, 0, 4\)"),
+        (CLIP, CLIP[:, :0], {"sites": ["d"]}, ValueError, r"^donor: .*\(2, 0, 4\)"),
+        (None, CLIP, {"sites": ["d"]}, TypeError, "^source: .*NoneType"),
+        (CLIP, (), {"sites": ["d"]}, TypeError, "^donor: .*tuple"),
+        (CLIP, ("x",), {"sites": ["d"]}, TypeError, "^donor: "),
+        ((CLIP, torch.ones(2, 2).bool()), CLIP, {"sites": ["d"]}, ValueError, "^mask: .*T=3"),
+        (CLIP, (CLIP, torch.tensor([True, False, True])), {"sites": ["d"]}, ValueError, "^mask: .*hole"),
     ],
 )  # fmt: skip
 def test_swaps_that_are_refused(source, donor, options, error, message):
@@ -480,17 +480,17 @@ def test_swaps_that_are_refused(source, donor, options, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_sequences": 0}, "num_sequences: got 0, expected an integer >= 1"),
-        ({"num_steps": 2.5}, "num_steps: got 2.5, expected an integer >= 1"),
-        ({"given": {"q": torch.zeros(2)}}, r"given: the model has no site \['q'\], .* \['d', 's', 'x', 'z'\]"),
-        ({"emissions": ["q"]}, r"emissions: the model has no site \['q'\]"),
-        ({"given": {"s": torch.zeros(2)}}, r"site 's': the value has shape \(2,\), expected \(2, 2\)"),
-        ({"given": {"s": torch.zeros(3, 2)}}, r"site 's': the value has shape \(3, 2\), expected \(2, 2\)"),
-        ({"given": {"s": torch.zeros(2, 5)}}, r"site 's': the value has shape \(2, 5\), expected \(2, 2\)"),
-        ({"given": {"z": torch.zeros(2, 4, 3)}}, r"site 'z': the value has shape \(2, 4, 3\), expected \(2, 3, 3\)"),
-        ({"given": {"z": torch.zeros(1, 3, 3)}}, r"site 'z': the value has shape \(1, 3, 3\), expected \(2, 3, 3\)"),
-        ({"given": {"z": torch.zeros(2, 0, 3)}}, r"prefix: has shape \(2, 0, 3\)"),
-        ({"given": {"z": torch.zeros(2, 2, 1)}}, r"prefix: has shape \(2, 2, 1\)"),
+        ({"num_sequences": 0}, "^num_sequences: "),
+        ({"num_steps": 2.5}, "^num_steps: "),
+        ({"given": {"q": torch.zeros(2)}}, r"^given: .*\['q'\]"),
+        ({"emissions": ["q"]}, r"^emissions: .*\['q'\]"),
+        ({"given": {"s": torch.zeros(2)}}, r"^site 's': .*\(2,\)"),
+        ({"given": {"s": torch.zeros(3, 2)}}, r"^site 's': .*\(3, 2\)"),
+        ({"given": {"s": torch.zeros(2, 5)}}, r"^site 's': .*\(2, 5\)"),
+        ({"given": {"z": torch.zeros(2, 4, 3)}}, r"^site 'z': .*\(2, 4, 3\)"),
+        ({"given": {"z": torch.zeros(1, 3, 3)}}, r"^site 'z': .*\(1, 3, 3\)"),
+        ({"given": {"z": torch.zeros(2, 0, 3)}}, r"^prefix: .*\(2, 0, 3\)"),
+        ({"given": {"z": torch.zeros(2, 2, 1)}}, r"^prefix: .*\(2, 2, 1\)"),
     ],
 )  # fmt: skip
 def test_generations_that_are_refused(options, message):
@@ -499,7 +499,7 @@ def test_generations_that_are_refused(options, message):
 
 
 def test_a_given_value_is_not_broadcast_into_a_larger_event():
-    with pytest.raises(ValueError, match=r"site 'z': the value has shape \(2, 3, 5\), expected \(2, 3, 1\)"):
+    with pytest.raises(ValueError, match="^site 'z': "):
         generate(TwoChains.model, **SIZES, given={"z": torch.zeros(2, 3, 5)})
 
 
@@ -507,14 +507,14 @@ def test_a_given_value_is_not_broadcast_into_a_larger_event():
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        ((), TypeError, r"args: expected frames \(B, T, ...\), and a mask"),
-        (([1.0],), TypeError, "args: expected frames"),
-        ((torch.zeros(3),), ValueError, r"args: frames have shape \(3,\), expected .* at least one frame"),
-        ((CLIP[:0],), ValueError, r"args: frames have shape \(0, 3, 4\)"),
-        ((CLIP[:, :0],), ValueError, r"args: frames have shape \(2, 0, 4\)"),
-        ((CLIP, torch.ones(2, 3)), TypeError, "mask: has dtype torch.float32, expected torch.bool"),
-        ((CLIP, torch.tensor([[1, 1, 1], [0, 0, 0]]).bool()), ValueError, "mask: a row has no real first step"),
-        ((CLIP, torch.ones(4, 3).bool()), ValueError, r"mask: has shape \(4, 3\), .* expands to \(2, 3\)"),
+        ((), TypeError, "^args: "),
+        (([1.0],), TypeError, "^args: "),
+        ((torch.zeros(3),), ValueError, r"^args: .*\(3,\)"),
+        ((CLIP[:0],), ValueError, r"^args: .*\(0, 3, 4\)"),
+        ((CLIP[:, :0],), ValueError, r"^args: .*\(2, 0, 4\)"),
+        ((CLIP, torch.ones(2, 3)), TypeError, "^mask: "),
+        ((CLIP, torch.tensor([[1, 1, 1], [0, 0, 0]]).bool()), ValueError, "^mask: .*first step"),
+        ((CLIP, torch.ones(4, 3).bool()), ValueError, r"^mask: .*\(4, 3\)"),
     ],
 )  # fmt: skip
 def test_frames_that_are_refused(call, args, error, message):
@@ -523,7 +523,7 @@ def test_frames_that_are_refused(call, args, error, message):
 
 
 def test_forecasts_that_are_refused():
-    with pytest.raises(ValueError, match="num_steps: got 0, expected an integer >= 1"):
+    with pytest.raises(ValueError, match="^num_steps: "):
         forecast(WHAT.model, WHAT.guide, CLIP, num_steps=0)
 
 
@@ -536,13 +536,13 @@ def test_a_trajectory_that_is_no_chain_cannot_be_forecast():
         with pyro.plate("sequences", len(frames)):
             pyro.sample("z", normal(frames[..., :1], 1.0, 2))
 
-    with pytest.raises(ValueError, match=r"site 'z': the value has shape \(2, 3, 1\), expected \(2, 5, 1\)"):
+    with pytest.raises(ValueError, match="^site 'z': "):
         forecast(model, guide, CLIP, num_steps=2)
 
 
 def test_a_site_of_the_guide_that_the_model_lacks_is_named():
     model = poutine.block(WHAT.model, hide=["d"])
-    with pytest.raises(ValueError, match=r"model: has no site \['d'\], which the guide samples"):
+    with pytest.raises(ValueError, match=r"^model: .*\['d'\]"):
         reconstruct(model, WHAT.guide, CLIP)
 
 
@@ -553,9 +553,7 @@ def test_a_site_without_a_mean_is_named():
             s = pyro.sample("s", dist.TransformedDistribution(dist.Normal(0.0, 1.0), flow))
             pyro.sample("x", dist.Normal(s, 1.0))
 
-    with pytest.raises(
-        ValueError, match=r"sample: site 's' \(TransformedDistribution\) has no mean, expected sample=True"
-    ):
+    with pytest.raises(ValueError, match="^sample: site 's'"):
         generate(model, **SIZES, sample=False)
     assert generate(model, **SIZES)["x"].mean.shape == (2,)
 
@@ -705,7 +703,7 @@ def test_a_mask_may_be_given_by_name():
     for call in (reconstruct, functools.partial(forecast, num_steps=2, sample=False)):
         by_name = call(WHAT.model, WHAT.guide, frames, mask=mask)["x"].mean
         exact(by_name, call(WHAT.model, WHAT.guide, frames, mask)["x"].mean)
-    with pytest.raises(TypeError, match=r"mask: source and donor have one each, expected \(frames, mask\)"):
+    with pytest.raises(TypeError, match="^mask: "):
         swap(WHAT.model, WHAT.guide, frames, frames, sites=["z"], mask=mask)
 
 
@@ -715,9 +713,7 @@ def test_a_mean_that_is_nan_is_no_mean(fn):
         with pyro.plate("sequences", num_sequences):
             pyro.sample("x", dist.Normal(pyro.sample("k", fn).float(), 1.0))
 
-    with pytest.raises(
-        ValueError, match=rf"sample: site 'k' \({type(fn).__name__}\) has no mean, expected sample=True"
-    ):
+    with pytest.raises(ValueError, match=rf"^sample: site 'k' \({type(fn).__name__}\)"):
         generate(model, **SIZES, sample=False)
     assert generate(model, **SIZES)["x"].mean.isfinite().all()
 
@@ -725,9 +721,9 @@ def test_a_mean_that_is_nan_is_no_mean(fn):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"given": {"z": [[1.0]]}}, TypeError, "given: 'z' is list, expected a tensor"),
-        ({"emissions": "x"}, ValueError, "emissions: got the string 'x', expected a sequence of site names"),
-        ({"given": {"z": torch.zeros(5, 2, 1)}}, ValueError, r"site 'z': the value has shape \(5, 2, 1\), expected"),
+        ({"given": {"z": [[1.0]]}}, TypeError, "^given: 'z'"),
+        ({"emissions": "x"}, ValueError, "^emissions: "),
+        ({"given": {"z": torch.zeros(5, 2, 1)}}, ValueError, r"^site 'z': .*\(5, 2, 1\)"),
     ],
 )
 def test_what_is_given_and_named_is_checked(options, error, message):

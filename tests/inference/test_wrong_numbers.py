@@ -295,7 +295,8 @@ KNOWN = {
 
 @pytest.mark.parametrize("family", KNOWN)
 def test_a_known_formula_is_the_average_of_log_q_less_log_p(family):
-    """200,000 draws: every KL within 5 of its standard errors."""
+    """200,000 draws from seed 0: every KL within 5 of its standard errors."""
+    torch.manual_seed(0)
     q, p = KNOWN[family]
     found = closed_form(q, p)
     assert found is not None
@@ -381,7 +382,7 @@ def test_an_observed_site_that_counts_padding_is_refused():
             pyro.sample("z", MarkovChain(START, lambda z: normal(0.5 * z, 1.0), 3, mask=mask))
 
     x = torch.zeros(2, 3, 1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="site 'x': counts steps that are padding in 'z', of 3"):
+    with pytest.raises(ValueError, match="^site 'x': .*'z'"):
         elbo_terms(model, guide, x, lambda step: step.to_event(1))
     for emission in (lambda step: IndependentSteps(step, mask), lambda step: step.mask(mask).to_event(1)):
         terms = elbo_terms(model, guide, x, emission)
@@ -492,12 +493,12 @@ def test_particles_in_one_run_say_what_a_program_must_do():
             torch.cat([z, x], -1)
 
     assert elbo_terms(model, guide, torch.zeros(2, 1), num_particles=3).elbo().shape == (2,)
-    with pytest.raises(RuntimeError, match="vectorize_particles: model or guide failed with 3 particles"):
+    with pytest.raises(RuntimeError, match="^vectorize_particles: "):
         elbo_terms(model, guide, torch.zeros(2, 1), num_particles=3, vectorize_particles=True)
 
 
 def test_a_class_as_the_start_of_a_chain_is_told_what_it_is_as_a_vector():
-    with pytest.raises(ValueError, match=r"initial: has event shape \(\), .* a class is a vector as OneHotCategorical"):
+    with pytest.raises(ValueError, match="^initial: .*OneHotCategorical"):
         MarkovChain(dist.Categorical(torch.ones(3)), lambda z: normal(z, 1.0), 3)
 
 
@@ -566,14 +567,14 @@ def copied(frames, mask=None):
 
 
 def test_a_forecast_that_would_ignore_the_frames_is_refused():
-    with pytest.raises(ValueError, match="model: has no latent that carries the frames into the future"):
+    with pytest.raises(ValueError, match="^model: .*future"):
         forecast(without_memory, copied, torch.zeros(2, 3, 1), num_steps=2)
 
     def no_latents(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         with pyro.plate("sequences", num_sequences):
             pyro.sample("x", normal(torch.zeros(num_sequences, num_steps, 1), 1.0, 2), obs=frames)
 
-    with pytest.raises(ValueError, match="model: has no latent that carries the frames into the future"):
+    with pytest.raises(ValueError, match="^model: .*future"):
         forecast(no_latents, lambda frames, mask=None: None, torch.zeros(2, 3, 1), num_steps=2)
 
 
@@ -593,12 +594,12 @@ def test_frames_that_are_not_finite_are_refused_unless_they_are_padding(value):
     }
     for name, each in calls.items():
         for call in each:
-            with pytest.raises(ValueError, match=f"{name}: frames have real steps that are not finite"):
+            with pytest.raises(ValueError, match=f"^{name}: .*finite"):
                 call()
 
 
 def test_a_model_without_sites_is_named():
-    with pytest.raises(ValueError, match="model: has no sample site"):
+    with pytest.raises(ValueError, match="^model: .*sample site"):
         generate(lambda frames=None, mask=None, **sizes: None, num_sequences=1, num_steps=2)
 
 

@@ -60,9 +60,9 @@ def test_perfect_constant_and_blind(seed, constant):
 def test_wrong_arguments_are_named():
     real, reconstructed = draw(0, 5)
     metric = AccuracyConsistency(SIZES)
-    with pytest.raises(ValueError, match=r"reconstructed\['who'\]: has 4 values, expected 5"):
+    with pytest.raises(ValueError, match=r"^reconstructed\['who'\]: "):
         metric.update(real, {name: label[:4] for name, label in reconstructed.items()})
-    with pytest.raises(ValueError, match="real: has no factor 'what'"):
+    with pytest.raises(ValueError, match="^real: "):
         metric.update({"who": real["who"]}, reconstructed)
 
 
@@ -83,11 +83,11 @@ def test_the_released_protocol_forgives_what_ours_does_not():
     short = Clips(frames, lengths=torch.ones(40, dtype=torch.long), labels={"who": who})
     padded = torch.cat([inverted[:, :1].float() / 255, torch.full((40, 1, 1, 8, 8), 1e4)], 1)
     assert released_protocol_consistency(short, padded, seed=0, **options).chance == scores.chance
-    with pytest.raises(ValueError, match=r"reconstructed: has shape \(3, 2, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"^reconstructed: .*\(3, 2, 1, 8, 8\)"):
         released_protocol_consistency(clips, inverted[:3], seed=0)
-    with pytest.raises(ValueError, match="reconstructed: has values of mean .* expected pixels in"):
+    with pytest.raises(ValueError, match="^reconstructed: "):
         released_protocol_consistency(clips, inverted.float(), seed=0)
-    with pytest.raises(TypeError, match=r"reconstructed: has dtype torch\.int64, expected uint8"):
+    with pytest.raises(TypeError, match="^reconstructed: "):
         released_protocol_consistency(clips, inverted.long(), seed=0)
-    with pytest.raises(ValueError, match="train_share: got 1.0"):
+    with pytest.raises(ValueError, match="^train_share: "):
         released_protocol_consistency(clips, inverted, seed=0, train_share=1.0)

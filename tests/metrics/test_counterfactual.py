@@ -21,7 +21,7 @@ def test_donors_differ_in_identity_and_motion(seed, identities, motions):
 def test_donors_keep_to_another_identity_where_no_other_motion_is_left():
     donors = pick_donors(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), seed=0)
     assert donors.tolist() == [2, 0, 0]
-    with pytest.raises(ValueError, match="identity: all clips show the same one"):
+    with pytest.raises(ValueError, match="^identity: "):
         pick_donors(torch.tensor([3, 3]), seed=0)
 
 
@@ -30,21 +30,19 @@ def test_donors_of_labels_in_a_list_or_an_array_are_those_of_a_tensor():
     wanted = pick_donors(torch.tensor(identity), torch.tensor(motion), seed=3)
     assert torch.equal(pick_donors(identity, motion, seed=3), wanted)
     assert torch.equal(pick_donors(np.array(identity), np.array(motion), seed=3), wanted)
-    with pytest.raises(TypeError, match="identity: got list, expected a tensor, or an array or list of numbers"):
+    with pytest.raises(TypeError, match="^identity: "):
         pick_donors(["anna", "ben"], seed=0)
-    with pytest.raises(TypeError, match="motion: got list, expected a tensor"):
+    with pytest.raises(TypeError, match="^motion: "):
         pick_donors([0, 1], ["runs", "walks"], seed=0)
 
 
 def test_labels_that_do_not_fit_each_other_are_refused():
     identity, nan = torch.tensor([0, 1, 1]), torch.tensor([0.0, float("nan"), 1.0])
     for wrong in (torch.tensor([3]), torch.tensor([0, 1]), identity[:, None], nan):
-        with pytest.raises(ValueError, match=r"motion: has shape .* or NaN, expected \(3,\), that of identity"):
+        with pytest.raises(ValueError, match="^motion: "):
             pick_donors(identity, wrong, seed=0)
     for wrong in (identity[:, None], nan):  # NaN differs from itself
-        with pytest.raises(
-            ValueError, match=r"identity: has shape .* or NaN, expected one label for each clip, \(N,\)"
-        ):
+        with pytest.raises(ValueError, match="^identity: "):
             pick_donors(wrong, seed=0)
 
 
@@ -59,10 +57,10 @@ def test_squared_error_is_that_of_a_loop_and_ignores_padding():
     torch.testing.assert_close(squared_error(predicted, truth, mask), torch.stack(wanted))
     whole = squared_error(predicted[:1], truth[:1])
     torch.testing.assert_close(whole, torch.stack(wanted[:1]))
-    with pytest.raises(ValueError, match="truth: has shape"):
+    with pytest.raises(ValueError, match="^truth: "):
         squared_error(predicted, truth[:, :2])
     for wrong in (mask[:1], mask.float(), torch.zeros_like(mask)):
-        with pytest.raises(ValueError, match="mask: has shape"):
+        with pytest.raises(ValueError, match="^mask: "):
             squared_error(predicted, truth, wrong)
 
 
@@ -77,7 +75,7 @@ def test_nearest_clip_is_that_of_a_loop(seed, batch_size):
     for clips in (as_bytes.float() / 255, as_bytes):  # bytes and floats on either side
         assert nearest_clip(clips, as_bytes, batch_size=batch_size).tolist() == list(range(7))
         assert nearest_clip(as_bytes, clips, batch_size=batch_size).tolist() == list(range(7))
-    with pytest.raises(ValueError, match="candidates: have shape"):
+    with pytest.raises(ValueError, match="^candidates: "):
         nearest_clip(predicted, candidates[:, :1])
 
 
@@ -125,7 +123,7 @@ def test_nearest_clip_compares_real_frames_alone(seed, batch_size):
     predicted[~mask] = float("nan")
     assert nearest_clip(predicted, candidates, mask, batch_size=batch_size).tolist() == wanted
     for wrong in (mask[:1], mask.float(), torch.zeros_like(mask)):
-        with pytest.raises(ValueError, match="mask: has shape"):
+        with pytest.raises(ValueError, match="^mask: "):
             nearest_clip(predicted, candidates, wrong)
 
 
@@ -151,17 +149,17 @@ def test_nearest_clip_keeps_no_graph_and_refuses_what_is_not_finite():
     for bad in (float("nan"), float("inf")):
         wrong = clips.clone()
         wrong[1, 0, 0, 0, 0] = bad
-        with pytest.raises(ValueError, match="candidates: has values from .* to .*, expected pixels in"):
+        with pytest.raises(ValueError, match="^candidates: "):
             nearest_clip(clips, wrong)
-        with pytest.raises(ValueError, match="truth: has values from .* to .*, expected pixels in"):
+        with pytest.raises(ValueError, match="^truth: "):
             squared_error(clips, wrong)
     wrong[1, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="predicted: has clips with NaN or infinite pixels"):
+    with pytest.raises(ValueError, match="^predicted: .*NaN"):
         nearest_clip(wrong, clips)
     assert squared_error(wrong, clips).isnan().tolist() == [False, True, False]
-    with pytest.raises(ValueError, match="candidates: is empty, expected at least one clip"):
+    with pytest.raises(ValueError, match="^candidates: .*empty"):
         nearest_clip(clips, clips[:0])
-    with pytest.raises(ValueError, match="batch_size: got 0"):
+    with pytest.raises(ValueError, match="^batch_size: "):
         nearest_clip(clips, clips, batch_size=0)
 
 
@@ -183,14 +181,14 @@ def test_squared_error_of_half_precision_frames_is_computed_in_float32(dtype):
 def test_what_are_no_pixels_is_refused_by_name(first, second, measure):
     good = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.int64, torch.bool):
-        with pytest.raises(TypeError, match=f"{first}: has dtype {dtype}, expected uint8, or floating point in"):
+        with pytest.raises(TypeError, match=f"^{first}: "):
             measure(good.to(dtype), good)
-        with pytest.raises(TypeError, match=f"{second}: has dtype {dtype}, expected uint8, or floating point in"):
+        with pytest.raises(TypeError, match=f"^{second}: "):
             measure(good, good.to(dtype))
-    with pytest.raises(ValueError, match=f"{first}: has values of mean .*, expected pixels in"):
+    with pytest.raises(ValueError, match=f"^{first}: "):
         measure(255 * good, good)
     for wrong in (255 * good, 2 * (good - good.min()) / (good.max() - good.min()) - 1):  # 0 to 255, -1 to 1
-        with pytest.raises(ValueError, match=f"{second}: has values from .* to .*, expected pixels in"):
+        with pytest.raises(ValueError, match=f"^{second}: "):
             measure(good, wrong)
     diverges = good.clone()
     diverges[0, 0, 0, 0, 0] = 3.0

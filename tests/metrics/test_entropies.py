@@ -74,12 +74,12 @@ def test_one_class_alone_and_a_judge_in_doubt_both_score_one():
 def test_wrong_arguments_are_named():
     metric = GenerationEntropies(SIZES)
     good = {name: torch.zeros(5, size) for name, size in SIZES.items()}
-    with pytest.raises(ValueError, match="predictions: has no factor 'what'"):
+    with pytest.raises(ValueError, match="^predictions: .*'what'"):
         metric.update({"who": good["who"]})
-    with pytest.raises(ValueError, match=r"predictions\['what'\]: has 4 rows, expected 5"):
+    with pytest.raises(ValueError, match=r"^predictions\['what'\]: .*4"):
         metric.update({**good, "what": good["what"][:4]})
     for wrong in (torch.zeros(5, dtype=torch.long), torch.zeros(5, 2), torch.full((5, 3), float("nan"))):
-        with pytest.raises(ValueError, match=r"predictions\['what'\]: has"):
+        with pytest.raises(ValueError, match=r"^predictions\['what'\]: "):
             metric.update({**good, "what": wrong})
     assert int(metric.count) == 0
 
@@ -88,7 +88,7 @@ def test_wrong_arguments_are_named():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_probabilities_are_refused_and_their_logarithms_are_not(sure, dtype):
     probabilities = torch.eye(4, dtype=dtype) if sure else Tensors(0).simplex(4, 4).to(dtype)
-    with pytest.raises(ValueError, match=r"predictions\['who'\]: every row is in \[0, 1\] and sums to 1.* logits"):
+    with pytest.raises(ValueError, match=r"^predictions\['who'\]: .*probabilities"):
         scores_of({"who": probabilities})
     score = scores_of({"who": probabilities.log()})["who"].inception_score
     assert not sure or float(score) == pytest.approx(4)

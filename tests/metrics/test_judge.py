@@ -130,7 +130,7 @@ def test_autocast_does_not_change_what_the_judge_says(dtype):
 def test_frames_that_are_no_pixels_are_refused():
     judge, frames = small_judge(0), Tensors(0).uniform(2, 3, 1, 6, 6)
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    with pytest.raises(ValueError, match="frames: has values of mean .*, expected pixels in"):
+    with pytest.raises(ValueError, match="^frames: "):
         judge(255 * frames)
     frames[~mask] = 255
     judge(frames, mask)
@@ -139,35 +139,33 @@ def test_frames_that_are_no_pixels_are_refused():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="num_classes: is empty"):
+    with pytest.raises(ValueError, match="^num_classes: "):
         Judge({})
-    with pytest.raises(ValueError, match=r"num_classes\['who'\]: got 0"):
+    with pytest.raises(ValueError, match=r"^num_classes\['who'\]: "):
         Judge({"who": 0})
     judge = small_judge(0)
-    with pytest.raises(ValueError, match=r"frames: has shape \(2, 1, 6, 6\), expected \(N, T, 1, 6, 6\)"):
+    with pytest.raises(ValueError, match=r"^frames: .*\(2, 1, 6, 6\)"):
         judge(torch.zeros(2, 1, 6, 6))
-    with pytest.raises(TypeError, match=r"frames: has dtype torch.uint8"):
+    with pytest.raises(TypeError, match="^frames: "):
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.uint8))
-    with pytest.raises(
-        TypeError, match=r"frames: has dtype torch\.float32, expected torch\.float64, that of the param"
-    ):
+    with pytest.raises(TypeError, match="^frames: "):
         judge(torch.zeros(1, 2, 1, 6, 6))
-    with pytest.raises(ValueError, match=r"frames: is on meta, expected cpu, where the parameters are"):
+    with pytest.raises(ValueError, match="^frames: .*meta"):
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.float64, device="meta"))
-    with pytest.raises(ValueError, match="mask: has shape"):
+    with pytest.raises(ValueError, match="^mask: "):
         judge(torch.zeros(1, 2, 1, 6, 6, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="factors: 'hair' is not among the labels of train"):
+    with pytest.raises(ValueError, match="^factors: 'hair'"):
         train_small(factors=["hair"])
-    with pytest.raises(ValueError, match="factors: is empty"):
+    with pytest.raises(ValueError, match="^factors: .*empty"):
         train_small(factors=[])
     two = Clips(torch.zeros(2, 1, 1, 6, 6, dtype=torch.uint8), labels={"who": torch.tensor([0, 1])})
     with pytest.raises(
         ValueError,
-        match=r"held_out: factor 'who' has other values than that of train \(2 and 3\), .* same factor_names to both",
+        match=r"^held_out: .*\(2 and 3\)",
     ):
         train_judge(moving_dots(0), two, factors=["who"])
     wide = Clips(torch.zeros(2, 1, 1, 6, 8, dtype=torch.uint8), labels={"who": torch.tensor([0, 1])})
-    with pytest.raises(ValueError, match="held_out: frames have shape"):
+    with pytest.raises(ValueError, match="^held_out: "):
         train_judge(two, wide)
 
 

@@ -150,9 +150,7 @@ def test_arrays_and_lists_count_as_tensors():
     assert_same(scores_of(*arrays), scores_of(*drawn))
     assert_same(scores_of(*lists), scores_of(*drawn))
     wrong = {**drawn[1], "who": ["anna"] * 20}
-    with pytest.raises(
-        TypeError, match=r"source\['who'\]: got list, expected a tensor, or an array or list of numbers"
-    ):
+    with pytest.raises(TypeError, match=r"^source\['who'\]: "):
         scores_of(drawn[0], wrong, drawn[2])
 
 
@@ -168,22 +166,22 @@ def test_no_pair_that_differs_leaves_leakage_open():
 def test_wrong_arguments_are_named():
     predictions, source, donor = draw(0, 5)
     for follows in ("what", ["hair"]):
-        with pytest.raises(ValueError, match="follows: got"):
+        with pytest.raises(ValueError, match="^follows: "):
             SwapAccuracy(SIZES, follows)
-    with pytest.raises(ValueError, match="num_classes: is empty"):
+    with pytest.raises(ValueError, match="^num_classes: "):
         SwapAccuracy({}, [])
     metric = SwapAccuracy(SIZES, [])
-    with pytest.raises(ValueError, match=r"donor: has no factor 'what', expected all of \['what', 'who'\]"):
+    with pytest.raises(ValueError, match="^donor: .*'what'"):
         metric.update(predictions, source, {"who": donor["who"]})
-    with pytest.raises(ValueError, match=r"source\['who'\]: has 4 values, expected 5"):
+    with pytest.raises(ValueError, match=r"^source\['who'\]: .*5"):
         metric.update(predictions, {**source, "who": source["who"][:4]}, donor)
-    with pytest.raises(ValueError, match=r"source\['who'\]: has values from 4 to 4, expected 0 to 3"):
+    with pytest.raises(ValueError, match=r"^source\['who'\]: .*4 to 4"):
         metric.update(predictions, {**source, "who": torch.full((5,), 4)}, donor)
-    with pytest.raises(ValueError, match=r"predictions\['who'\]: has shape \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"^predictions\['who'\]: .*\(5, 3\)"):
         metric.update({**predictions, "who": torch.zeros(5, 3)}, source, donor)
-    with pytest.raises(ValueError, match=r"predictions\['who'\]: has shape \(5,\) and dtype torch.bool"):
+    with pytest.raises(ValueError, match=r"^predictions\['who'\]: .*\(5,\)"):
         metric.update({**predictions, "who": torch.zeros(5, dtype=torch.bool)}, source, donor)
-    with pytest.raises(ValueError, match=r"predictions\['who'\]: has a row with NaN"):
+    with pytest.raises(ValueError, match=r"^predictions\['who'\]: .*NaN"):
         metric.update({**predictions, "who": torch.full((5, 4), float("nan"))}, source, donor)
     assert int(metric.confusion()["who"].sum()) == 0
 
@@ -209,13 +207,13 @@ def test_the_intervention_score_is_the_benchmarks_on_balanced_random_pairs(seed)
 
 def test_the_intervention_score_needs_factors_of_both_kinds():
     labels, _, _ = draw(0, 5)
-    with pytest.raises(ValueError, match="swaps: 2 factors stay and 0 follow the donor"):
+    with pytest.raises(ValueError, match="^swaps: "):
         intervention_score([scores_of(labels, labels, labels, [])])
 
 
 def test_the_result_of_one_swap_alone_goes_into_a_list():
     labels, _, _ = draw(0, 5)
-    with pytest.raises(TypeError, match=r"swaps: got the result of one swap, expected a sequence of them"):
+    with pytest.raises(TypeError, match="^swaps: "):
         intervention_score(scores_of(labels, labels, labels))
 
 
