@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from seqdisent.datasets import pendulum
 from seqdisent.training import ELBOTraining, fit
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import vdsm as example
 
 NUM_STEPS = 3
