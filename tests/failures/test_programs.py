@@ -250,8 +250,8 @@ def with_nan():
      "expected a chain or a static latent, or history=True for a model that reads its own frames"),
     # what is observed
     ("padding that counts", lambda: elbo_terms(counts_padding, small(walk(1), False)), ValueError,
-     "site 'x': counts steps that are padding in 'z', of 3; expected IndependentSteps.step, mask. with the same mask, or "
-     r"`.mask\(True\)` if these are no steps"),
+     "site 'x': counts steps that are padding in 'z', of 3; expected IndependentSteps.step, mask. with the same mask, "
+     r"or `.mask\(True\)` if these are no steps"),
     ("an observation of one sequence for all", lambda: terms(of_model={"observe": lambda x: x[:1]}), ValueError,
      r"site 'x': what is observed has batch shape \(1,\), expected 2 at dimension -1, that of the plate 'sequences'"),
     ("an observation without a batch", lambda: terms(of_model={"observe": lambda x: x[0]}), ValueError,
