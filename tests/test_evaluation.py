@@ -217,9 +217,10 @@ def test_a_trajectory_is_probed_with_all_its_steps():
     lengths[64:] = 2
     ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
     model = Unlucky()
-    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64)
+    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64, 6)
     pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
-    torch.testing.assert_close(found["z"], torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0))
+    wanted = torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0)
+    torch.testing.assert_close(found["z"], torch.nn.functional.pad(wanted, (0, 2)))  # as long as asked
 
 
 def test_what_no_pair_can_show_is_null():
@@ -372,6 +373,14 @@ def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
     assert "roll_out" in (tmp_path / "report.md").read_text()
 
 
+def test_clips_held_out_may_be_wider_than_those_of_the_training(tmp_path):
+    torch.manual_seed(0)
+    network, labels = Moving(), {"loud": torch.arange(20) % 2}
+    train, held_out = (Clips(torch.randint(0, 256, (20, width, 5)).byte(), labels=labels) for width in (6, 8))
+    found = evaluate(network.model, network.guide, train, held_out, motion=["z"])
+    assert 0 <= found.numbers["probes"]["linear"]["z"]["loud"]["accuracy"] <= 1
+
+
 def test_a_model_without_a_trajectory_is_measured_too(swinging):
     _, train, held_out = swinging
 
@@ -399,6 +408,7 @@ def test_a_model_without_a_trajectory_is_measured_too(swinging):
         ({"emission": "x"}, ValueError, "emission: the model has no site 'x', expected one of"),
         ({"batch_size": 0}, ValueError, "batch_size: got 0"),
         ({"judge": 0}, ValueError, "judge: got 0"),
+        ({"judge": len}, TypeError, "judge: got builtin_function_or_method, expected a Judge"),
     ],
 )
 def test_what_is_wrong_is_named(options, error, said, swinging):

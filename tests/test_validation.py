@@ -146,8 +146,9 @@ def getting_worse(**options):
     return module
 
 
-def test_a_run_stops_after_as_many_validations_without_a_better_bound(tmp_path):
+def test_a_run_stops_after_as_many_validations_without_a_better_bound(tmp_path, capsys):
     run(getting_worse(), tmp_path, validate_every=4, patience=2)
+    assert capsys.readouterr().out == ""  # without a progress bar, nothing is said
     assert list(validations(tmp_path)) == [4, 8, 12, 16]
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 16
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 8
@@ -298,6 +299,7 @@ def test_a_full_disk_leaves_the_best_checkpoint_before(tmp_path, monkeypatch):
     [
         (iter(HELD_OUT), TypeError, "^validation: "),
         (HELD_OUT[0], TypeError, "^validation: "),
+        ((torch.zeros(4), torch.zeros(4)), TypeError, "^validation: got one tuple"),
         (3, TypeError, "^validation: "),
     ],
 )  # fmt: skip

@@ -188,6 +188,11 @@ def evaluate(
         if isinstance(sites, str):
             raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
     check_positive(batch_size=batch_size)
+    if judge is not None and not isinstance(judge, int | Judge):
+        raise TypeError(
+            f"judge: got {type(judge).__name__}, expected a Judge, a number of steps to train one, or None; "
+            "predictions of another classifier go into seqdisent.metrics.SwapAccuracy"
+        )
     programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
     shape, num_steps = held_out.frames.shape[2:], int(held_out.lengths.max())
     are_pictures = len(shape) == 3 and shape[0] in (1, 3)

@@ -95,7 +95,8 @@ def measure_probes(
     """Measure what is told from the posterior means of the first sites of who and what (VDSM: s and d)."""
     clips = some(train, PROBED_CLIPS, seed), held_out
     sites = [*programs.static[:1], *programs.motion[:1]]
-    learnt, tested = (latents(programs, half, sites, batch_size) for half in clips)
+    num_steps = max(half.frames.shape[1] for half in clips)
+    learnt, tested = (latents(programs, half, sites, batch_size, num_steps) for half in clips)
     labels = [{name: half.labels[name] for name in factors} for half in clips]
     return {
         kind: {
@@ -106,8 +107,10 @@ def measure_probes(
     }
 
 
-def latents(programs: Programs, clips: Clips, sites: Sequence[str], batch_size: int) -> dict[str, Tensor]:
-    """Return the posterior means (N, D) of sites; a trajectory is all its steps in a row, 0 where a clip has ended."""
+def latents(
+    programs: Programs, clips: Clips, sites: Sequence[str], batch_size: int, num_steps: int
+) -> dict[str, Tensor]:
+    """Return the posterior means (N, D) of sites; a trajectory is `num_steps` in a row, 0 where a clip has ended."""
     parts: dict[str, list[Tensor]] = {name: [] for name in sites}
     for _, batch in progress(list(batches(clips, batch_size)), "latents"):
         found = programs.infer(*frames_and_mask(batch))
@@ -115,6 +118,6 @@ def latents(programs: Programs, clips: Clips, sites: Sequence[str], batch_size: 
             value = found[name].value
             if is_trajectory(found[name]):
                 real = torch.where(batch.mask.unsqueeze(-1), value, 0.0)
-                value = nn.functional.pad(real, (0, 0, 0, clips.frames.shape[1] - value.shape[1]))
+                value = nn.functional.pad(real, (0, 0, 0, num_steps - value.shape[1]))
             values.append(value.flatten(1))
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -71,6 +71,10 @@ class ELBOTerms:
     num_sequences: int
     num_particles: int | None
 
+    def __repr__(self) -> str:
+        means = [f"{term.kind}[{term.name!r}]={term.value.detach().mean().item():.4g}" for term in self.terms.values()]
+        return f"ELBOTerms({', '.join(means)}; means over {self.num_sequences} sequences, in nats)"
+
     @property
     def log_likelihood(self) -> dict[str, Tensor]:
         r"""{observed site: :math:`\log p(x \mid z)`}."""

@@ -33,7 +33,8 @@ def check_validation(validation: Any) -> None:
     hint = "a sequence of batches, or a function that returns an iterable of batches"
     if isinstance(validation, Iterator):
         raise TypeError(f"validation: got {type(validation).__name__}, which can be read once; expected {hint}")
-    if isinstance(validation, Tensor | Mapping) or hasattr(validation, "_fields"):
+    is_batch = isinstance(validation, tuple) and all(isinstance(part, Tensor) for part in validation)
+    if is_batch or isinstance(validation, Tensor | Mapping) or hasattr(validation, "_fields"):
         raise TypeError(f"validation: got one {type(validation).__name__}, expected {hint}; of one batch: [batch]")
     if not callable(validation) and not isinstance(validation, Iterable):
         raise TypeError(f"validation: got {type(validation).__name__}, expected {hint}")

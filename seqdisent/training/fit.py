@@ -90,7 +90,8 @@ def fit(
         log_every: steps between log lines.
         validate_every: steps between validations; there is one after the last step too. None for as many as
             `checkpoint_every`.
-        patience: stop after this many validations in a row without a better bound; None for never.
+        patience: stop after this many validations in a row without a better bound, and say so; None for never. A run
+            that was stopped so trains no further when it is resumed with the same patience.
         averaging: decay of an exponential moving average of the weights, 0.999 say, which validation uses, and which
             the network has at the end; None for none. It waits for the device once more a step.
         loggers: Lightning's; None for CSV files and TensorBoard.
@@ -154,7 +155,9 @@ def fit(
     # in this order: the average has the step before validation looks at it, and last.ckpt holds all that came of it
     chosen: list[Callback] = [*_averaging(averaging), *callbacks]
     if training.validation is not None:
-        chosen.append(Validation(folder / "best.ckpt", validate_every or checkpoint_every, patience))
+        chosen.append(
+            Validation(folder / "best.ckpt", validate_every or checkpoint_every, patience, tells=progress_bar)
+        )
     if progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         chosen.append(progress.of_this_output(max(1, log_every // 2)))
     if loggers is None:

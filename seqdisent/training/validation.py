@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from typing_extensions import override
 
@@ -30,8 +31,8 @@ class Validation(Callback):
     are put back. The weights are the averaged ones where a run has them.
     """
 
-    def __init__(self, path: Path, every: int, patience: int | None) -> None:
-        self.path, self.every, self.patience = path, every, patience
+    def __init__(self, path: Path, every: int, patience: int | None, *, tells: bool = True) -> None:
+        self.path, self.every, self.patience, self.tells = path, every, patience, tells
         self.best, self.since_best = -math.inf, 0
 
     @override
@@ -73,6 +74,16 @@ class Validation(Callback):
     def _stop_if_over(self, trainer: lightning.Trainer) -> None:
         if self.patience is not None and self.since_best >= self.patience:
             trainer.should_stop = True
+            if self.tells:
+                _tell(
+                    f"{self.path.parent}: stopped at step {trainer.global_step}, {self.since_best} validations after "
+                    f"the best one, whose weights are in {self.path.name} (validation/elbo {self.best:.4g})"
+                )
+
+
+@rank_zero_only
+def _tell(what: str) -> None:
+    print(what, flush=True)
 
 
 @torch.no_grad()

@@ -1211,3 +1211,8 @@ def test_a_chain_of_ones_own_may_draw_anything_where_padding_is(filling):
         results.append((bound, torch.autograd.grad(bound, weight)[0]))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_ledger_shows_the_mean_of_each_term():
+    terms = ledger_with(torch.tensor([1.0, 2.0]))
+    assert repr(terms) == "ELBOTerms(log_likelihood['x']=1.5; means over 2 sequences, in nats)"
