@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("lightning")
+lightning = pytest.importorskip("lightning")
 
 from small_runs import Interrupted, Linear, make  # noqa: E402
 
@@ -56,7 +56,7 @@ def test_a_run_that_was_ended_goes_on_and_ends_alike(stop, whole, tmp_path):
     with pytest.raises(Interrupted):
         trained(tmp_path, stop=stop)
     assert (tmp_path / "first" / "model.pt").exists() == (stop == "second")
-    with pytest.raises(FileExistsError, match=f"{stop}/last.ckpt exists"):
+    with pytest.raises(FileExistsError, match="^folder: .* exists; resume that run"):
         trained(tmp_path)
     network = trained(tmp_path, resume=True)
     torch.testing.assert_close(dict(network.state_dict()), dict(whole[0].state_dict()), rtol=0, atol=0)
@@ -65,7 +65,7 @@ def test_a_run_that_was_ended_goes_on_and_ends_alike(stop, whole, tmp_path):
 def test_a_finished_stage_is_not_trained_again(whole, tmp_path):
     trained(tmp_path)
     before = (tmp_path / "first" / "last.ckpt").stat().st_mtime_ns
-    again = trained(tmp_path)
+    again = trained(tmp_path, resume=True)
     assert (tmp_path / "first" / "last.ckpt").stat().st_mtime_ns == before
     torch.testing.assert_close(dict(again.state_dict()), dict(whole[0].state_dict()), rtol=0, atol=0)
 
@@ -74,4 +74,24 @@ def test_weights_of_another_network_are_refused(tmp_path):
     trained(tmp_path)
     training.save_weights(torch.nn.Linear(2, 2), tmp_path / "first" / "model.pt")
     with pytest.raises(training.CheckpointError, match="first/model.pt"):
+        trained(tmp_path, resume=True)
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(FileExistsError, match="first/model.pt exists; resume that run"):
         trained(tmp_path)
+
+
+def test_a_stage_that_an_option_ended_early_is_not_done(whole, tmp_path):
+    class Enough(lightning.pytorch.callbacks.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 7
+
+    torch.manual_seed(0)
+    network, begun = Linear(), []
+    found = training.train_stages(network, stages(network, begun), tmp_path, callbacks=(Enough(),), **QUIET)
+    assert list(found) == ["first"]
+    assert not (tmp_path / "first" / "model.pt").exists()
+    network = trained(tmp_path, resume=True)
+    torch.testing.assert_close(dict(network.state_dict()), dict(whole[0].state_dict()), rtol=0, atol=0)

@@ -555,3 +555,34 @@ def test_elsewhere_a_line_is_printed_now_and_then(tmp_path, monkeypatch, capsys)
     assert [line.split(":")[0] for line in lines] == [f"step {n} of 30, 0.333 a second" for n in (10, 20, 30, 30)]
     assert all("log_p(x) -" in line and "KL(z) " in line for line in lines)
     assert "\r" not in capsys.readouterr().out
+
+
+def test_a_network_that_is_the_model_itself_is_saved_once(tmp_path):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = nn.Linear(1, 1)
+
+        def forward(self, x):
+            with pyro.plate("sequences", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("sequences", len(x)):
+                pyro.sample("z", dist.Normal(self.q(x.unsqueeze(-1)).squeeze(-1), 0.7))
+
+    def made(network):
+        return training.ELBOTraining(
+            network, network, network.guide, lambda generator: torch.randn(4, generator=generator),
+            arguments=lambda batch: (batch,), num_steps=3, learning_rate=AnnealingSchedule.constant(0.1),
+        )  # fmt: skip
+
+    network, other = Both(), Both()
+    training.fit(made(network), tmp_path, progress_bar=False, accelerator="cpu", averaging=0.5)
+    assert set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]) == {
+        "network.q.weight", "network.q.bias"
+    }  # fmt: skip
+    training.load_weights(other, tmp_path / "last.ckpt")
+    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -160,6 +160,16 @@ def test_a_run_stops_after_as_many_validations_without_a_better_bound(tmp_path, 
     assert patient.global_step == 20
 
 
+def test_a_run_that_a_callback_ends_is_validated_once_more(tmp_path):
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 3
+
+    run(getting_worse(), tmp_path, validate_every=4, callbacks=(Enough(),))
+    assert list(validations(tmp_path)) == [3]
+    assert (tmp_path / "best.ckpt").exists()
+
+
 # Averaging ------------------------------------------------------------------------------------------------------------
 
 

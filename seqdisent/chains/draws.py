@@ -40,7 +40,7 @@ class Draw(NamedTuple):
     """
 
     path: Tensor
-    conditionals: Conditionals | None
+    conditionals: Any
     log_prob_per_step: Tensor | None = None
 
 

@@ -75,7 +75,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
     **trainer_options: Unpack[TrainerOptions],
-) -> None:
+) -> bool:
     """Train, with checkpoints and logs of the ledger in `folder`, and with validation if `training` has it.
 
     At its end the network has the weights of the last step, averaged ones with `averaging`. The best ones by
@@ -99,6 +99,10 @@ def fit(
         progress_bar: show the ledger's terms, as a bar in a terminal, as a line every half minute elsewhere.
         **trainer_options: of Lightning's ``Trainer``: those that :class:`TrainerOptions` lists. `devices` is 1 unless
             given.
+
+    Returns:
+        Whether training is over: all steps are done, or `patience` ended it. False where something else stopped it
+        before (``max_time``, a callback).
 
     Raises:
         FloatingPointError: a term of the ledger is not finite.
@@ -187,6 +191,8 @@ def fit(
         raise KeyboardInterrupt
     if trainer.received_sigterm:  # after the last step
         raise SystemExit(TERMINATED)
+    ended_early = any(isinstance(callback, Validation) and callback.is_over for callback in chosen)
+    return bool(trainer.global_step >= training.num_steps or ended_early)
 
 
 def _check_validation(training: ELBOTraining, **counts: int | None) -> None:

@@ -115,6 +115,9 @@ class ELBOTraining(lightning.LightningModule):
         See :func:`fit`.
     """
 
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
     def __init__(
         self,
         network: nn.Module,
@@ -147,7 +150,9 @@ class ELBOTraining(lightning.LightningModule):
         if validation is not None:
             checks.check_validation(validation)
         self.network = network
-        self.model, self.guide, self.draw, self.arguments = model, guide, draw, arguments
+        # past nn.Module: a program that is a module is not to be saved and counted a second time beside `network`
+        self.__dict__.update(model=model, guide=guide)
+        self.draw, self.arguments = draw, arguments
         self.num_steps, self.learning_rate, self.seed = int(num_steps), learning_rate, int(seed)
         self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
         self.terms_per_step, self.kl, self.objective = terms_per_step, kl, objective

@@ -40,10 +40,11 @@ def train_stages(
         **options: those of :func:`~seqdisent.training.fit`, for all stages.
 
     Returns:
-        {stage: its training}, without those that were skipped.
+        {stage: its training}, without those that were skipped. Where an option such as ``max_time`` stops a stage
+        before its end, that stage is the last.
 
     Raises:
-        FileExistsError: the folder of an unfinished stage holds a checkpoint and `resume` is False.
+        FileExistsError: the folder holds a stage of an earlier run and `resume` is False.
         CheckpointError: the weights of a finished stage, or a checkpoint, are damaged or another network's.
         ValueError: as :func:`~seqdisent.training.fit`.
         TypeError: as :func:`~seqdisent.training.fit`.
@@ -81,6 +82,12 @@ def train_stages(
         ['model.pt', 'model.pt']
         ['first', 'second']
     """
+    for name in stages:
+        for left in ("model.pt", "last.ckpt"):
+            if not resume and (Path(folder) / name / left).exists():
+                raise FileExistsError(
+                    f"folder: {Path(folder) / name / left} exists; resume that run, or choose another folder"
+                )
     trainings = {}
     for name, make in stages.items():
         training = make()
@@ -89,12 +96,16 @@ def train_stages(
         trainings[name] = training
         finished = Path(folder) / name / "model.pt"
         if not finished.exists():
-            fit(training, finished.parent, resume=resume, **options)
+            is_over = fit(training, finished.parent, resume=resume, **options)
+            if not is_over:  # stopped by an option of the trainer: the stage goes on when the run does
+                break
             if not is_main_process():
                 continue
             _files.write(finished.with_name("minutes.json"), json.dumps(training.minutes).encode())
             save_weights(network, finished)  # last: a stage that has it is not trained again
         load_weights(network, finished)
+        minutes = finished.with_name("minutes.json")
+        training.minutes = json.loads(minutes.read_bytes()) if minutes.exists() else training.minutes
     return trainings
 
 

@@ -54,7 +54,7 @@ class Validation(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, training: ELBOTraining, *_: Any) -> None:  # type: ignore[override]
         """Evaluate if it is time, write the log, and the checkpoint if it is the best one."""
         step = trainer.global_step
-        if step % self.every and step != trainer.max_steps:
+        if step % self.every and step != trainer.max_steps and not trainer.should_stop:
             return
         found = {f"validation/{name}": value for name, value in evaluate(trainer, training).items()}
         if wrong := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
@@ -71,8 +71,13 @@ class Validation(Callback):
             self.since_best += 1
         self._stop_if_over(trainer)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there have been as many validations without a better bound as there may be."""
+        return self.patience is not None and self.since_best >= self.patience
+
     def _stop_if_over(self, trainer: lightning.Trainer) -> None:
-        if self.patience is not None and self.since_best >= self.patience:
+        if self.is_over:
             trainer.should_stop = True
             if self.tells:
                 _tell(
