@@ -62,10 +62,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def fit_and_validate(fit: Callable[..., None], training: ELBOTraining, folder: Path, **options: object) -> None:
+def fit_and_validate(fit: Callable[..., bool], training: ELBOTraining, folder: Path, **options: object) -> bool:
     """Call `fit` with a log row at every step, validation at every fourth, and averaged weights."""
     training.validation = [training.draw(torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    fit(training, folder, log_every=1, validate_every=4, averaging=0.9, progress_bar=False, **options)
+    return fit(training, folder, log_every=1, validate_every=4, averaging=0.9, progress_bar=False, **options)
 
 
 def child(arguments: list[str]) -> None:
