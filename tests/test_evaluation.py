@@ -103,6 +103,7 @@ def reader():
 
 
 def evaluated(model, train, held_out, **options):
+    model.eval()
     return evaluate(model.model, model.guide, train, held_out, **{**SITES, "judge": None, **options})
 
 
@@ -217,7 +218,8 @@ def test_a_trajectory_is_probed_with_all_its_steps():
     lengths[64:] = 2
     ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
     model = Unlucky()
-    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64, 6)
+    programs = Programs(model.model, model.guide, (), ("z",), None, False, False, {}).looked_at(ragged)
+    found = latents(programs, ragged, ["z"], 64, 6)
     pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
     wanted = torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0)
     torch.testing.assert_close(found["z"], torch.nn.functional.pad(wanted, (0, 2)))  # as long as asked
@@ -294,7 +296,7 @@ OWN = {"static": ["identity"], "motion": ["path"]}
 def swinging():
     torch.manual_seed(0)
     return (
-        Swinging(),
+        Swinging().eval(),
         pendulum(28, seed=0, num_steps=5, image_size=16),
         pendulum(14, seed=1, num_steps=5, image_size=16),
     )
@@ -362,7 +364,7 @@ def test_true_swaps_of_clips_of_different_lengths(swinging):
 
 def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
     torch.manual_seed(0)
-    network = Moving()
+    network = Moving().eval()
     labels = {"loud": torch.arange(20) % 2}
     clips = Clips(torch.randint(0, 256, (20, 6, 5)).byte(), lengths=torch.arange(20) % 4 + 3, labels=labels)
     found = evaluate(network.model, network.guide, clips, clips, motion=["z"], folder=tmp_path)
@@ -375,7 +377,7 @@ def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
 
 def test_clips_held_out_may_be_wider_than_those_of_the_training(tmp_path):
     torch.manual_seed(0)
-    network, labels = Moving(), {"loud": torch.arange(20) % 2}
+    network, labels = Moving().eval(), {"loud": torch.arange(20) % 2}
     train, held_out = (Clips(torch.randint(0, 256, (20, width, 5)).byte(), labels=labels) for width in (6, 8))
     found = evaluate(network.model, network.guide, train, held_out, motion=["z"])
     assert 0 <= found.numbers["probes"]["linear"]["z"]["loud"]["accuracy"] <= 1
