@@ -116,7 +116,7 @@ def latents(
         for name, values in parts.items():
             value = found[name].value
             if programs.latents[name].is_trajectory:
-                steps = torch.where(batch.mask.unsqueeze(-1), value.flatten(2), 0.0)
+                steps = torch.where(batch.mask.unsqueeze(-1), value.reshape(*value.shape[:2], -1), 0.0)
                 value = nn.functional.pad(steps, (0, 0, 0, num_steps - value.shape[1]))
             values.append(value.flatten(1))
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -63,10 +63,9 @@ class Programs(NamedTuple):
             for name in values
             if name in sites
         }
-        emits_chain = any(
-            as_chain(s["fn"]) is not None and carries_on(s["fn"]) for s in sites.values() if s["name"] not in values
-        )
-        carried = any(carries_on(sites[name]["fn"]) for name in latents) and not emits_chain
+        emitted = [site["fn"] for name, site in sites.items() if name not in values]
+        goes_on_alone = any(as_chain(fn) is not None and carries_on(fn) for fn in emitted)  # `forecast` refuses it
+        carried = any(carries_on(sites[name]["fn"]) for name in latents) and not goes_on_alone
         return self._replace(latents=latents, can_forecast=self.history or carried)
 
     def infer(self, *args: Tensor) -> dict[str, Inferred]:
