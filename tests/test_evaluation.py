@@ -18,8 +18,16 @@ from seqdisent.datasets import Clips, pendulum
 for needed in ("torchmetrics", "sklearn", "matplotlib"):
     pytest.importorskip(needed)
 
-from seqdisent import ConvEncoder, GatedTransition, IndependentSteps, MarkovChain, NormalHead, StaticEncoder  # noqa: E402
-from seqdisent.evaluation import evaluate  # noqa: E402
+from seqdisent import (  # noqa: E402
+    ConvEncoder,
+    GatedTransition,
+    IndependentSteps,
+    MarkovChain,
+    NormalHead,
+    StaticEncoder,
+    _files,  # noqa: E402
+)
+from seqdisent.evaluation import NUMBERS, _errors, evaluate  # noqa: E402
 from seqdisent.evaluation._judged import latents  # noqa: E402
 from seqdisent.evaluation._programs import Programs  # noqa: E402
 from seqdisent.evaluation._report import plain  # noqa: E402
@@ -103,6 +111,7 @@ def reader():
 
 
 def evaluated(model, train, held_out, **options):
+    model.eval()
     return evaluate(model.model, model.guide, train, held_out, **{**SITES, "judge": None, **options})
 
 
@@ -217,7 +226,8 @@ def test_a_trajectory_is_probed_with_all_its_steps():
     lengths[64:] = 2
     ragged = Clips(clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels)
     model = Unlucky()
-    found = latents(Programs(model.model, model.guide, (), ("z",), None, False, False, {}), ragged, ["z"], 64, 6)
+    programs = Programs(model.model, model.guide, (), ("z",), None, False, False, {}).looked_at(ragged)
+    found = latents(programs, ragged, ["z"], 64, 6)
     pixels = clips.frames[:, :, 0, 1, 1] / 255 + 0.5
     wanted = torch.where(torch.arange(4) < lengths[:, None], pixels, 0.0)
     torch.testing.assert_close(found["z"], torch.nn.functional.pad(wanted, (0, 2)))  # as long as asked
@@ -294,7 +304,7 @@ OWN = {"static": ["identity"], "motion": ["path"]}
 def swinging():
     torch.manual_seed(0)
     return (
-        Swinging(),
+        Swinging().eval(),
         pendulum(28, seed=0, num_steps=5, image_size=16),
         pendulum(14, seed=1, num_steps=5, image_size=16),
     )
@@ -362,7 +372,7 @@ def test_true_swaps_of_clips_of_different_lengths(swinging):
 
 def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
     torch.manual_seed(0)
-    network = Moving()
+    network = Moving().eval()
     labels = {"loud": torch.arange(20) % 2}
     clips = Clips(torch.randint(0, 256, (20, 6, 5)).byte(), lengths=torch.arange(20) % 4 + 3, labels=labels)
     found = evaluate(network.model, network.guide, clips, clips, motion=["z"], folder=tmp_path)
@@ -375,7 +385,7 @@ def test_steps_that_are_vectors_have_numbers_and_no_pictures(tmp_path):
 
 def test_clips_held_out_may_be_wider_than_those_of_the_training(tmp_path):
     torch.manual_seed(0)
-    network, labels = Moving(), {"loud": torch.arange(20) % 2}
+    network, labels = Moving().eval(), {"loud": torch.arange(20) % 2}
     train, held_out = (Clips(torch.randint(0, 256, (20, width, 5)).byte(), labels=labels) for width in (6, 8))
     found = evaluate(network.model, network.guide, train, held_out, motion=["z"])
     assert 0 <= found.numbers["probes"]["linear"]["z"]["loud"]["accuracy"] <= 1
@@ -400,6 +410,168 @@ def test_a_model_without_a_trajectory_is_measured_too(swinging):
     assert found.numbers["mean_squared_error"]["swapped"] > 0
 
 
+# What model, guide and clips may be
+
+
+def test_true_frames_have_the_scale_of_their_clips():
+    """Of clips whose brightest byte is 220, an honest model's swaps are still without an error."""
+    clips = who_and_what(2)
+    known = {"labels": clips.labels, "static_factors": ["who"], "motion_factors": ["what"], "scale": 220}
+    dim = Clips(clips.frames, identity=clips.identity, renderer=clips.renderer, **known)
+    content, motion = torch.cartesian_prod(torch.arange(12), torch.arange(12)).unbind(1)
+    known["labels"] = {"who": clips.labels["who"][content], "what": clips.labels["what"][motion]}
+    found = evaluated(Pixels(), dim, dim, candidates=Clips(dim.true_swap(content, motion), **known), pictures=False)
+    errors = found.numbers["mean_squared_error"]
+    assert errors["swapped"] < 1e-12
+    assert errors["motion_swapped"] < 1e-12
+    assert found.numbers["nearest_true_clip"] == {"of": 144, "clip": 1, "who": 1, "what": 1}
+
+
+class Unsaid(Moving):
+    """A guide that does not say that its latent is a trajectory, which the model's chain says."""
+
+    def guide(self, frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", self.read(frames + 0.5).to_event(1))
+
+
+def vectors(count=12, num_steps=6, **options):
+    frames = torch.randint(0, 256, (count, num_steps, 5), generator=torch.Generator().manual_seed(0)).byte()
+
+    def truth(content, motion, steps):
+        return torch.nn.functional.pad(frames[motion], (0, 0, 0, (steps or num_steps) - num_steps))
+
+    return Clips(frames, renderer=truth, **options)
+
+
+def test_a_trajectory_is_one_if_the_model_says_so():
+    torch.manual_seed(0)
+    model = Unsaid().eval()
+    clips = vectors()
+    errors = evaluate(model.model, model.guide, clips, clips, motion=["z"]).numbers["mean_squared_error"]
+    assert errors["roll_out"] != pytest.approx(errors["reconstruction"], rel=1e-3)
+    ragged = vectors(lengths=torch.arange(12) % 3 + 4)
+    programs = Programs(model.model, model.guide, (), ("z",), None, False, False, {}).looked_at(ragged)
+    found = latents(programs, ragged, ["z"], 12, 6)["z"].unflatten(1, (6, 2))
+    assert (found[~ragged.mask] == 0).all()
+    assert (found[ragged.mask] != 0).all()
+
+
+class Forgetful(Moving):
+    """A model of steps without memory, beside the guide's chain."""
+
+    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("sequences", num_sequences):
+            z = pyro.sample("z", IndependentSteps(near(torch.zeros(num_sequences, num_steps, 2), 1.0)))
+            pyro.sample("x", dist.Normal(self.emit(z), 0.3).to_event(2), obs=frames)
+
+
+class Independent(Moving):
+    """A guide of steps without memory, beside the model's chain."""
+
+    def guide(self, frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", IndependentSteps(self.read(frames), mask))
+
+
+@pytest.mark.parametrize(("kind", "can"), [(Moving, True), (Independent, True), (Forgetful, False)])
+def test_the_model_decides_whether_there_is_a_forecast(kind, can):
+    torch.manual_seed(0)
+    model, clips = kind().eval(), vectors()
+    found = evaluate(model.model, model.guide, clips, clips, motion=["z"]).numbers
+    assert ("forecast_error" in found) == can
+
+
+def test_a_swap_without_a_trajectory_is_judged_over_the_source():
+    """What is swapped in is one value of a clip; the frames are as many as the source has."""
+    clips = who_and_what(4)
+    lengths = torch.arange(len(clips)) % 4 + 1
+    lengths[clips.labels["what"] == 1] = 1
+    ragged = Clips(
+        clips.frames, lengths=lengths, identity=clips.identity, labels=clips.labels, static_factors=["who"],
+        motion_factors=["what"], renderer=clips.renderer,
+    )  # fmt: skip
+    found = evaluated(Pixels(), clips, ragged, judge=reader(), pictures=False, motion=["d"]).numbers
+    assert found["swaps"]["motion"]["what"]["leakage"] == 1  # z stays the source's
+    longer = evaluated(Pixels(), clips, ragged, pictures=False).numbers["mean_squared_error"]
+    assert longer["motion_swapped"] == 0  # the donor's length, where a trajectory is the donor's
+
+
+def test_swaps_leave_out_labels_of_which_nobody_says_whether_they_move():
+    clips = who_and_what(4)
+    who_alone = Clips(clips.frames, identity=clips.identity, labels=clips.labels, static_factors=["who"])
+    found = evaluated(Pixels(), clips, who_alone, judge=reader(), pictures=False)
+    assert {name: set(of) for name, of in found.numbers["swaps"].items()} == {"identity": {"who"}, "motion": {"who"}}
+    neither = Clips(clips.frames, identity=clips.identity, labels=clips.labels)
+    found = evaluated(Pixels(), clips, neither, judge=reader(), pictures=False)
+    assert found.numbers["swaps"] == {}
+    assert "leakage" not in found.tables()
+
+
+def test_latents_may_be_outside_of_the_plate_or_auxiliary():
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        shared = pyro.sample("shared", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        with pyro.plate("sequences", num_sequences):
+            level = pyro.sample("level", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            values = (level + shared)[:, None].expand(-1, num_steps, 5)
+            pyro.sample("x", dist.Normal(values, 1.0).to_event(2), obs=frames)
+
+    def guide(frames, mask=None):
+        pyro.sample("shared", dist.Normal(torch.full((5,), 0.2), 1.0).to_event(1))
+        with pyro.plate("sequences", len(frames)):
+            first = pyro.sample("u", near(frames.mean((1, 2))[:, None]), infer={"is_auxiliary": True})
+            pyro.sample("level", near(first))
+
+    clips = vectors()
+    found = evaluate(model, guide, clips, clips, static=["level"], batch_size=5).numbers
+    assert found["nats"]["KL(shared)"] == pytest.approx(0.1 / 12)  # each clip's share of it
+    assert found["mean_squared_error"]["roll_out"] == pytest.approx(found["mean_squared_error"]["reconstruction"])
+
+
+def test_forecasts_keep_to_the_batch_size(monkeypatch):
+    model, clips, sizes, means = Moving().eval(), vectors(), [], []
+
+    def guide(frames, mask=None):
+        sizes.append(len(frames))
+        model.guide(frames, mask)
+
+    mean_frame = _errors.mean_frame
+    monkeypatch.setattr(_errors, "mean_frame", lambda clips: means.append(1) or mean_frame(clips))
+    assert "forecast_error" in evaluate(model.model, guide, clips, clips, motion=["z"], batch_size=5).numbers
+    assert max(sizes) == 5
+    assert len(means) == 2  # once for errors, once for forecasts
+
+
+# A report beside an earlier one
+
+
+def test_numbers_of_an_earlier_model_do_not_survive(found, tmp_path):
+    assert found["honest"].numbers.keys() <= NUMBERS
+    found["honest"].save(tmp_path)
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps({**numbers, "minutes": 3}))
+    clips = who_and_what(4)
+    later = evaluated(Pixels(), clips, clips, pictures=False)
+    later.save(tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"minutes": 3, **later.numbers}
+
+
+def test_all_that_is_written_is_returned(found, tmp_path):
+    written = found["honest"].save(tmp_path)
+    assert set(written) == set(tmp_path.iterdir())
+    assert tmp_path / "judge.pt" in written
+
+
+def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
+    unwritten = {}
+    monkeypatch.setattr(_files, "write", lambda path, content, **how: unwritten.setdefault(path.name, (path, content)))
+    found["honest"].save(tmp_path)
+    assert {"metrics.json", "report.md", "report.html"} <= unwritten.keys()
+    assert not (tmp_path / "report.md").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -408,6 +580,15 @@ def test_a_model_without_a_trajectory_is_measured_too(swinging):
         ({"emission": "x"}, ValueError, "emission: the model has no site 'x', expected one of"),
         ({"batch_size": 0}, ValueError, "batch_size: got 0"),
         ({"judge": 0}, ValueError, "judge: got 0"),
+        ({"static": ["path"]}, ValueError, r"motion: \['path'\] are in `static` too, expected each site in one"),
+        ({"forecast_steps": -1}, ValueError, "forecast_steps: got -1, expected an integer >= 0"),
+        ({"factors": "colour"}, TypeError, "factors: got the string 'colour', expected a sequence"),
+        ({"factors": ["color"]}, ValueError, r"factors: the clips have no label \['color'\], expected some of"),
+        (
+            {"candidates": pendulum(4, seed=0, num_steps=6, image_size=16)},
+            ValueError,
+            r"candidates: have lengths \[6\] and steps of shape \(3, 16, 16\), expected 5",
+        ),
         ({"judge": len}, TypeError, "judge: got builtin_function_or_method, expected a Judge"),
     ],
 )
@@ -415,6 +596,15 @@ def test_what_is_wrong_is_named(options, error, said, swinging):
     network, train, held_out = swinging
     with pytest.raises(error, match=said):
         evaluate(network.model, network.guide, train, held_out, **{**OWN, **options})
+
+
+def test_a_module_in_training_mode_is_refused(swinging):
+    _, train, held_out = swinging
+    network = Swinging()
+    with pytest.raises(ValueError, match=r"model: Swinging is in training mode, expected .eval\(\)"):
+        evaluate(network.model, network.guide, train, held_out, **OWN)
+    with pytest.raises(ValueError, match="guide: Swinging is in training mode"):
+        evaluate(Swinging().eval().model, network.guide, train, held_out, **OWN)
 
 
 def test_a_missing_extra_is_named():

@@ -9,23 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqdisent import _files
-from seqdisent._checks import check_positive
+from seqdisent._checks import check_positive, is_integer
 from seqdisent._random import kept_random_state
 from seqdisent.datasets import Clips
 from seqdisent.datasets._progress import progress
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._judged import measure_judged, measure_probes, varied
 from seqdisent.evaluation._pictures import SCALES, draw_pictures, true_continuation
-from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers
+from seqdisent.evaluation._programs import Programs, motion_numbers
 from seqdisent.evaluation._report import Published, draw_confusion, page, plain, tables_of
-from seqdisent.inference.programs import carries_on
 from seqdisent.metrics import Judge, pick_donors, train_judge
 from seqdisent.plotting import plot_error_over_time, save_gif, save_png
 
 __all__ = ["Evaluation", "evaluate"]
+
+NUMBERS = frozenset(
+    [
+        "held_out_clips", "mean_squared_error", "nats", "swapped / reconstruction", "motion_swapped / reconstruction",
+        "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
+        "intervention_score", "entropies", "frechet", "confusion", "probes",
+    ]
+)  # fmt: skip
+"""The names of all that :func:`evaluate` can measure."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ class Evaluation:
     def save(self, folder: str | Path, *, title: str = "Evaluation", beside: Published | None = None) -> list[Path]:
         """Write ``metrics.json``, ``report.md``, ``report.html``, the pictures, and the judge as ``judge.pt``.
 
-        What ``metrics.json`` held before under other names stays.
+        What ``metrics.json`` held before and is no number of an evaluation stays. Numbers of an earlier one go, also
+        those that this one does not have.
 
         Args:
             folder: where to write.
@@ -75,16 +84,19 @@ class Evaluation:
         folder = Path(folder)
         numbers = folder / "metrics.json"
         before = json.loads(numbers.read_text()) if numbers.exists() else {}
-        _files.write(numbers, (json.dumps({**before, **self.numbers}, indent=2) + "\n").encode())
+        kept = {name: value for name, value in before.items() if name not in NUMBERS}
+        _files.write(numbers, (json.dumps({**kept, **self.numbers}, indent=2) + "\n").encode())
         pictures = self._save_pictures(folder)
+        written = [numbers, folder / "report.md", folder / "report.html", *pictures]
         if self.judge is not None:
             self.judge.save(folder / "judge.pt")
+            written.append(folder / "judge.pt")
         tables = tables_of(self.numbers, beside or {}, self.roles)
         images = [f"![{path.name}]({path.name})" for path in pictures]
         text = [f"# {title}", *(table.markdown() for table in tables), "## Pictures", *images]
-        (folder / "report.md").write_text("\n\n".join(text) + "\n")
-        (folder / "report.html").write_text(page(title, tables, [path.name for path in pictures]))
-        return [numbers, folder / "report.md", folder / "report.html", *pictures]
+        _files.write(folder / "report.md", ("\n\n".join(text) + "\n").encode())
+        _files.write(folder / "report.html", page(title, tables, [path.name for path in pictures]).encode())
+        return written
 
     def _save_pictures(self, folder: Path) -> list[Path]:
         written = []
@@ -147,7 +159,7 @@ def evaluate(
         judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where that has labels
             and its steps are pictures; None leaves out what needs a judge, and the probes.
         factors: the labels that a judge is trained on; None for all that differ between clips.
-        candidates: every true clip there is to mistake a swapped one for.
+        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips.
         forecast_steps: how many steps a forecast adds; None for as many as a clip has, 0 for no forecasts.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
@@ -161,8 +173,10 @@ def evaluate(
         The :class:`Evaluation`. The random state is as before.
 
     Raises:
-        TypeError: `static` or `motion` is a string.
-        ValueError: a site that model or guide does not have, or an emission whose mean has not the shape of the clips.
+        TypeError: `static`, `motion` or `factors` is a string.
+        ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
+            has not the shape of the clips; candidates of another shape; factors that the clips have no label for; or a
+            module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -184,10 +198,11 @@ def evaluate(
         >>> round(found.numbers["mean_squared_error"]["reconstruction"], 6), sorted(found.pictures)
         (0.0, ['forecast.png', 'prior_samples.png', 'reconstructions.png', 'swaps.gif', 'swaps.png'])
     """
-    for argument, sites in (("static", static), ("motion", motion)):
-        if isinstance(sites, str):
-            raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
+    _check_programs(model, guide, static, motion)
+    _check_clips(train, held_out, candidates, factors)
     check_positive(batch_size=batch_size)
+    if forecast_steps is not None and (not is_integer(forecast_steps) or forecast_steps < 0):
+        raise ValueError(f"forecast_steps: got {forecast_steps!r}, expected an integer >= 0, or None")
     if judge is not None and not isinstance(judge, int | Judge):
         raise TypeError(
             f"judge: got {type(judge).__name__}, expected a Judge, a number of steps to train one, or None; "
@@ -198,7 +213,8 @@ def evaluate(
     are_pictures = len(shape) == 3 and shape[0] in (1, 3)
     labels = [name for name in varied(train) if name in held_out.labels] if judge is not None else []
     with kept_random_state():
-        more = (num_steps if forecast_steps is None else forecast_steps) if _carries_on(programs, held_out) else 0
+        programs = programs.looked_at(held_out)
+        more = (num_steps if forecast_steps is None else forecast_steps) if programs.can_forecast else 0
         donors = None
         if held_out.num_identities > 1:
             donors = pick_donors(held_out.identity, motion_numbers(held_out), seed=seed)
@@ -206,7 +222,7 @@ def evaluate(
         numbers = measure_errors(programs, train, held_out, donors, candidates, batch_size)
         of_one_length = int(held_out.lengths.min()) == num_steps
         if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
-            numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more)
+            numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
         if isinstance(judge, int):
             can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
             judge = _train_judge(train, held_out, factors or labels, seed, judge) if can_judge else None
@@ -225,13 +241,32 @@ def evaluate(
     return found
 
 
-def _carries_on(programs: Programs, held_out: Clips) -> bool:
-    """Return whether a latent bears on the future; refuse names that the guide does not have."""
-    sites = programs.infer(*frames_and_mask(held_out.batch([0])))
-    for argument, names in (("static", programs.static), ("motion", programs.motion)):
-        if unknown := sorted(set(names) - set(sites)):
-            raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {sorted(sites)}")
-    return programs.history or any(carries_on(site.distribution) for site in sites.values())
+def _check_programs(model: Any, guide: Any, static: Sequence[str], motion: Sequence[str]) -> None:
+    for argument, program in (("model", model), ("guide", guide)):
+        module = getattr(program, "__self__", program)
+        if isinstance(module, nn.Module) and module.training:
+            raise ValueError(f"{argument}: {type(module).__name__} is in training mode, expected .eval() before")
+    for argument, sites in (("static", static), ("motion", motion)):
+        if isinstance(sites, str):
+            raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
+    if both := sorted(set(static) & set(motion)):
+        raise ValueError(f"motion: {both} are in `static` too, expected each site in one of the two")
+
+
+def _check_clips(train: Clips, held_out: Clips, candidates: Clips | None, factors: Sequence[str] | None) -> None:
+    shape, num_steps = tuple(held_out.frames.shape[2:]), int(held_out.lengths.max())
+    if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
+        lengths = sorted(set(candidates.lengths.tolist()))
+        if lengths != [num_steps] or tuple(candidates.frames.shape[2:]) != shape:
+            raise ValueError(
+                f"candidates: have lengths {lengths} and steps of shape {tuple(candidates.frames.shape[2:])}, expected "
+                f"{num_steps} and {shape}, as the held-out clips"
+            )
+    if isinstance(factors, str):
+        raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
+    known = sorted(set(train.labels) & set(held_out.labels))
+    if unknown := sorted(set(factors or ()) - set(known)):
+        raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
 
 
 def _train_judge(train: Clips, held_out: Clips, factors: Sequence[str], seed: int, num_steps: int) -> Judge:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, is_trajectory, mean_frame
+from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, mean_frame, true_frames
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
 
@@ -28,28 +28,28 @@ def measure_errors(
     for rows, batch in batches(held_out, batch_size):
         given = frames_and_mask(batch)
         found = {"reconstruction": programs.reconstruct(*given)}
-        first_steps = {
-            name: site.value[:, :1] if is_trajectory(site) else site.value
-            for name, site in programs.infer(*given).items()
-        }
+        first_steps = programs.first_steps(programs.infer(*given))
         found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps)
         found["mean_frame"] = mean.expand_as(batch.frames)
         values = {name: squared_error(clips, batch.frames, batch.mask) for name, clips in found.items()}
         if programs.static and donors is not None and held_out.renderer is not None:
             donor = held_out.batch(donors[rows])
-            swapped = programs.swap_static(given, frames_and_mask(donor))
-            truth = held_out.true_swap(donors[rows], rows)[:, : swapped.shape[1]]
-            values["swapped"] = squared_error(swapped, truth, batch.mask)
+            swapped, mask = programs.swap_static(batch, donor)
+            truth = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
+            values["swapped"] = squared_error(swapped, truth, mask & held_out.mask[rows][:, : swapped.shape[1]])
             swaps.append(swapped)
             truths.append(truth)
             if programs.motion:
-                moved = programs.swap(given, frames_and_mask(donor), programs.motion)
-                moved_truth = held_out.true_swap(rows, donors[rows])[:, : moved.shape[1]]
-                values["motion_swapped"] = squared_error(moved, moved_truth, donor.mask)
+                moved, mask = programs.swap(batch, donor, programs.motion)
+                moved_truth = true_frames(held_out, rows, donors[rows])[:, : moved.shape[1]]
+                known = held_out.mask[donors[rows]][:, : moved.shape[1]]  # the truth ends with the motion
+                values["motion_swapped"] = squared_error(moved, moved_truth, mask & known)
         terms = elbo_terms(programs.model, programs.guide, *given, **programs.inputs)
         values |= {f"KL({site})": term for site, term in terms.kl.items()}
         values |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
         for name, value in values.items():
+            if value.ndim == 0:  # outside of the plate: all clips share it
+                value = (value / len(held_out)).expand(len(rows))
             measured.setdefault(name, []).append(value)
     means = {name: torch.cat(values).mean().double() for name, values in measured.items()}
     errors = {name: means.pop(name) for name in ERRORS if name in means}
@@ -64,8 +64,9 @@ def measure_errors(
 
 def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, candidates: Clips) -> dict[str, Any]:
     """Return how often the true clip that is nearest to a swapped one is the right one, and has the right factors."""
-    found = nearest_clip(swaps, candidates.frames)
-    right = {"clip": (candidates.frames[found] == truths).flatten(1).all(1)}
+    frames, scale = candidates.frames[:, : swaps.shape[1]], candidates.scale
+    found = nearest_clip(swaps, frames if scale == 255 else frames.float() / scale)  # bytes: a fourth of the memory
+    right = {"clip": (frames[found].float() / scale == truths).flatten(1).all(1)}
     for name, labels in clips.labels.items():
         if name in candidates.labels:
             wanted = labels[donors] if name in clips.static_factors else labels
@@ -73,15 +74,17 @@ def _retrieval(swaps: Tensor, truths: Tensor, clips: Clips, donors: Tensor, cand
     return {"of": len(candidates), **{name: values.double().mean() for name, values in right.items()}}
 
 
-def measure_forecasts(programs: Programs, train: Clips, held_out: Clips, num_steps: int) -> dict[str, Any]:
+def measure_forecasts(
+    programs: Programs, train: Clips, held_out: Clips, num_steps: int, batch_size: int
+) -> dict[str, Any]:
     """Measure forecasts of all held-out clips step by step, beside their last frame, frozen, and the mean frame."""
-    given = int(held_out.lengths.max())
+    given, mean = int(held_out.lengths.max()), mean_frame(train)
     errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
-    for rows, batch in batches(held_out, 32):
-        truth = held_out.true_clip(rows, given + num_steps).float() / held_out.scale
+    for rows, batch in batches(held_out, batch_size):
+        truth = true_frames(held_out, rows, rows, given + num_steps)
         predicted = programs.forecast(batch.frames, num_steps=num_steps)
         last = batch.frames[:, -1:].expand(-1, num_steps, *batch.frames.shape[2:])
-        guesses = (predicted, torch.cat([batch.frames, last], 1), mean_frame(train).expand_as(predicted))
+        guesses = (predicted, torch.cat([batch.frames, last], 1), mean.expand_as(predicted))
         for name, guess in zip(errors, guesses, strict=True):
             errors[name].append((guess - truth).square().flatten(2).mean(-1))
     return {"given": given, **{name: torch.cat(values).mean(0) for name, values in errors.items()}}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqdisent.datasets import Clips
 from seqdisent.datasets._progress import progress
-from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, is_trajectory
+from seqdisent.evaluation._programs import Programs, batches, frames_and_mask
 from seqdisent.metrics import (
     AccuracyConsistency,
     FrechetDistance,
@@ -36,12 +36,13 @@ def measure_judged(
     factors = judge.num_classes
     static = [name for name in held_out.static_factors if name in factors]
     motion = [name for name in held_out.motion_factors if name in factors]
+    known = {name: size for name, size in factors.items() if name in (*static, *motion)}  # what each should follow
     swaps: dict[str, tuple[Sequence[str], Sequence[str], SwapAccuracy]] = {}
-    if donors is not None and programs.static:
+    if known and donors is not None and programs.static:
         # an identity is swapped under the clip's own motion, whatever the guide infers motion from
-        swaps["identity"] = programs.static, programs.motion, SwapAccuracy(factors, static)
+        swaps["identity"] = programs.static, programs.motion, SwapAccuracy(known, static)
         if programs.motion:
-            swaps["motion"] = programs.motion, (), SwapAccuracy(factors, motion)
+            swaps["motion"] = programs.motion, (), SwapAccuracy(known, motion)
     consistency = AccuracyConsistency(factors)
     entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
     distances = {
@@ -64,10 +65,8 @@ def measure_judged(
         if not swaps or donors is None:
             continue
         other = held_out.batch(donors[rows])
-        for name, (sites, keep, accuracy) in swaps.items():
-            swapped = programs.swap(given, frames_and_mask(other), sites, keep)
-            mask = batch.mask if name == "identity" else other.mask  # the chain brings its length with it
-            accuracy.update(judge(swapped, mask), batch.labels, other.labels)
+        for sites, keep, accuracy in swaps.values():
+            accuracy.update(judge(*programs.swap(batch, other, sites, keep)), batch.labels, other.labels)
     scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
     agreement = consistency.compute()
     follow = {score.follows for of in scores.values() for score in of.values()}
@@ -116,8 +115,8 @@ def latents(
         found = programs.infer(*frames_and_mask(batch))
         for name, values in parts.items():
             value = found[name].value
-            if is_trajectory(found[name]):
-                real = torch.where(batch.mask.unsqueeze(-1), value, 0.0)
-                value = nn.functional.pad(real, (0, 0, 0, num_steps - value.shape[1]))
+            if programs.latents[name].is_trajectory:
+                steps = torch.where(batch.mask.unsqueeze(-1), value.reshape(*value.shape[:2], -1), 0.0)
+                value = nn.functional.pad(steps, (0, 0, 0, num_steps - value.shape[1]))
             values.append(value.flatten(1))
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers
+from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers, true_frames
 from seqdisent.plotting import film_strip, swap_table
 
 SCALES = {"reconstructions.png": 2, "prior_samples.png": 2, "swaps.gif": 2}  # how much larger they are written
@@ -39,7 +39,7 @@ def true_continuation(clips: Clips, rows: Tensor, num_steps: int) -> Tensor | No
     if clips.renderer is None:
         return None
     try:
-        return clips.true_clip(rows, num_steps).float() / clips.scale
+        return true_frames(clips, rows, rows, num_steps)
     except ValueError:
         return None
 
@@ -48,8 +48,7 @@ def swap_all(programs: Programs, clips: Clips, who: Tensor, what: Tensor) -> Ten
     """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
     pairs = torch.cartesian_prod(who, what)
     source, donor = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
-    swapped = programs.swap_static(frames_and_mask(source), frames_and_mask(donor))
-    swapped = _blank_padding(swapped, source.mask).unflatten(0, (len(who), len(what)))
+    swapped = _blank_padding(*programs.swap_static(source, donor)).unflatten(0, (len(who), len(what)))
     static, motion = (_to_length(clips.batch(rows).frames, swapped.shape[2]) for rows in (who, what))
     return swap_table(static, motion, swapped)
 

@@ -11,7 +11,20 @@ from torch import Tensor
 
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Batch, Clips
+from seqdisent.inference.checks import is_auxiliary
 from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
+from seqdisent.inference.programs import carries_on, run
+
+
+class Latent(NamedTuple):
+    """Which of the two programs says that a latent is a trajectory."""
+
+    in_guide: bool
+    in_model: bool
+
+    @property
+    def is_trajectory(self) -> bool:
+        return self.in_guide or self.in_model
 
 
 class Programs(NamedTuple):
@@ -25,6 +38,35 @@ class Programs(NamedTuple):
     sample: bool
     history: bool
     inputs: Mapping[str, Any]
+    latents: Mapping[str, Latent] = {}
+    can_forecast: bool = False  # whether the frames given bear on those that follow
+
+    def looked_at(self, clips: Clips) -> Programs:
+        """Return the same with `latents` and `can_forecast`, found by a run of both programs on the first clip.
+
+        Raises:
+            ValueError: `static` or `motion` has a name that the guide does not have.
+        """
+        batch = clips.batch([0])
+        args = frames_and_mask(batch)
+        inferred = run(self.guide, {}, self.sample, args, self.inputs)
+        values = {name: site["value"] for name, site in inferred.items() if not is_auxiliary(site)}
+        for argument, names in (("static", self.static), ("motion", self.motion)):
+            if unknown := sorted(set(names) - set(values)):
+                raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {sorted(values)}")
+        how: dict[str, Any] = {"num_sequences": 1, "num_steps": batch.frames.shape[1], **self.inputs}
+        if self.history:
+            how["history"] = (batch.frames, None)
+        sites = run(self.model, values, self.sample, (), how, num_steps=batch.frames.shape[1])
+        latents = {
+            name: Latent(as_chain(inferred[name]["fn"]) is not None, as_chain(sites[name]["fn"]) is not None)
+            for name in values
+            if name in sites
+        }
+        emitted = [site["fn"] for name, site in sites.items() if name not in values]
+        goes_on_alone = any(as_chain(fn) is not None and carries_on(fn) for fn in emitted)  # `forecast` refuses it
+        carried = any(carries_on(sites[name]["fn"]) for name in latents) and not goes_on_alone
+        return self._replace(latents=latents, can_forecast=self.history or carried)
 
     def infer(self, *args: Tensor) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)
@@ -33,11 +75,26 @@ class Programs(NamedTuple):
         how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
         return self._mean(reconstruct(self.model, self.guide, *args, **how))
 
-    def swap(self, source: Any, donor: Any, sites: Sequence[str], keep: Sequence[str] = ()) -> Tensor:
-        how: dict[str, Any] = {"sites": sites, "keep": keep, "sample": self.sample, **self.inputs}
-        return self._mean(swap(self.model, self.guide, source, donor, **how))
+    def first_steps(self, inferred: Mapping[str, Inferred]) -> dict[str, Tensor]:
+        """Return the values of latents, of every trajectory that the model can continue only the first step."""
+        return {
+            name: site.value.narrow(site.value.ndim - site.distribution.event_dim, 0, 1)
+            if self.latents[name].in_model
+            else site.value
+            for name, site in inferred.items()
+            if name in self.latents
+        }
 
-    def swap_static(self, source: Any, donor: Any) -> Tensor:
+    def swap(
+        self, source: Batch, donor: Batch, sites: Sequence[str], keep: Sequence[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return the swapped clips and their mask: the donor's if a trajectory comes from it, else the source's."""
+        how: dict[str, Any] = {"sites": sites, "keep": keep, "sample": self.sample, **self.inputs}
+        swapped = swap(self.model, self.guide, frames_and_mask(source), frames_and_mask(donor), **how)
+        brings_length = any(self.latents[name].in_guide for name in sites)
+        return self._mean(swapped), donor.mask if brings_length else source.mask
+
+    def swap_static(self, source: Batch, donor: Batch) -> tuple[Tensor, Tensor]:
         """Return the donor's identity in the source's own motion, whatever the guide infers motion from."""
         return self.swap(source, donor, self.static, self.motion)
 
@@ -65,10 +122,6 @@ def frames_and_mask(batch: Batch) -> tuple[Tensor, ...]:
     return (batch.frames, batch.mask) if batch.ragged else (batch.frames,)
 
 
-def is_trajectory(site: Inferred) -> bool:
-    return as_chain(site.distribution) is not None
-
-
 def batches(clips: Clips, size: int) -> Iterator[tuple[Tensor, Batch]]:
     for rows in torch.arange(len(clips)).split(size):
         yield rows, clips.batch(rows)
@@ -81,6 +134,11 @@ def motion_numbers(clips: Clips) -> Tensor | None:
     labels = torch.stack([clips.labels[name] for name in clips.motion_factors])
     numbers: Tensor = torch.unique(labels, dim=1, return_inverse=True)[1]
     return numbers
+
+
+def true_frames(clips: Clips, content: Tensor, motion: Tensor, num_steps: int | None = None) -> Tensor:
+    """Return true swaps in the unit of a batch."""
+    return clips.true_swap(content, motion, num_steps=num_steps).float() / clips.scale
 
 
 def mean_frame(clips: Clips) -> Tensor:
