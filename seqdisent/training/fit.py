@@ -144,7 +144,7 @@ def fit(
         ...     validation=[torch.zeros(8), torch.ones(4)],
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     fit(training, folder, progress_bar=False, accelerator="cpu")
+        ...     _ = fit(training, folder, progress_bar=False, accelerator="cpu")
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['best.ckpt', 'last.ckpt', 'logs', 'tensorboard']
     """
