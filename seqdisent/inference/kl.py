@@ -65,7 +65,7 @@ def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool
             per_step, pair, is_closed = _chain_kl(name, q_chain, p_chain, draw, at, analytic)
             per_step, real_steps = over_steps(per_step, q_chain.step_mask, q_site["scale"], q_mask)
             return Score(per_step.sum(-1), _how(is_closed), pair, per_step, real_steps)
-        term, is_closed = _pair_kl(name, q, p, draw.path, analytic, draw.log_prob_per_step)
+        term, is_closed = _pair_kl(name, q, p, draw.path, analytic, whole_density(q, draw))
         return Score(scale_and_mask(term, q_site["scale"], q_mask), _how(is_closed), (q, p))
 
 
@@ -85,6 +85,12 @@ def log_q_per_step(chain: Any, draw: Draw) -> Tensor:
     else:
         per_step = draw.conditionals.log_prob_per_step(_filled(chain, draw.path))
     return _without_padding(per_step, chain.step_mask)
+
+
+def whole_density(fn: TorchDistribution, draw: Draw) -> Tensor | None:
+    """Return the density that a site which is no trajectory handed over, by steps where it could be seen so."""
+    log_prob = draw.log_prob_per_step
+    return log_prob if log_prob is None or as_steps(fn) is None else log_prob.sum(-1)
 
 
 def has_plain_parameters(fn: TorchDistribution) -> bool:

@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from seqdisent.chains import Draw, IndependentSteps
-from seqdisent.chains.factorised import as_chain
+from seqdisent.chains.factorised import as_chain, as_steps
 from seqdisent.inference.checks import (
     check_density,
     check_gradient,
@@ -25,7 +25,15 @@ from seqdisent.inference.checks import (
     no_rsample,
     unmasked,
 )
-from seqdisent.inference.kl import Score, conditionals_at, has_plain_parameters, log_q_per_step, over_steps, site_kl
+from seqdisent.inference.kl import (
+    Score,
+    conditionals_at,
+    has_plain_parameters,
+    log_q_per_step,
+    over_steps,
+    site_kl,
+    whole_density,
+)
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites, without_mask
 
@@ -128,7 +136,8 @@ class _GuideDraws(_Scorer):
             elif has_plain_parameters(fn):
                 self.draws[name] = Draw(value, None)
             else:
-                log_prob = fn.log_prob(value) if chain is None else chain.log_prob_per_step(value)
+                steps = as_steps(fn)  # the model may say that these are steps
+                log_prob = fn.log_prob(value) if steps is None else steps.log_prob_per_step(value)
                 self.draws[name] = Draw(value, None, log_prob)
         check_density(name, without_mask(msg["fn"]))
         if is_auxiliary(msg):
@@ -140,7 +149,7 @@ class _GuideDraws(_Scorer):
         if chain is not None:
             per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, msg["scale"], mask)
             return Score(per_step.sum(-1), "monte carlo", None, per_step, real)
-        log_prob = fn.log_prob(draw.path) if draw.log_prob_per_step is None else draw.log_prob_per_step
+        log_prob = fn.log_prob(draw.path) if draw.log_prob_per_step is None else whole_density(fn, draw)
         return Score(scale_and_mask(log_prob, msg["scale"], mask), "monte carlo")
 
 

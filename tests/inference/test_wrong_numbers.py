@@ -929,3 +929,34 @@ def test_given_trajectories_of_another_batch_are_named():
 
     with pytest.raises(ValueError, match=r"site 'z': the value has shape \(1, 2, 1\), expected \(3, 4, 1\)"):
         generate(model, num_sequences=3, num_steps=4, given={"z": torch.zeros(1, 2, 1)})
+
+
+@pytest.mark.parametrize("prior", ["chain", "steps", "plain"])
+def test_a_flow_over_plain_steps_has_a_density_a_step(prior):
+    """Three sequences of three steps: a density a sequence would broadcast over the steps without a word."""
+    flow = Scale(nn.ParameterDict({"w": torch.tensor(0.3)}))
+    loc = Tensors(0, torch.float32).normal(3, 3, 1)
+
+    def guide():
+        with pyro.plate("sequences", 3):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(loc, 1.0), [flow]).to_event(2))
+
+    def model():
+        with pyro.plate("sequences", 3):
+            zeros = torch.zeros(3, 3, 1)
+            made = {
+                "chain": lambda: MarkovChain(normal(zeros[:, 0], 1.0), lambda z: normal(0 * z, 1.0), 3),
+                "steps": lambda: IndependentSteps(normal(zeros, 1.0)),
+                "plain": lambda: normal(zeros, 1.0, 2),
+            }
+            z = pyro.sample("z", made[prior]())
+            pyro.sample("x", dist.Normal(z.sum((-1, -2)), 1.0), obs=torch.zeros(3))
+
+    torch.manual_seed(0)
+    terms = elbo_terms(model, guide)
+    torch.manual_seed(0)
+    z = (loc + torch.randn(3, 3, 1)) * flow.owner.w.exp()
+    per_step = normal(loc * flow.owner.w.exp(), flow.owner.w.exp()).log_prob(z) - normal(0 * z, 1.0).log_prob(z)
+    assert_close(terms.kl["z"], per_step.sum(-1))
+    if prior != "plain":
+        assert_close(terms.kl_per_step["z"], per_step)
