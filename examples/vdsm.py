@@ -34,16 +34,21 @@ from seqdisent import (
     AnnealingSchedule,
     Combiner,
     ConvEncoder,
+    FlowPrior,
     GatedTransition,
     IndependentSteps,
     MarkovChain,
     MixtureOfExpertsConvDecoder,
+    MixturePrior,
+    RecurrentChain,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
     batch_sizes,
+    fill_padding,
+    read_backward,
 )
 from seqdisent.datasets import Clips
-from seqdisent.training import ELBOTraining
+from seqdisent.training import ELBOTraining, start_priors
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,12 @@ class Sizes:
     rnn_layers: int = 3
     transition_dim: int = 64
     combiner_dim: int = 512
+    memory_dim: int | None = None  # the prior remembers all poses, and q(z) sees every frame; None: the paper's graph
+    seen_dim: int = 64  # with a memory: what q(z) keeps of the frames before a step, and of those after it
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
+    num_components: int | None = None  # of the mixtures that p(s), p(d) and p(z_1 | d) become in the end; None: Normals
+    prior_kind: str = "diagonal"
     single_decoder: bool = False  # the ablation of appendix G
 
 
@@ -88,6 +97,9 @@ class Plan:
     static_part: float = 1.0
     temperature_part: float = 1.0
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
+    rolled: float = 0.0  # stage 2: part of the chains that are scored on their own roll-outs
+    dynamics_start: float = 0.1
+    dynamics_peak: float | None = None
     peak_weight: float = 1.0  # stage 2: of KL(z) and KL(d) half way; above 1, it squeezes identity out of both
     same_identity: float = 0.0  # stage 2: weight of the disagreement of q(s) between two clips of one identity
     dynamics_weight: float = 1.0  # stage 2: of KL(d) at the end
@@ -115,9 +127,26 @@ class VDSM(nn.Module):
         self.dynamics = Seq2SeqDynamicsEncoder(
             sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
         )
-        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + sizes.dynamics_dim)
+        context_dim = sizes.dynamics_dim + (2 * sizes.seen_dim if sizes.memory_dim else sizes.rnn_dim)
+        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=context_dim)
         self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
-        self.transition = GatedTransition(sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim)
+        self.transition = GatedTransition(
+            sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim + (sizes.memory_dim or 0)
+        )
+        if sizes.memory_dim:
+            self.memory = nn.GRU(sizes.pose_dim, sizes.memory_dim, batch_first=True)
+            self.first_memory = nn.Linear(sizes.dynamics_dim, sizes.memory_dim)
+            self.past = nn.GRU(sizes.feature_dim, sizes.seen_dim, batch_first=True)
+            self.future = nn.GRU(sizes.feature_dim, sizes.seen_dim, batch_first=True)
+        if sizes.num_components:
+            def prior(dim, **how):
+                if sizes.prior_kind == "flow":
+                    return FlowPrior(dim, **how)
+                return MixturePrior(dim, sizes.num_components, full=sizes.prior_kind == "full" and not how, **how)
+            self.priors = nn.ModuleDict({
+                "s": prior(sizes.num_experts), "d": prior(sizes.dynamics_dim),
+                "z": prior(sizes.pose_dim, context_dim=sizes.dynamics_dim),
+            })
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim, 1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours, image_size=image_size, channels=sizes.decoder_channels,
@@ -126,23 +155,35 @@ class VDSM(nn.Module):
     # The generative model p(s) p(d) p(z_1) prod_t p(z_t | z_{t-1}, d) p(x_t | s, z_t), equation 1
 
     def model(self, frames=None, mask=None, features=None, partner=None, *,
-              num_sequences=None, num_steps=None, temperature=None):  # fmt: skip
+              num_sequences=None, num_steps=None, temperature=None, rolled=0.0, learnt=True):  # fmt: skip
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
-            s = pyro.sample("s", self.static_prior())
-            d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
-            z = pyro.sample("z", self.pose_prior(d, num_steps, mask))
+            s, z = self.latents(num_steps, mask, rolled, learnt)
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
                 factor("same_identity", -self.disagreement(features, mask, *partner))
+
+    def latents(self, num_steps: int, mask: Tensor | None, rolled: float, learnt: bool) -> tuple[Tensor, Tensor]:
+        """Sample s, d and z; in training before the last stage, from the priors that are not learnt."""
+        learnt = learnt and self.sizes.num_components is not None
+        s = pyro.sample("s", self.priors["s"]() if learnt else self.static_prior())
+        d = pyro.sample("d", self.priors["d"]() if learnt else self.normal(self.sizes.dynamics_dim))
+        initial = self.priors["z"](d) if learnt else self.normal(self.sizes.pose_dim).expand(d.shape[:-1])
+        return s, pyro.sample("z", self.pose_prior(initial, d, num_steps, mask, rolled))
 
     def static_prior(self) -> TorchDistribution:
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
         return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)
 
-    def pose_prior(self, d: Tensor, num_steps: int, mask: Tensor | None, chain=MarkovChain) -> MarkovChain:
-        initial = self.normal(self.sizes.pose_dim).expand(d.shape[:-1])
-        return chain(initial, lambda z_prev: self.transition(z_prev, d), num_steps, mask=mask)
+    def pose_prior(self, initial: TorchDistribution, d: Tensor, num_steps: int, mask: Tensor | None, rolled: float = 0.0) -> MarkovChain:
+        if not self.sizes.memory_dim:
+            chain = partial(RolledOut, rolled) if rolled else MarkovChain
+            return chain(initial, lambda z_prev: self.transition(z_prev, d), num_steps, mask=mask)
+        chain = partial(RolledOutMemory, rolled) if rolled else RecurrentChain
+        return chain(
+            initial, lambda z_prev, h: self.transition(z_prev, torch.cat([h, d.expand(*h.shape[:-1], -1)], -1)),
+            num_steps, recurrence=self.memory, state=torch.tanh(self.first_memory(d)), mask=mask,
+        )  # fmt: skip
 
     def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
         temperature = self.sizes.temperature if temperature is None else temperature
@@ -164,7 +205,11 @@ class VDSM(nn.Module):
     def infer_motion(self, features: Tensor, mask: Tensor | None) -> None:
         embeddings, _ = self.pose_of_frame(features)
         d = pyro.sample("d", self.dynamics(embeddings, mask))
-        unrolled = self.dynamics.unroll(d, features.shape[1])
+        if self.sizes.memory_dim:
+            seen = features if mask is None else fill_padding(features, mask)
+            unrolled = torch.cat([self.past(seen)[0], read_backward(self.future, features, mask)], -1)
+        else:
+            unrolled = self.dynamics.unroll(d, features.shape[1])
         context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
         context = self.combiner.project(context, mask)  # of all steps at once
         initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
@@ -192,17 +237,12 @@ class VDSM(nn.Module):
             frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
             pyro.sample("z", IndependentSteps(frame_pose, mask))
 
-    # The transition by itself: no frame is decoded, and half of the chains are scored on their own roll-outs
+    # The priors by themselves: no frame is decoded, and half of the chains are scored on their own roll-outs
 
-    def motion_model(self, frames, mask=None, features=None, partner=None):
+    def prior_model(self, frames, mask=None, features=None, partner=None):
         with pyro.plate("sequences", frames.shape[0]):
-            d = pyro.sample("d", self.normal(self.sizes.dynamics_dim))
-            pyro.sample("z", self.pose_prior(d, frames.shape[1], mask, HalfRolledOut))
-            factor("no_frames", d.new_zeros(d.shape[:-1]))
-
-    def motion_guide(self, frames, mask=None, features=None, partner=None):
-        with pyro.plate("sequences", frames.shape[0]):
-            self.infer_motion(features, mask)
+            s, _ = self.latents(frames.shape[1], mask, 0.5, True)
+            factor("no_frames", s.new_zeros(s.shape[:-1]))
 
     def pose_of_frame(self, features: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):  # heads stay in full precision
@@ -213,19 +253,34 @@ class VDSM(nn.Module):
         return dist.Normal(self.initial_pose.new_zeros(shape), scale, validate_args=False).to_event(len(shape))
 
 
-class HalfRolledOut(MarkovChain):
-    """A chain that scores every other sequence after the means that the transition makes of z_1 by itself.
+class RollsOut:
+    """A chain that scores a part of the sequences after the means that the transition makes of z_1 by itself.
 
     There the KL term is latent overshooting (Hafner et al., ICML 2019), with means in place of samples; the rest are
     scored after their own steps, which keeps the one-step predictions of equation 4 close.
     """
 
+    def __init__(self, part, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.part = part
+
+    def expand(self, batch_shape, _instance=None):
+        return self
+
     def conditionals(self, path):
         if self.num_steps > 1:
             rolled_out = self.extend(path[..., :1, :], self.num_steps - 1, sample=False)
-            odd = torch.arange(path.shape[-3], device=path.device) % 2 == 1
-            path = torch.where(odd[:, None, None], rolled_out, path)
+            rows = torch.arange(path.shape[-3], device=path.device)
+            path = torch.where((rows < self.part * len(rows))[:, None, None], rolled_out, path)
         return super().conditionals(path)
+
+
+class RolledOut(RollsOut, MarkovChain):
+    """Without a memory."""
+
+
+class RolledOutMemory(RollsOut, RecurrentChain):
+    """With one."""
 
 
 # Training
@@ -271,29 +326,35 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, end)])
         for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
     }
+    if plan.dynamics_peak is not None:
+        weights["d"] = AnnealingSchedule.linear(plan.dynamics_start, plan.dynamics_weight, n)
     if plan.same_identity:
         weights["same_identity"] = AnnealingSchedule.constant(plan.same_identity)
     draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=plan.same_identity > 0)
     return training(
-        vdsm, trained, plan, n, plan.sequence_rate, vdsm.model, vdsm.guide, draw,
+        vdsm, trained, plan, n, plan.sequence_rate, partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
         weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
         arguments=tuple, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
     )  # fmt: skip
 
 
-def transition_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining | None:
-    """The transition alone: only KL(z) depends on it, so a step costs little; one-step errors add up in a roll-out."""
+def last_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining | None:
+    """The priors alone, with the transition: only the KL terms depend on them, so a step costs little."""
     if plan.transition_steps == 0:
         return None
     num_clips = 3 * plan.num_clips
+    draw = encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length)
+    trained = [vdsm.transition] + ([vdsm.memory, vdsm.first_memory] if vdsm.sizes.memory_dim else [])
+    if vdsm.sizes.num_components:
+        start_priors(vdsm.guide, draw, vdsm.priors, arguments=tuple, seed=seed)
+        trained.append(vdsm.priors)
     return training(
-        vdsm, [vdsm.transition], plan, plan.transition_steps, plan.transition_rate, vdsm.motion_model,
-        vdsm.motion_guide, encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length),
-        arguments=tuple, terms_per_step=num_clips, seed=seed + 2,
+        vdsm, trained, plan, plan.transition_steps, plan.transition_rate, vdsm.prior_model,
+        vdsm.guide, draw, arguments=tuple, terms_per_step=num_clips, seed=seed + 2,
     )  # fmt: skip
 
 
-STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training}
+STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": last_training}
 EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, Sizes, STAGES, Plan, static=("s",), motion=("d", "z"))
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from seqdisent.inference import (
     swap,
 )
 from seqdisent.masks import fill_padding, overwrite_padding
+from seqdisent.priors import FlowPrior, MixturePrior, VampPrior
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.transitions import Combiner, GatedTransition
 
@@ -27,15 +28,18 @@ __all__ = [
     "ConvEncoder",
     "DecomposedELBO",
     "ELBOTerms",
+    "FlowPrior",
     "GatedTransition",
     "IndependentSteps",
     "MarkovChain",
     "MixtureOfExperts",
     "MixtureOfExpertsConvDecoder",
+    "MixturePrior",
     "NormalHead",
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",
     "StaticEncoder",
+    "VampPrior",
     "batch_sizes",
     "elbo_terms",
     "feedback",

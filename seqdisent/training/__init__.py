@@ -14,6 +14,7 @@ except ImportError as error:
 from seqdisent.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, save_weights
 from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
 from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+from seqdisent.training.priors import refit_priors, start_priors
 from seqdisent.training.runs import is_main_process, train_stages
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "frames_and_mask",
     "is_main_process",
     "load_weights",
+    "refit_priors",
     "save_weights",
+    "start_priors",
     "step_seed",
     "train_stages",
 ]

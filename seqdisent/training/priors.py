@@ -1,0 +1,173 @@
+"""Learn the priors of a trained model once more, on samples of its posterior: for clips drawn from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqdisent._checks import check_positive
+from seqdisent._random import kept_random_state
+from seqdisent.chains.factorised import as_chain
+from seqdisent.inference import elbo_terms, infer
+from seqdisent.schedules import AnnealingSchedule
+from seqdisent.training.fit import fit
+from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+
+
+def refit_priors(
+    network: nn.Module,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    draw: Callable[[torch.Generator], Any],
+    priors: Mapping[str, nn.Module],
+    folder: str | Path,
+    *,
+    num_steps: int = 2000,
+    num_samples: int = 4096,
+    num_batches: int = 16,
+    learning_rate: Callable[[int], float] | None = None,
+    arguments: Callable[[Any], Any] = frames_and_mask,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, float]:
+    r"""Maximise :math:`\mathbb E_q \log p` of some latent sites alone, as the last stage of training.
+
+    It is the bound's own gradient, with the guide and the rest of the model held fixed: reconstructions and swaps stay
+    as they are, and only samples from the prior change. The parameters of the modules in `priors` are trained; each
+    that has a method ``start`` gets posterior samples of its site first (of a chain, its first step).
+
+    Args:
+        network: owns the parameters.
+        model: its Pyro model.
+        guide: its guide.
+        draw: a function of a ``torch.Generator`` that returns a batch, as of :class:`ELBOTraining`.
+        priors: {latent site: the module of `network` that makes its prior}, a :class:`~seqdisent.MixturePrior`, say.
+        folder: of checkpoints and logs, as of :func:`fit`.
+        num_steps: of training.
+        num_samples: about how many posterior samples the priors are started from.
+        num_batches: batches on which the gain is measured, the same before and after.
+        learning_rate: schedule; None for a cosine from 3e-3 to 0.
+        arguments: as of :class:`ELBOTraining`.
+        seed: of batches and noise.
+        **options: those of :func:`fit`.
+
+    Returns:
+        {site: nats a sequence by which its KL term fell}.
+
+    Raises:
+        ValueError: `priors` names no latent site of the model, or a module that `network` does not have.
+        FileExistsError: as :func:`fit`, and so on.
+
+    Example:
+        A posterior with two clusters, and a prior that learns them.
+
+        >>> import tempfile
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from seqdisent import MixturePrior
+        >>> _ = torch.manual_seed(0)
+        >>> network = nn.ModuleDict({"prior": MixturePrior(1, 2)})
+        >>> def model(x):
+        ...     with pyro.plate("sequences", len(x)):
+        ...         z = pyro.sample("z", network["prior"]())
+        ...         pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("sequences", len(x)):
+        ...         pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+        >>> def draw(generator):
+        ...     side = torch.randint(0, 2, (64, 1), generator=generator) * 10.0 - 5.0
+        ...     return side + 0.3 * torch.randn(64, 1, generator=generator)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     won = refit_priors(network, model, guide, draw, {"z": network["prior"]}, folder, num_steps=20,
+        ...                        arguments=lambda x: (x,), progress_bar=False, accelerator="cpu")
+        >>> won["z"] > 3
+        True
+    """
+    check_positive(num_batches=num_batches)
+    owned = {id(parameter) for parameter in network.parameters()}
+    for site, module in priors.items():
+        if not owned.issuperset(map(id, module.parameters())):
+            raise ValueError(f"priors: {site!r} has parameters that `network` does not own, expected a module of it")
+    is_trained = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    training = ELBOTraining(
+        network, model, guide, draw, num_steps=num_steps, arguments=arguments, seed=seed,
+        learning_rate=learning_rate or AnnealingSchedule.cosine(3e-3, 0.0, num_steps),
+        objective=lambda terms, weights: terms.elbo({site: float(site in priors) for site in terms.terms}),
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def kl() -> dict[str, float]:
+        with kept_random_state():
+            ledgers = [
+                elbo_terms(model, guide, *args, **named)
+                for args, named in _batches(draw, arguments, num_batches, seed, "gain")
+            ]
+        if unknown := sorted(set(priors) - set(ledgers[0].kl)):
+            known = sorted(ledgers[0].kl)
+            raise ValueError(f"priors: the model has no latent site {unknown}, expected some of {known}")
+        return {site: sum(terms.kl[site].mean().item() for terms in ledgers) / num_batches for site in priors}
+
+    network.requires_grad_(False)
+    for module in priors.values():
+        module.requires_grad_(True)
+    try:
+        before = kl()
+        start_priors(guide, draw, priors, num_samples=num_samples, arguments=arguments, seed=seed)
+        with kept_random_state():
+            fit(training, folder, **options)
+        after = kl()
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(is_trained[name])
+    return {site: before[site] - after[site] for site in priors}
+
+
+@torch.no_grad()
+def start_priors(
+    guide: Callable[..., Any],
+    draw: Callable[[torch.Generator], Any],
+    priors: Mapping[str, nn.Module],
+    *,
+    num_samples: int = 4096,
+    arguments: Callable[[Any], Any] = frames_and_mask,
+    seed: int = 0,
+) -> None:
+    """Start priors from posterior samples of their sites; of a chain, from those of its first step.
+
+    Args:
+        guide: a Pyro guide.
+        draw: as of :func:`refit_priors`.
+        priors: {site: a module with a method ``start(samples)``}; others are left as they are.
+        num_samples: about how many.
+        arguments: as of :class:`ELBOTraining`.
+        seed: of batches and noise.
+    """
+    check_positive(num_samples=num_samples)
+    samples: dict[str, list[Tensor]] = {site: [] for site, prior in priors.items() if hasattr(prior, "start")}
+    with kept_random_state():
+        for args, named in _batches(draw, arguments, num_samples, seed, "start"):
+            found = infer(guide, *args, sample=True, **named)
+            for site, values in samples.items():
+                distribution, value = found[site]
+                if as_chain(distribution) is not None:
+                    value = value.select(value.ndim - distribution.event_dim, 0)
+                values.append(value)
+            if not samples or sum(value.shape[:-1].numel() for value in next(iter(samples.values()))) >= num_samples:
+                break
+    for site, values in samples.items():
+        priors[site].start(torch.cat(values))  # type: ignore[operator]
+
+
+def _batches(
+    draw: Callable[[torch.Generator], Any], arguments: Callable[[Any], Any], number: int, seed: int, stream: str
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield what model and guide take from each of some batches, the noise seeded before each."""
+    for step in range(number):
+        batch = draw(torch.Generator().manual_seed(step_seed(seed, stream, step, 0)))
+        torch.manual_seed(step_seed(seed, stream + " noise", step, 0))
+        given = arguments(batch)
+        yield ((), given) if isinstance(given, dict) else (given, {})
