@@ -127,7 +127,7 @@ class VDSM(nn.Module):
         self.dynamics = Seq2SeqDynamicsEncoder(
             sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
         )
-        context_dim = sizes.dynamics_dim + (2 * sizes.seen_dim if sizes.memory_dim else sizes.rnn_dim)
+        context_dim = sizes.rnn_dim + sizes.dynamics_dim + (2 * sizes.seen_dim if sizes.memory_dim else 0)
         self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=context_dim)
         self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
         self.transition = GatedTransition(
@@ -205,12 +205,12 @@ class VDSM(nn.Module):
     def infer_motion(self, features: Tensor, mask: Tensor | None) -> None:
         embeddings, _ = self.pose_of_frame(features)
         d = pyro.sample("d", self.dynamics(embeddings, mask))
+        unrolled = self.dynamics.unroll(d, features.shape[1])
+        context = [unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)]
         if self.sizes.memory_dim:
             seen = features if mask is None else fill_padding(features, mask)
-            unrolled = torch.cat([self.past(seen)[0], read_backward(self.future, features, mask)], -1)
-        else:
-            unrolled = self.dynamics.unroll(d, features.shape[1])
-        context = torch.cat([unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)], -1)
+            context += [self.past(seen)[0], read_backward(self.future, features, mask)]
+        context = torch.cat(context, -1)
         context = self.combiner.project(context, mask)  # of all steps at once
         initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
         pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
@@ -321,7 +321,8 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
 def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
     """Stage 2: the dynamics, on the features of a frozen encoder; the last layers of s and z go on learning."""
     n = plan.sequence_steps
-    trained = (vdsm.static, vdsm.pose, vdsm.dynamics, vdsm.combiner, vdsm.initial_pose, vdsm.transition)
+    trained = [vdsm.static, vdsm.pose, vdsm.dynamics, vdsm.combiner, vdsm.initial_pose, vdsm.transition]
+    trained += [vdsm.memory, vdsm.first_memory, vdsm.past, vdsm.future] if vdsm.sizes.memory_dim else []
     weights = {  # the paper's curve for z; it names none for d, which follows it here
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, end)])
         for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
