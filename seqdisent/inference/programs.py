@@ -95,7 +95,8 @@ def run_both(
 
 def run_on(model: Callable[..., Any], guide_trace: poutine.Trace, args: Any, kwargs: Any) -> poutine.Trace:
     """Run the model on the guide's sample and return its trace."""
-    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with poutine.replay(trace=guide_trace):  # wrapped around the model, it takes its arguments `fn` and `context`
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
         check_plates("model", name, site)
     return trace
