@@ -146,9 +146,8 @@ def moving_mnist(
         Srivastava, Mansimov, Salakhutdinov. Unsupervised learning of video representations using LSTMs, ICML 2015, for
         two digits, the speed and the bouncing. LeCun, Cortes, Burges. The MNIST database of handwritten digits.
     """
-    for name, value in (("num_clips", num_clips), ("num_digits", num_digits), ("num_steps", num_steps)):
-        check_count(name, value)
-    if check_count("image_size", image_size) <= DIGIT_SIZE:
+    check_count(num_clips=num_clips, num_digits=num_digits, num_steps=num_steps, image_size=image_size)
+    if image_size <= DIGIT_SIZE:
         raise ValueError(f"image_size: got {image_size}, expected more than the {DIGIT_SIZE} pixels of a digit")
     check_choice("split", split, tuple(SPLITS))
     folder = find_mnist(root, split, download=download, base_url=base_url, timeout=timeout)

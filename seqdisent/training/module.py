@@ -238,7 +238,7 @@ class ELBOTraining(lightning.LightningModule):
             checkpoints.check_averages_the_same(path, checkpoint, averages=averages)
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "clip_norm": self.trainer.gradient_clip_val}  # type: ignore[attr-defined]
+        return {"seed": self.seed, "clip_norm": self.trainer.gradient_clip_val}
 
     def _trained(self) -> list[str]:
         return [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
