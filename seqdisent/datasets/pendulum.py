@@ -146,16 +146,7 @@ class PendulumRenderer:
         return self.amplitude[motion, None] * torch.cos(turn * steps + self.phase[motion, None])
 
     def __call__(self, content: Tensor, motion: Tensor, num_steps: int | None = None) -> Tensor:
-        """Frames of pendula with the colours of clips `content` and the trajectories of clips `motion`.
-
-        Args:
-            content: Rows of the data set as it was made, (M,).
-            motion: The same.
-            num_steps: How many frames, without a limit; by default as many as a clip has.
-
-        Returns:
-            uint8, (M, num_steps, 3, image_size, image_size).
-        """
+        """Pendula with the colours of rows `content` on the trajectories of rows `motion`, without a limit."""
         return render_pendulum(self.angle(motion, num_steps), self.colour[content, None, :], self.image_size)
 
 
