@@ -294,7 +294,7 @@ def transition_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBO
 
 
 STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training}
-EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, Sizes, STAGES, Plan, static=("s",), motion=("d", "z"))
+EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, STAGES, Sizes, Plan, static=("s",), motion=("d", "z"))
 
 if __name__ == "__main__":
     main(EXAMPLE)

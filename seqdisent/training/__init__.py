@@ -11,14 +11,14 @@ try:
 except ImportError as error:
     raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
 
-from seqdisent.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, save_weights
+from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.training.checkpoints import CheckpointError, load_weights, save_weights
 from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
-from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+from seqdisent.training.module import ELBOTraining
 from seqdisent.training.runs import is_main_process, train_stages
 
 __all__ = [
     "TERMINATED",
-    "AtomicCheckpointIO",
     "CheckpointError",
     "ELBOTraining",
     "TrainerOptions",
@@ -27,6 +27,5 @@ __all__ = [
     "is_main_process",
     "load_weights",
     "save_weights",
-    "step_seed",
     "train_stages",
 ]
