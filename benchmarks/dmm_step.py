@@ -32,7 +32,7 @@ class DMM(example.DMM):
     """The example's, and the same with a site for every step, as one writes it with Pyro alone."""
 
     def __init__(self, **sizes):
-        super().__init__(88, **sizes)
+        super().__init__((88,), **sizes)
 
     def first(self, which, num_sequences):
         return self.z_before[which].expand(num_sequences, -1)

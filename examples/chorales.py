@@ -44,7 +44,7 @@ class Data(NamedTuple):
 def load_chorales(settings: Namespace, *, download: bool) -> Data:
     if settings.data != "jsb":
         raise ValueError("expected jsb")
-    return Data(*(jsb_chorales(split=split, download=download) for split in ("train", "valid", "test")))
+    return Data(*(jsb_chorales(split=split, download=download) for split in SPLITS))
 
 
 # Numbers

@@ -129,7 +129,7 @@ def train(example: Example, run: Path, argv: list[str], *, resume: bool) -> None
 def network_of(example: Example, settings: Namespace) -> nn.Module:
     shape = tuple(settings.frame_shape)
     try:
-        return example.network(shape, example.plan_of(settings).sizes)
+        return example.build(shape, example.plan_of(settings).sizes)
     except (ValueError, TypeError) as error:
         sys.exit(f"this preset does not fit frames of shape {shape} (--preset, --image-size): {error}")
 

@@ -37,10 +37,11 @@ class DMM(nn.Module):
     """p(z_1) prod_t p(z_t | z_{t-1}) p(x_t | z_t), and structured inference (ST-R): q(z_t | z_{t-1}, x_{t:T})."""
 
     def __init__(
-        self, num_keys, latent_dim: int = 100, transition_dim: int = 200, rnn_dim: int = 600, emission_dim: int = 100,
-        num_flows: int = 0,
+        self, frame_shape, latent_dim: int = 100, transition_dim: int = 200, rnn_dim: int = 600,
+        emission_dim: int = 100, num_flows: int = 0,
     ):  # fmt: skip
         super().__init__()
+        (num_keys,) = frame_shape
         self.transition = GatedTransition(latent_dim, transition_dim)
         self.emission = mlp(latent_dim, emission_dim, emission_dim, num_keys)
         self.rnn = nn.RNN(num_keys, rnn_dim, nonlinearity="relu", batch_first=True)
@@ -79,15 +80,9 @@ class DMM(nn.Module):
 
 
 EXAMPLE = Example(
-    "dmm",
-    __doc__,
-    CHORALES,
-    lambda frame_shape, sizes: DMM(*frame_shape, **sizes),
-    DMM,
-    {"training": single_stage},
-    motion=("z",),
+    "dmm", __doc__, CHORALES, DMM, {"training": single_stage}, motion=("z",),
     flags={"flow": ("an inverse autoregressive flow in the guide", {"num_flows": 1})},
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(EXAMPLE)

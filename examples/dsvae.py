@@ -87,16 +87,9 @@ class DSVAE(nn.Module):
 
 
 EXAMPLE = Example(
-    "dsvae",
-    __doc__,
-    VIDEOS.on("sprites"),
-    lambda frame_shape, sizes: DSVAE(frame_shape, **sizes),
-    DSVAE,
-    {"training": calibrated_stage},
-    static=("f",),
-    motion=("z",),
+    "dsvae", __doc__, VIDEOS.on("sprites"), DSVAE, {"training": calibrated_stage}, static=("f",), motion=("z",),
     flags={"full": ("the full posterior, in which z reads f and all frames", {"full": True})},
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(EXAMPLE)

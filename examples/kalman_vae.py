@@ -128,13 +128,7 @@ class KalmanVAE(nn.Module):
 
 
 EXAMPLE = Example(
-    "kalman_vae",
-    __doc__,
-    VIDEOS,
-    lambda frame_shape, sizes: KalmanVAE(frame_shape, **sizes),
-    KalmanVAE,
-    {"training": partial(calibrated_stage, kl="monte-carlo")},
-    motion=("z",),
+    "kalman_vae", __doc__, VIDEOS, KalmanVAE, {"training": partial(calibrated_stage, kl="monte-carlo")}, motion=("z",)
 )
 
 if __name__ == "__main__":

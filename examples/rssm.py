@@ -90,13 +90,7 @@ def _constant(normal):
 
 
 EXAMPLE = Example(
-    "rssm",
-    __doc__,
-    VIDEOS,
-    lambda frame_shape, sizes: RSSM(frame_shape, **sizes),
-    RSSM,
-    {"training": partial(calibrated_stage, objective=balanced_bound)},
-    motion=("z",),
+    "rssm", __doc__, VIDEOS, RSSM, {"training": partial(calibrated_stage, objective=balanced_bound)}, motion=("z",)
 )
 
 if __name__ == "__main__":

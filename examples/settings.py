@@ -14,7 +14,7 @@ import json
 import sys
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +71,9 @@ class Example(NamedTuple):
     name: str  # of the folder of its presets
     description: str
     task: Task
-    network: Callable[[tuple[int, ...], Any], nn.Module]  # of a frame's shape and the plan's sizes
-    sizes: type  # a dataclass of sizes, or the network, whose signature names them
+    network: Callable[..., nn.Module]  # of a frame's shape and the plan's sizes, which its signature names
     stages: Mapping[str, Callable[[Any, Any, Any, int], ELBOTraining | None]]  # None: this plan skips it
+    sizes: type | None = None  # a dataclass of sizes, where `network` takes that instead
     plan: type = Plan
     static: tuple[str, ...] = ()  # the sites that say who
     motion: tuple[str, ...] = ()  # the sites that say what
@@ -91,7 +91,10 @@ class Example(NamedTuple):
     def plan_of(self, settings: Namespace) -> Any:
         values = settings.plan.as_dict()
         sizes = values.pop("sizes")
-        return self.plan(sizes=self.sizes(**sizes) if is_dataclass(self.sizes) else sizes, **values)
+        return self.plan(sizes=self.sizes(**sizes) if self.sizes else sizes, **values)
+
+    def build(self, frame_shape: tuple[int, ...], sizes: Any) -> nn.Module:
+        return self.network(frame_shape, sizes) if self.sizes else self.network(frame_shape, **sizes)
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -124,7 +127,7 @@ def parser_of(example: Example, **options: Any) -> ArgumentParser:
     add("--frame_shape", type=tuple[int, ...], help=SUPPRESS)  # as the data have it
     parser.add_class_arguments(example.plan, "plan", skip={"sizes"})
     # of a network, all but the shape of what it reads
-    parser.add_class_arguments(example.sizes, "plan.sizes", skip=set() if is_dataclass(example.sizes) else {1})
+    parser.add_class_arguments(example.sizes or example.network, "plan.sizes", skip=set() if example.sizes else {1})
     for key, title in (("plan", "training"), ("plan.sizes", "network")):
         parser.groups[key].title = f"{title} (defaults are those without a preset)"
     return parser

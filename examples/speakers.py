@@ -87,15 +87,9 @@ def dynamics(speakers, plan, clips, seed):
 
 
 EXAMPLE = Example(
-    "speakers",
-    __doc__,
-    SIGNALS,
-    lambda frame_shape, sizes: Speakers(frame_shape, **sizes),
-    Speakers,
-    {"unordered": unordered, "dynamics": dynamics},
-    static=("s",),
+    "speakers", __doc__, SIGNALS, Speakers, {"unordered": unordered, "dynamics": dynamics}, static=("s",),
     motion=("z",),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -27,9 +27,10 @@ class SRNN(nn.Module):
     """p(z_t | z_{t-1}, d_t) p(x_t | z_t, d_t), and q(z_t | z_{t-1}, d_t, a_t) with a_t = g(a_{t+1}, {d_t, x_t})."""
 
     def __init__(
-        self, num_keys, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
+        self, frame_shape, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
     ):  # fmt: skip
         super().__init__()
+        (num_keys,) = frame_shape
         self.latent_dim, self.rnn_dim = latent_dim, rnn_dim
         self.forward_rnn = nn.GRU(num_keys, rnn_dim, batch_first=True)
         self.backward_rnn = nn.GRU(rnn_dim + num_keys, rnn_dim, batch_first=True)
@@ -75,16 +76,7 @@ class SRNN(nn.Module):
         return (self.emission(torch.cat([z, d], -1)) > 0).to(z.dtype)
 
 
-EXAMPLE = Example(
-    "srnn",
-    __doc__,
-    CHORALES,
-    lambda frame_shape, sizes: SRNN(*frame_shape, **sizes),
-    SRNN,
-    {"training": single_stage},
-    motion=("z",),
-    history=True,
-)
+EXAMPLE = Example("srnn", __doc__, CHORALES, SRNN, {"training": single_stage}, motion=("z",), history=True)
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -182,11 +182,9 @@ def _swap(example: Example, options: Namespace) -> None:
 def _forecast(example: Example, options: Namespace) -> None:
     network, settings = load_run(example, Path(options.run))
     torch.manual_seed(options.seed)
-    frames, how = (
-        _read_clip(options["from"], settings.frame_shape),
-        {"sample": options.sample, "history": example.history},
-    )
-    predicted = forecast(network.model, network.guide, frames, num_steps=options.num_steps, **how)["x"].mean
+    frames = _read_clip(options["from"], settings.frame_shape)
+    how = {"num_steps": options.num_steps, "sample": options.sample, "history": example.history}
+    predicted = forecast(network.model, network.guide, frames, **how)["x"].mean
     _write_clips(predicted, options.out or Path(options.run) / "forecast_from_file")
 
 
@@ -229,13 +227,8 @@ def _read_clip(path: str, frame_shape: tuple[int, int, int]) -> Tensor:
 def _write_clips(clips: Tensor, stem: str | Path) -> None:
     """Write clips as one picture of film strips and as one animation."""
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     side_by_side = torch.stack([film_strip(frame[None]) for frame in clips.transpose(0, 1)])
-    print(
-        "wrote",
-        save_png(film_strip(clips), stem.with_name(stem.name + ".png")),
-        save_gif(side_by_side, stem.with_name(stem.name + ".gif"), scale=2),
-    )
+    print("wrote", save_png(film_strip(clips), f"{stem}.png"), save_gif(side_by_side, f"{stem}.gif", scale=2))
 
 
 OUT = {"out": {"help": "where to write, without ending (default: in the run folder)"}}
@@ -264,25 +257,25 @@ VIDEOS = Task(
     load=load_videos,
     measure=measure_videos,
     commands={
-        "generate": Command(
-            "draw new clips from the prior",
-            OUT | {"num-clips": {"type": int, "default": 8}} | NUM_STEPS | SEED,
-            _generate,
-        ),
+        "generate": Command("draw new clips from the prior", {**OUT, **NUM_CLIPS, **NUM_STEPS, **SEED}, _generate),
         "swap": Command(
             "show who is in one clip doing what is done in another",
-            OUT
-            | {"content": {"required": True, "help": "clip that gives the identity: folder, image, GIF, .npy"}}
-            | {"motion": {"required": True, "help": "clip that gives the motion"}},
+            {
+                **OUT,
+                "content": {"required": True, "help": "clip that gives the identity: folder, image, GIF, .npy"},
+                "motion": {"required": True, "help": "clip that gives the motion"},
+            },
             _swap,
         ),
         "forecast": Command(
             "continue a clip",
-            OUT
-            | {"from": {"required": True, "help": "one frame or more: folder, image, GIF, .npy"}}
-            | {"sample": {"action": "store_true", "help": "draw the future instead of following its mean"}}
-            | NUM_STEPS
-            | SEED,
+            {
+                **OUT,
+                **NUM_STEPS,
+                **SEED,
+                "from": {"required": True, "help": "one frame or more: folder, image, GIF, .npy"},
+                "sample": {"action": "store_true", "help": "draw the future instead of following its mean"},
+            },
             _forecast,
         ),
         "evaluate": Command(

@@ -26,9 +26,10 @@ class VRNN(nn.Module):
     """p(z_t | h_t) p(x_t | z_t, h_t), q(z_t | x_t, h_t), with h_t = f(h_{t-1}, z_{t-1}, x_{t-1})."""
 
     def __init__(
-        self, num_keys, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
+        self, frame_shape, latent_dim: int = 32, hidden_dim: int = 200, rnn_dim: int = 300,
     ):  # fmt: skip
         super().__init__()
+        (num_keys,) = frame_shape
         self.read = nn.Sequential(mlp(num_keys, hidden_dim), nn.ReLU())
         self.rnn = nn.GRU(latent_dim + hidden_dim, rnn_dim, batch_first=True)
         self.prior = normal_mlp(rnn_dim, hidden_dim, latent_dim)
@@ -64,16 +65,7 @@ class VRNN(nn.Module):
         return (self.emission(torch.cat([z, state], -1)) > 0).to(z.dtype)
 
 
-EXAMPLE = Example(
-    "vrnn",
-    __doc__,
-    CHORALES,
-    lambda frame_shape, sizes: VRNN(*frame_shape, **sizes),
-    VRNN,
-    {"training": single_stage},
-    motion=("z",),
-    history=True,
-)
+EXAMPLE = Example("vrnn", __doc__, CHORALES, VRNN, {"training": single_stage}, motion=("z",), history=True)
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -139,10 +139,9 @@ class ConvEncoder(nn.Module):
             Salimans and Kingma, "Weight normalization", NeurIPS 2016, section 3.
         """
         hidden = self._flatten(frames)
-        _check_several("frames", hidden)
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):
-                _standardise(layer, layer(hidden))
+                _standardise("frames", layer, layer(hidden))
             hidden = layer(hidden)
 
 
@@ -214,9 +213,7 @@ class StaticEncoder(nn.Module):
         Call it after :meth:`ConvEncoder.calibrate`, with the features of that encoder.
         """
         check_last_dim("features", features, self.feature_dim, "feature_dim")
-        flat = features.reshape(-1, self.feature_dim)
-        _check_several("features", flat)
-        _standardise(self.embedding, self.embedding(flat))
+        _standardise("features", self.embedding, self.embedding(features.reshape(-1, self.feature_dim)))
 
 
 class Seq2SeqDynamicsEncoder(nn.Module):
@@ -360,13 +357,10 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
     return futures if mask is None else overwrite_padding(futures, mask)
 
 
-def _check_several(name: str, examples: Tensor) -> None:
-    if len(examples) < 2:
-        raise ValueError(f"{name}: got {len(examples)} to calibrate on, expected two or more (a few hundred)")
-
-
-def _standardise(layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
+def _standardise(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
     """Rescale a layer whose output was (N, C, ...) so that each channel has mean 0 and standard deviation 1."""
+    if len(output) < 2:
+        raise ValueError(f"{name}: got {len(output)} to calibrate on, expected two or more (a few hundred)")
     channels = output.transpose(0, 1).flatten(1)
     mean, deviation = channels.mean(1), channels.std(1)
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a constant channel keeps its scale

@@ -66,8 +66,6 @@ def fill_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor
 def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> Tensor:
     r"""Return `values` with 0 wherever `mask` is False: what is done with terms and features that go out.
 
-    What comes in is for :func:`fill_padding`, since 0 may lie outside the domain of the function that reads it.
-
     Args:
         values: (\*S, \*B, T, \*E).
         mask: (\*B, T) bool, True where a step is real.
@@ -77,8 +75,8 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
         A tensor of the same shape.
 
     Raises:
-        TypeError: the mask is no tensor of bool.
-        ValueError: a mask that does not fit the values. A hole is not looked for, since that would wait for the device.
+        TypeError: as :func:`fill_padding`.
+        ValueError: as there.
 
     Example:
         >>> overwrite_padding(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]), event_dims=0)
@@ -89,10 +87,9 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
 
 
 def fill_inputs(inputs: Tensor, mask: Tensor) -> Tensor:
-    r"""Return inputs (\*B, T, I) of a chain with a value in the padding that the transition may read.
+    r"""Return inputs (\*B, T, I) of a chain with those of the second step in padding; the first's are never read.
 
-    The chain never reads those of the first step, so the second step's stand in for padding; a row without a second
-    step takes those of another row.
+    A row without a second step takes those of another row.
     """
     if inputs.shape[-2] < 2:
         return inputs

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from seqdisent import _files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +83,7 @@ def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
 
     Args:
         picture: pixels in [0, 1]; other values are clipped.
-        path: the file to write.
+        path: the file to write, whole or not at all; missing folders are made.
         scale: enlargement factor, an integer.
 
     Shape:
@@ -97,9 +99,8 @@ def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
         ...     save_png(torch.zeros(3, 8, 8), Path(folder) / "black.png", scale=4).name
         'black.png'
     """
-    path = Path(path)
-    _image(picture, scale).save(path)
-    return path
+    image = _image(picture, scale)
+    return _written(path, lambda file: image.save(file, "PNG"))
 
 
 def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8.0, scale: int = 1) -> Path:
@@ -107,7 +108,7 @@ def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8
 
     Args:
         pictures: pixels in [0, 1]; other values are clipped.
-        path: the file to write.
+        path: the file to write, whole or not at all; missing folders are made.
         frames_per_second: playback speed; GIF stores durations in hundredths of a second.
         scale: enlargement factor, an integer.
 
@@ -124,11 +125,9 @@ def save_gif(pictures: Tensor, path: str | Path, *, frames_per_second: float = 8
         ...     save_gif(torch.rand(5, 1, 8, 8), Path(folder) / "noise.gif").name
         'noise.gif'
     """
-    path = Path(path)
     first, *others = [_image(picture, scale) for picture in pictures]
-    milliseconds = round(1000 / frames_per_second)
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
-    return path
+    how: dict[str, Any] = {"duration": round(1000 / frames_per_second), "loop": 0}
+    return _written(path, lambda file: first.save(file, "GIF", save_all=True, append_images=others, **how))
 
 
 def plot_schedules(schedules: Mapping[str, Callable[[float], float]], num_steps: int, path: str | Path) -> Path:
@@ -155,7 +154,7 @@ def plot_schedules(schedules: Mapping[str, Callable[[float], float]], num_steps:
     for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
         axis.plot(steps, [schedule(step) for step in steps])
         axis.set(title=name, xlabel="step")
-    return _write(figure, path)
+    return _save_figure(figure, path)
 
 
 def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
@@ -198,7 +197,7 @@ def plot_ledger(logs: Sequence[str | Path], path: str | Path) -> Path:
             axis.set_yscale("symlog", linthresh=1.0, subs=(2, 5))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
-    return _write(figure, path)
+    return _save_figure(figure, path)
 
 
 def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
@@ -225,7 +224,7 @@ def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trai
         axis.axvline(trained_on + 0.5, color="grey", linestyle=":", label="end of the given frames")
     axis.set(xlabel="step", ylabel="mean squared error of pixels", ylim=(0, None))
     axis.legend()
-    return _write(figure, path)
+    return _save_figure(figure, path)
 
 
 def _image(picture: Tensor, scale: int) -> Any:
@@ -240,17 +239,21 @@ def _image(picture: Tensor, scale: int) -> Any:
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
 
 
-def _axes(count: int, *, width: float) -> tuple[Any, list[Axes]]:
+def _axes(count: int, *, width: float, height: float = 2.8) -> tuple[Any, list[Axes]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install it with: pip install 'seqdisent[plot]'") from error
     # not pyplot's figure, which is global state and may open a window
-    figure = Figure(figsize=(width * count, 2.8), layout="constrained")
+    figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _write(figure: Any, path: str | Path) -> Path:
+def _save_figure(figure: Any, path: str | Path) -> Path:
+    return _written(path, lambda file: figure.savefig(file, dpi=110, format=Path(path).suffix[1:] or "png"))
+
+
+def _written(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     path = Path(path)
-    figure.savefig(path, dpi=110)
+    _files.write(path, write)
     return path

@@ -29,7 +29,6 @@ WITHOUT_EXAMPLE = {
     "seqdisent.metrics.FrechetScore": "FrechetDistance shows it",
     "seqdisent.metrics.ProbeScores": "probe shows it",
     "seqdisent.metrics.SwapScores": "SwapAccuracy shows it",
-    "seqdisent.training.AtomicCheckpointIO": "fit installs it",
     "seqdisent.training.CheckpointError": "fit raises it",
     "seqdisent.training.TrainerOptions": "fit takes them",
     "seqdisent.training.load_weights": "save_weights shows it",

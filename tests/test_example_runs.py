@@ -58,7 +58,7 @@ def test_every_preset_builds_its_network_and_says_all_that_it_is(name, settings)
         assert plan.betas == tuple(plan.betas)  # tuples, as Python has them
         if preset == "tiny":
             shape = {"dmm": (88,), "vrnn": (88,), "srnn": (88,), "speakers": (96,)}.get(name, (3, 64, 64))
-            assert sum(p.numel() for p in example.network(shape, plan.sizes).parameters()) > 0
+            assert sum(p.numel() for p in example.build(shape, plan.sizes).parameters()) > 0
 
 
 def test_files_and_options_change_any_field(vdsm, settings, tmp_path):

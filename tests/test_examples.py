@@ -52,7 +52,7 @@ def built(request):
     sizes = {**example.preset("tiny").sizes, **sizes}
     if len(shape) == 3:
         sizes |= {"encoder": (4,), "decoder": (4,)}
-    network = example.network(shape, sizes).double()
+    network = example.build(shape, sizes).double()
     frames = torch.rand(3, 5, *shape, dtype=torch.float64)
     return example, network, (frames if len(shape) == 3 or name == "speakers" else frames.round())
 
@@ -181,7 +181,7 @@ def test_half_precision_is_near_full(built):
 def test_history_is_read_where_there_is_one(name):
     """What follows some chords depends on the chords themselves, not on the keys that the model would have pressed."""
     example = example_of(name)
-    network = example.network((88,), example.preset("tiny").sizes).double()
+    network = example.build((88,), example.preset("tiny").sizes).double()
     frames = torch.rand(3, 5, 88, dtype=torch.float64).round()
     found = reconstruct(network.model, network.guide, frames, history=True)["x"].mean
     z = infer(network.guide, frames)["z"].value

@@ -1,5 +1,7 @@
 """Pictures: what is in them, not only that they are there."""
 
+import os
+
 import pytest
 import torch
 
@@ -61,6 +63,30 @@ def test_png_and_gif_hold_the_pixels(tmp_path):
         assert animation.info["loop"] == 0
     with pytest.raises(ValueError, match="^picture: "):
         save_png(torch.zeros(2, 4, 4), tmp_path / "b.png")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    pictures, errors = clips(3, 3, 4, 4), {"model": torch.arange(5.0)}
+    paths = [tmp_path / name for name in ("a.png", "a.gif", "error.png")]
+
+    writers = (
+        lambda: save_png(pictures[0], paths[0]),
+        lambda: save_gif(pictures, paths[1]),
+        lambda: plot_error_over_time(errors, paths[2]),
+    )
+    for write in writers:
+        write()
+    before = [path.read_bytes() for path in paths]
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write, path in zip(writers, paths, strict=True):
+        with pytest.raises(OSError, match=f"{path.name} was not written: No space left on device"):
+            write()
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_plots_are_written_and_depend_on_what_they_show(tmp_path):

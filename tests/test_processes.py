@@ -17,7 +17,7 @@ from small_runs import losses  # noqa: E402
 from two_processes import NUM_STEPS, held_out, stage  # noqa: E402
 
 from seqdisent import elbo_terms  # noqa: E402
-from seqdisent.training import step_seed  # noqa: E402
+from seqdisent.training.module import step_seed  # noqa: E402
 
 
 def gradients_of_each_share(name):

@@ -20,7 +20,9 @@ from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
 from seqdisent import IndependentSteps, _checks, training  # noqa: E402
 from seqdisent.datasets import Clips  # noqa: E402
+from seqdisent.training import checkpoints  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
+from seqdisent.training.module import step_seed  # noqa: E402
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
@@ -104,7 +106,7 @@ def test_training_leaves_pyros_store_and_the_random_state_alone(tmp_path):
 
 def test_step_seeds_differ_by_step_stream_and_rank():
     seeds = {
-        training.step_seed(seed, stream, step, rank)
+        step_seed(seed, stream, step, rank)
         for seed in (0, 1)
         for stream in ("batch", "noise")
         for step in range(10)
@@ -401,7 +403,7 @@ def test_options_of_a_training_that_do_not_fit(options, error, message, tmp_path
         ({"logger": False}, TypeError, "^logger: "),
         ({"acelerator": "cpu"}, TypeError, "^acelerator: "),
         ({"clip_norm": 1.0, "gradient_clip_val": 1.0}, ValueError, "^clip_norm: "),
-        ({"plugins": training.AtomicCheckpointIO()}, TypeError, "^plugins: "),
+        ({"plugins": checkpoints.AtomicCheckpointIO()}, TypeError, "^plugins: "),
     ],
 )  # fmt: skip
 def test_options_of_the_trainer_that_fit_decides(options, error, message, tmp_path):

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
 from seqdisent import elbo_terms, training  # noqa: E402
+from seqdisent.training.module import step_seed  # noqa: E402
 from seqdisent.training.validation import evaluate  # noqa: E402
 
 HELD_OUT = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (4, 2, 3)]
@@ -86,7 +87,7 @@ def test_it_is_the_mean_bound_of_all_held_out_sequences_at_fixed_noise(tmp_path)
     total = {"validation/elbo": 0.0, "validation/KL(z)": 0.0, "validation/log_p(x)": 0.0}
     module.network.eval()
     for index, batch in enumerate(HELD_OUT):
-        torch.manual_seed(training.step_seed(3, "validation", index, 0))
+        torch.manual_seed(step_seed(3, "validation", index, 0))
         terms = elbo_terms(module.model, module.guide, batch, gain=module.inputs["gain"](29))
         total["validation/elbo"] += terms.elbo().sum().item() / 9
         total["validation/KL(z)"] += terms.kl["z"].sum().item() / 9

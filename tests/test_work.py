@@ -160,6 +160,7 @@ class CountWaits(Callback):
 def waits_of(training, folder, monkeypatch):
     """Return what a step waits for, when masks are not to be read, as on an accelerator."""
     monkeypatch.setattr(_checks, "_AT_ONCE", frozenset())
+    monkeypatch.setattr("parts.READ_AT_ONCE", ())
     count = CountWaits()
     fit(training, folder, callbacks=(count,), clip_norm=10.0, log_every=100, progress_bar=False, accelerator="cpu")
     return count.steps[2]  # the first step looks for parameters that nobody owns, the last one writes the log

@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.draws import Draw, is_flow
-from seqdisent.chains.protocol import Chain, Conditionals
-from seqdisent.masks import check_mask, fill_padding, overwrite_padding
+from seqdisent.chains.protocol import Chain, Conditionals, fill_path, overwrite_steps
+from seqdisent.masks import check_mask
 
 
 class IndependentSteps(TorchDistribution):
@@ -58,20 +58,9 @@ class IndependentSteps(TorchDistribution):
                 num_steps = mask.shape[-1]
                 step = step.expand((*step.batch_shape[:-1], num_steps))
             mask = check_mask(mask, step.batch_shape[:-1], num_steps)
-        self._set(step, mask)
-
-    def _set(self, step_distribution: TorchDistribution, mask: Tensor | None) -> None:
-        self.step_distribution, self._step_mask = step_distribution, mask
-        *batch, num_steps = step_distribution.batch_shape
-        event_shape = torch.Size((num_steps, *step_distribution.event_shape))
-        super().__init__(torch.Size(batch), event_shape, validate_args=False)
-
-    @classmethod
-    def _of(cls, step: TorchDistribution, mask: Tensor | None) -> Self:
-        """Return steps under any mask; one of a program of the user's own may have holes."""
-        made = cls.__new__(cls)
-        made._set(step, mask)
-        return made
+        self.step_distribution, self._step_mask = step, mask
+        event_shape = torch.Size((step.batch_shape[-1], *step.event_shape))
+        super().__init__(step.batch_shape[:-1], event_shape, validate_args=False)
 
     @property
     def step_mask(self) -> Tensor | None:
@@ -102,18 +91,19 @@ class IndependentSteps(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return these steps with a larger batch; a plate calls it."""
-        num_steps = self.step_distribution.batch_shape[-1]
-        mask = None if self._step_mask is None else self._step_mask.expand(*batch_shape, num_steps)
-        return type(self)._of(self.step_distribution.expand((*batch_shape, num_steps)), mask)
+        shape = (*batch_shape, self.event_shape[0])
+        steps = type(self)(self.step_distribution.expand(shape))
+        steps._step_mask = None if self._step_mask is None else self._step_mask.expand(shape)
+        return steps
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw all steps (\*sample_shape, \*B, T, \*E), reparameterised; padding repeats the first."""
-        return self._filled(self.step_distribution.rsample(torch.Size(sample_shape)))
+        return fill_path(self, self.step_distribution.rsample(torch.Size(sample_shape)))
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw all steps (\*sample_shape, \*B, T, \*E) without gradient; padding repeats the first."""
         with torch.no_grad():
-            return self._filled(self.step_distribution.sample(torch.Size(sample_shape)))
+            return fill_path(self, self.step_distribution.sample(torch.Size(sample_shape)))
 
     def rsample_with_conditionals(
         self,
@@ -129,12 +119,11 @@ class IndependentSteps(TorchDistribution):
         """
         path = self.step_distribution.rsample(torch.Size(sample_shape))
         log_prob = self.step_distribution.log_prob(path) if is_flow(self.step_distribution) else None
-        return Draw(self._filled(path), None, log_prob)
+        return Draw(fill_path(self, path), None, log_prob)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, \*E), in nats; 0 at padding."""
-        log_prob: Tensor = self.step_distribution.log_prob(self._filled(path))
-        return log_prob if self._step_mask is None else overwrite_padding(log_prob, self._step_mask, event_dims=0)
+        return overwrite_steps(self, self.step_distribution.log_prob(fill_path(self, path)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B) of sequences (\*S, \*B, T, \*E), in nats."""
@@ -146,22 +135,20 @@ class IndependentSteps(TorchDistribution):
         Raises:
             NotImplementedError: the steps are no diagonal Normals.
         """
-        loc, scale = self._normal()
+        if not self.is_normal:
+            raise NotImplementedError(
+                f"the steps are {type(self.step_distribution).__name__}, expected diagonal Normals"
+            )
+        loc, scale = self.step_distribution.base_dist.loc, self.step_distribution.base_dist.scale
         initial = _normal(loc[..., 0, :], scale[..., 0, :])
         if loc.shape[-2] == 1:
             return Conditionals(initial, None)
-        # the sample dimensions of the path stand between time and the batch
-        ones = (1,) * (path.ndim - loc.ndim)
-        shape = (loc.shape[-2] - 1, *path.shape[:-2], path.shape[-1])
-        loc, scale = (
-            x[..., 1:, :].movedim(-2, 0).reshape(x.shape[-2] - 1, *ones, *x.shape[:-2], x.shape[-1]).expand(shape)
-            for x in (loc, scale)
-        )
+        loc, scale = (x.expand(path.shape)[..., 1:, :].movedim(-2, 0) for x in (loc, scale))
         return Conditionals(initial, _normal(loc, scale))
 
     def mean_path(self) -> Tensor:
         r"""Return the means of the steps (\*B, T, \*E); padding repeats the first."""
-        return self._filled(self.mean)
+        return fill_path(self, self.mean)
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
         r"""Return `prefix` (\*S, \*B, T', \*E) followed by this distribution's own steps after it.
@@ -190,15 +177,6 @@ class IndependentSteps(TorchDistribution):
         known = torch.cat([prefix, path.narrow(time, length, num_steps)], time)
         return torch.where(is_known.reshape(is_known.shape + (1,) * event_dims), known, path)
 
-    def _filled(self, path: Tensor) -> Tensor:
-        mask, event_dims = self._step_mask, len(self.event_shape)
-        if mask is None:
-            return path
-        batch_shape = torch.broadcast_shapes(path.shape[: path.ndim - event_dims], self.batch_shape)
-        return fill_padding(
-            path.expand(*batch_shape, *path.shape[path.ndim - event_dims :]), mask, event_dims=event_dims - 1
-        )
-
     @property
     def is_normal(self) -> bool:
         """Whether the steps are diagonal Normals, which compare with another chain's in closed form."""
@@ -206,12 +184,13 @@ class IndependentSteps(TorchDistribution):
         base = step.base_dist if type(step) is dist.Independent else None
         return type(base) is dist.Normal and len(self.event_shape) == 2
 
-    def _normal(self) -> tuple[Tensor, Tensor]:
-        if not self.is_normal:
-            raise NotImplementedError(
-                f"the steps are {type(self.step_distribution).__name__}, expected diagonal Normals"
-            )
-        return self.step_distribution.base_dist.loc, self.step_distribution.base_dist.scale
+
+def without_mask(fn: Any, mask: Any = None) -> tuple[Any, Any]:
+    """Return a distribution without `.mask(...)` around it, and these masks and `mask` in one; None for no mask."""
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, mask
 
 
 def as_chain(distribution: TorchDistribution) -> Chain | None:
@@ -220,8 +199,7 @@ def as_chain(distribution: TorchDistribution) -> Chain | None:
     A distribution says so by having the protocol, or by a mask of its steps:
     ``Normal(loc, scale).to_event(1).mask(mask).to_event(1)``.
     """
-    while isinstance(distribution, dist.MaskedDistribution):
-        distribution = distribution.base_dist
+    distribution, _ = without_mask(distribution)
     if isinstance(distribution, Chain):
         return distribution
     steps = as_steps(distribution)
@@ -234,8 +212,7 @@ def as_steps(distribution: TorchDistribution) -> IndependentSteps | None:
 
     Only what is known to be a trajectory (from the other program, say) is to be seen so.
     """
-    while isinstance(distribution, dist.MaskedDistribution):
-        distribution = distribution.base_dist
+    distribution, _ = without_mask(distribution)
     if isinstance(distribution, IndependentSteps):
         return distribution
     if type(distribution) is not dist.Independent or not distribution.reinterpreted_batch_ndims:
@@ -243,11 +220,12 @@ def as_steps(distribution: TorchDistribution) -> IndependentSteps | None:
     step = distribution.base_dist
     if distribution.reinterpreted_batch_ndims > 1:
         step = step.to_event(distribution.reinterpreted_batch_ndims - 1)
-    mask = None
-    while isinstance(step, dist.MaskedDistribution) and isinstance(step._mask, Tensor):
-        of_steps = step._mask.expand(step.batch_shape)
-        mask, step = of_steps if mask is None else mask & of_steps, step.base_dist
-    return IndependentSteps._of(step, mask)
+    inner, mask = without_mask(step)
+    if not isinstance(mask, Tensor):  # True or False for all of them
+        return IndependentSteps(step)
+    steps = IndependentSteps(inner)
+    steps._step_mask = mask  # unchecked: of a distribution of the user's own, it may have holes
+    return steps
 
 
 def _normal(loc: Tensor, scale: Tensor) -> Any:

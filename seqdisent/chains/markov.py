@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 from seqdisent._checks import check_not_empty, check_positive, drops_out
 from seqdisent.chains.draws import Draw, DrawnStep, conditionals_at_draw, drawn_step, log_prob_at_draw
-from seqdisent.chains.protocol import ChainState, Conditionals
-from seqdisent.masks import check_mask, fill_inputs, fill_padding, overwrite_padding
+from seqdisent.chains.protocol import ChainState, Conditionals, fill_path, overwrite_steps
+from seqdisent.masks import check_mask, fill_inputs
 
 Mode = Literal["rsample", "draw", "mean"]  # what a step is, given its conditional
 
@@ -77,9 +77,10 @@ class MarkovChain(TorchDistribution):
     ) -> None:
         check_positive(num_steps=num_steps)
         if len(initial.event_shape) != 1:
-            raise ValueError(
-                f"initial: has event shape {tuple(initial.event_shape)}, expected a vector (D,); {_as_vector(initial)}"
-            )
+            how = ".to_event(1) makes the last batch dimension the event"
+            if isinstance(initial, dist.Categorical):
+                how = "a class is a vector as OneHotCategorical"
+            raise ValueError(f"initial: has event shape {tuple(initial.event_shape)}, expected a vector (D,); {how}")
         if not callable(transition):
             raise TypeError(f"transition: got {type(transition).__name__}, expected a function of z_prev")
         if isinstance(transition, nn.Module) and (dropout := drops_out(transition)):
@@ -87,27 +88,17 @@ class MarkovChain(TorchDistribution):
                 f"transition: {dropout} drops units at random, so a path would be scored under another transition than "
                 "the one that drew it; remove it or call .eval()"
             )
-        batch_shape = initial.batch_shape
-        check_not_empty("initial", batch_shape)
-        if inputs is not None:
-            if inputs.ndim < 2 or inputs.shape[-2] != num_steps:
-                raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, I) with T={num_steps}")
-            try:
-                inputs = inputs.expand(*batch_shape, *inputs.shape[-2:])
-            except RuntimeError as error:
-                raise ValueError(
-                    f"inputs: has shape {tuple(inputs.shape)}, expected the batch {tuple(batch_shape)} of `initial`"
-                ) from error
-        if mask is not None:
-            mask = check_mask(mask, batch_shape, num_steps)
-            if inputs is not None:
-                inputs = fill_inputs(inputs, mask)
+        check_not_empty("initial", initial.batch_shape)
+        super().__init__(initial.batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
         self.initial = initial
         self.transition = transition
         self.num_steps = int(num_steps)
-        self._inputs = inputs
+        if mask is not None:
+            mask = check_mask(mask, initial.batch_shape, num_steps, None if inputs is None else inputs.device)
         self._step_mask = mask
-        super().__init__(batch_shape, torch.Size((num_steps, *initial.event_shape)), validate_args=False)
+        self._by_step: dict[str, Tensor] = {}
+        if inputs is not None:
+            self._read_by_step("inputs", inputs)
 
     @property
     def step_mask(self) -> Tensor | None:
@@ -131,21 +122,17 @@ class MarkovChain(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
-        batch_shape = torch.Size(batch_shape)
-        inputs, mask = self._inputs, self._step_mask
-        if inputs is not None:
-            inputs = inputs.expand(*batch_shape, *inputs.shape[-2:])
-        if mask is not None:
-            mask = mask.expand(*batch_shape, self.num_steps)
-        chain = type(self)  # of a subclass too
-        return chain(self.initial.expand(batch_shape), self.transition, self.num_steps, inputs=inputs, mask=mask)
+        return type(self)(
+            self.initial.expand(torch.Size(batch_shape)), self.transition, self.num_steps,
+            inputs=self._by_step.get("inputs"), mask=self._step_mask,
+        )  # fmt: skip
 
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw as ``pyro.sample`` does: every step that can be reparameterised is."""
         if type(self).rsample is not MarkovChain.rsample:  # a subclass draws in its own way
             path: Tensor = super().__call__(sample_shape)
             return path
-        return self._whole_path(torch.Size(sample_shape), "draw")
+        return self._whole_path(sample_shape, "draw")
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D), reparameterised.
@@ -153,12 +140,12 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no `rsample`.
         """
-        return self._whole_path(torch.Size(sample_shape), "rsample")
+        return self._whole_path(sample_shape, "rsample")
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         r"""Draw paths (\*sample_shape, \*B, T, D) without gradient."""
         with torch.no_grad():
-            return self._whole_path(torch.Size(sample_shape), "draw")
+            return self._whole_path(sample_shape, "draw")
 
     def rsample_with_conditionals(
         self,
@@ -187,7 +174,7 @@ class MarkovChain(TorchDistribution):
             True
         """
         drawn: list[DrawnStep] = []
-        path = self._whole_path(torch.Size(sample_shape), "rsample", drawn)
+        path = self._whole_path(sample_shape, "rsample", drawn)
         if type(self).conditionals is MarkovChain.conditionals:  # else a subclass has its own
             found = conditionals_at_draw(drawn)
             if found is not None:
@@ -202,7 +189,7 @@ class MarkovChain(TorchDistribution):
         Raises:
             NotImplementedError: a step has no mean (a flow).
         """
-        return self._whole_path(torch.Size(), "mean")
+        return self._whole_path((), "mean")
 
     def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
         r"""Return the conditional of the next step, and the state from which the chain goes on after it.
@@ -231,10 +218,8 @@ class MarkovChain(TorchDistribution):
             if z_prev is not None or state is not None:
                 raise ValueError("state: got one of z_prev and state without the other, expected both or neither")
             return self.initial, self._state_at(1)
-        inputs, t = state.reads, state.num_steps
-        if inputs is not None and t >= len(inputs):
-            raise ValueError(f"state: {t} steps are done, expected fewer: the chain has inputs for {len(inputs)}")
-        return self._step(z_prev, None if inputs is None else like(inputs[t], z_prev)), ChainState(t + 1, inputs)
+        inputs = self._reads_at(z_prev, state).get("inputs")
+        return self._step(z_prev, inputs), ChainState(state.num_steps + 1, state.reads)
 
     def state_after(self, path: Tensor) -> ChainState:
         r"""Return the state after real steps `path` (\*S, \*B, T', D); :meth:`step` goes on with the last of them."""
@@ -245,7 +230,7 @@ class MarkovChain(TorchDistribution):
 
         Args:
             prefix: (\*S, \*B, T', D), at least one step.
-            num_steps: how many steps to add. If the chain has inputs, they must cover T' + num_steps steps.
+            num_steps: how many steps to add. What the chain reads step by step must cover T' + num_steps steps.
             mask: (\*B, T') bool, which steps of the prefix are real; a shorter row is continued from its own last step.
                 None for those of the chain.
             sample: draw each step, or take its conditional's mean.
@@ -254,7 +239,7 @@ class MarkovChain(TorchDistribution):
             (\*S, \*B, T' + num_steps, D), the prefix first.
 
         Raises:
-            ValueError: a prefix of length 0 or another size, or inputs that end too early.
+            ValueError: a prefix of length 0 or another size, or inputs or context that end too early.
             NotImplementedError: without `sample`, a step has no mean (a flow).
         """
         check_positive(num_steps=num_steps)
@@ -264,21 +249,28 @@ class MarkovChain(TorchDistribution):
             )
         length = prefix.shape[-2]
         total = length + num_steps
-        if self._inputs is not None and self._inputs.shape[-2] < total:
+        if self._by_step and total > self.num_steps:
+            names = " and ".join(self._by_step)
             raise ValueError(
-                f"num_steps: the chain has inputs for {self._inputs.shape[-2]} steps, expected "
-                f"{length} of the prefix + {num_steps}; build it with num_steps={total} and as many inputs"
+                f"num_steps: the chain has {names} for {self.num_steps} steps, expected {length} of the prefix + "
+                f"{num_steps}; build it with num_steps={total} and as many {names}"
             )
         mode: Mode = "draw" if sample else "mean"
         if mask is not None:
             mask = check_mask(mask, prefix.shape[:-2], length)
         elif self._step_mask is not None and length <= self.num_steps:
             mask = self._step_mask[..., :length]
-        if mask is None:
-            return self._walk(list(prefix.unbind(-2)), self.state_after(prefix), total, mode)
-        shortest = int(mask.sum(-1).min()) if length > 1 else 1  # up to there, nothing is drawn in any row
+        # up to the end of the shortest row, nothing is drawn in any
+        shortest = length if mask is None or length == 1 else int(mask.sum(-1).min())
         known = prefix[..., :shortest, :]
-        return self._walk(list(known.unbind(-2)), self.state_after(known), total, mode, known=(prefix, mask))
+        path, state = list(known.unbind(-2)), self.state_after(known)
+        for t in range(shortest, total):
+            conditional, state = self.step(path[-1], state)
+            z = _choose(conditional, mode)
+            if mask is not None and t < length:
+                z = torch.where(mask[..., t, None], prefix[..., t, :], z)
+            path.append(z)
+        return torch.stack(path, -2)
 
     def conditionals(self, path: Tensor) -> Conditionals:
         r"""Return every conditional at `path` (\*S, \*B, T, D), from one batched call of the transition."""
@@ -296,35 +288,58 @@ class MarkovChain(TorchDistribution):
     def log_prob_per_step(self, path: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B, T) of each step of `path` given the one before, in nats; 0 at padding."""
         path = self._check_path(path)
-        log_prob = self.conditionals(path).log_prob_per_step(path)
-        if self._step_mask is None:
-            return log_prob
-        return overwrite_padding(log_prob, self._step_mask, event_dims=0)
+        return overwrite_steps(self, self.conditionals(path).log_prob_per_step(path))
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B) of paths (\*S, \*B, T, D), in nats."""
         return self.log_prob_per_step(value).sum(-1)
 
+    def _read_by_step(self, name: str, values: Tensor) -> None:
+        r"""Let each step read its own of `values`, which expand to (\*B, T, I)."""
+        if values.ndim < 2 or values.shape[-2] != self.num_steps:
+            letter = name[0].upper()
+            raise ValueError(
+                f"{name}: has shape {tuple(values.shape)}, expected (*B, T, {letter}) with T={self.num_steps}"
+            )
+        try:
+            values = values.expand(*self.batch_shape, *values.shape[-2:])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: has shape {tuple(values.shape)}, expected the batch {tuple(self.batch_shape)} of `initial`"
+            ) from error
+        self._by_step[name] = values if self._step_mask is None else fill_inputs(values, self._step_mask)
+
+    def _reads_at(self, z_prev: Tensor, state: ChainState) -> dict[str, Tensor]:
+        """Return what the next step reads, by name, with the leading dimensions of z_prev."""
+        t, batch_shape = state.num_steps, z_prev.shape[:-1]
+        for name, values in state.reads.items():
+            if t >= len(values):
+                raise ValueError(f"state: {t} steps are done, expected fewer: the chain has {name} for {len(values)}")
+        now = {name: values[t] for name, values in state.reads.items()}
+        return {name: x if x.shape[:-1] == batch_shape else x.expand(*batch_shape, -1) for name, x in now.items()}
+
+    def _along(self, name: str, path: Tensor) -> Tensor | None:
+        r"""Return what the steps read under this name, with the leading dimensions of `path`, (\*S, \*B, T, I)."""
+        values = self._by_step.get(name)
+        return None if values is None else values.expand(*path.shape[:-2], *values.shape[-2:])
+
     def _inputs_along(self, path: Tensor) -> Tensor | None:
-        r"""Return what every step reads beside z_prev, (\*S, \*B, T, I)."""
-        return None if self._inputs is None else self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])
+        r"""Return what the transition reads beside z_prev at every step, (\*S, \*B, T, I)."""
+        return self._along("inputs", path)
 
     def _check_path(self, path: Tensor) -> Tensor:
+        wanted = self.batch_shape + self.event_shape
         try:
-            batch_shape = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+            shape = torch.broadcast_shapes(path.shape, wanted)
         except RuntimeError:
-            batch_shape = None
-        if batch_shape is None or path.shape[-2:] != self.event_shape:
-            raise ValueError(
-                f"path: has shape {tuple(path.shape)}, expected (*S, *B, T, D) ending in "
-                f"{(*self.batch_shape, *self.event_shape)}"
-            )
-        path = path.expand(*batch_shape, *self.event_shape)
-        return path if self._step_mask is None else fill_padding(path, self._step_mask)
+            shape = None
+        if shape is None or path.shape[-2:] != self.event_shape:
+            raise ValueError(f"path: has shape {tuple(path.shape)}, expected (*S, *B, T, D) ending in {tuple(wanted)}")
+        return fill_path(self, path.expand(shape))
 
     def _state_at(self, num_steps: int) -> ChainState:
         # unbound once: indexing inputs inside the loop makes the backward pass quadratic in T
-        return ChainState(num_steps, None if self._inputs is None else self._inputs.unbind(-2))
+        return ChainState(num_steps, {name: values.unbind(-2) for name, values in self._by_step.items()})
 
     def _step(self, z_prev: Tensor, inputs: Tensor | None) -> TorchDistribution:
         conditional = self.transition(z_prev) if inputs is None else self.transition(z_prev, inputs)
@@ -337,58 +352,29 @@ class MarkovChain(TorchDistribution):
             )
         return conditional
 
-    def _whole_path(self, sample_shape: torch.Size, mode: Mode, drawn: list[DrawnStep] | None = None) -> Tensor:
+    def _whole_path(self, sample_shape: Sequence[int], mode: Mode, drawn: list[DrawnStep] | None = None) -> Tensor:
         """Take a whole path, step by step, and note each step in `drawn`."""
-        first = self._choose(self.initial, mode, sample_shape)
-        if drawn is not None:
-            drawn.append(drawn_step(self.initial, first))
-        mask = self._step_mask
-        path = self._walk([first], self._state_at(1), self.num_steps, mode, real=mask, drawn=drawn)
-        return path if mask is None else fill_padding(path, mask)
-
-    def _walk(
-        self,
-        path: list[Tensor],
-        state: ChainState,
-        num_steps: int,
-        mode: Mode,
-        *,
-        known: tuple[Tensor, Tensor] | None = None,
-        real: Tensor | None = None,
-        drawn: list[DrawnStep] | None = None,
-    ) -> Tensor:
-        """Lengthen `path` to `num_steps`, keeping steps that are `known`; one that is not `real` follows the first."""
-        for t in range(len(path), num_steps):
-            z_prev = path[-1]
-            if real is not None:  # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
-                z_prev = torch.where(real[..., t, None], z_prev, path[0].detach())
+        path: list[Tensor] = []
+        state = None
+        for t in range(self.num_steps):
+            z_prev = path[-1] if path else None
+            if z_prev is not None and self._step_mask is not None:
+                # a walk that goes on through padding may overflow, and 0 * inf is a NaN gradient
+                z_prev = torch.where(self._step_mask[..., t, None], z_prev, path[0].detach())
             conditional, state = self.step(z_prev, state)
-            z = self._choose(conditional, mode)
+            path.append(_choose(conditional, mode, () if path else sample_shape))
             if drawn is not None:
-                drawn.append(drawn_step(conditional, z))
-            if known is not None and t < known[0].shape[-2]:
-                z = torch.where(known[1][..., t, None], known[0][..., t, :], z)
-            path.append(z)
-        return torch.stack(path, -2)
-
-    def _choose(self, conditional: TorchDistribution, mode: Mode, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        if mode == "mean":
-            mean: Tensor = conditional.mean
-            return mean.expand(conditional.shape())
-        if conditional.has_rsample:
-            return conditional.rsample(sample_shape)
-        if mode == "rsample":
-            raise NotImplementedError(f"a step is a {type(conditional).__name__}, which has no rsample")
-        return conditional.sample(sample_shape)
+                drawn.append(drawn_step(conditional, path[-1]))
+        return fill_path(self, torch.stack(path, -2))
 
 
-def _as_vector(initial: TorchDistribution) -> str:
-    """Say what makes a vector of an initial distribution whose event is none."""
-    if isinstance(initial, dist.Categorical):
-        return "a class is a vector as OneHotCategorical"
-    return ".to_event(1) makes the last batch dimension the event" if initial.batch_shape else "it has no dimension"
-
-
-def like(values: Tensor, z_prev: Tensor) -> Tensor:
-    """Return values (*B, I) with the leading dimensions of z_prev."""
-    return values if values.shape[:-1] == z_prev.shape[:-1] else values.expand(*z_prev.shape[:-1], -1)
+def _choose(conditional: TorchDistribution, mode: Mode, sample_shape: Sequence[int] = ()) -> Tensor:
+    """Take a step: draw it, or take its mean."""
+    if mode == "mean":
+        mean: Tensor = conditional.mean
+        return mean.expand(conditional.shape())
+    if conditional.has_rsample:
+        return conditional.rsample(torch.Size(sample_shape))
+    if mode == "rsample":
+        raise NotImplementedError(f"a step is a {type(conditional).__name__}, which has no rsample")
+    return conditional.sample(torch.Size(sample_shape))

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from seqdisent.masks import fill_padding, overwrite_padding
+
 
 class Conditionals(NamedTuple):
     r"""The conditionals of a chain at a given path.
@@ -40,7 +42,7 @@ class ChainState(NamedTuple):
 
     Attributes:
         num_steps: how many steps it has behind it.
-        reads: the inputs of all steps, one tensor a step.
+        reads: {name: what is read beside the path, one tensor a step}.
         carried: what a recurrent network carries; None for a Markov chain.
 
     Example:
@@ -93,3 +95,18 @@ class Chain(Protocol):
             mask: (\*B, T') bool, which steps of the prefix are real; a shorter row goes on from its own last step.
             sample: draw each step, or take its conditional's mean.
         """
+
+
+def fill_path(chain: Any, path: Tensor) -> Tensor:
+    """Return a path with the batch of a chain's mask, whose padding repeats the first step."""
+    if chain.step_mask is None:
+        return path
+    event_dims = len(chain.event_shape) if hasattr(chain, "event_shape") else 2
+    batch, event = path.shape[: path.ndim - event_dims], path.shape[path.ndim - event_dims :]
+    path = path.expand(torch.broadcast_shapes(batch, chain.step_mask.shape[:-1]) + event)
+    return fill_padding(path, chain.step_mask, event_dims=event_dims - 1)
+
+
+def overwrite_steps(chain: Any, per_step: Tensor) -> Tensor:
+    r"""Return a term (\*S, \*B, T) of a chain with 0 at padding."""
+    return per_step if chain.step_mask is None else overwrite_padding(per_step, chain.step_mask, event_dims=0)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from seqdisent._checks import check_last_dim, check_recurrence, expand_to
-from seqdisent.chains.markov import MarkovChain, like
+from seqdisent.chains.markov import MarkovChain
 from seqdisent.chains.protocol import ChainState
-from seqdisent.masks import check_mask, fill_inputs
 
 _Layers = Tensor | tuple[Tensor, Tensor]  # what torch's recurrent networks carry, (layers, N, H); an LSTM has two
 
@@ -88,19 +87,13 @@ class RecurrentChain(MarkovChain):
         if state is None:
             state = next(recurrence.parameters()).new_zeros(recurrence.hidden_size)
         check_last_dim("state", state, recurrence.hidden_size, "the hidden size of `recurrence`")
-        self._state = expand_to("state", state, (*initial.batch_shape, recurrence.hidden_size))
-        self._context = None
-        if context is not None:
-            if context.ndim < 2 or context.shape[-2] != num_steps:
-                raise ValueError(f"context: has shape {tuple(context.shape)}, expected (*B, T, C) with T={num_steps}")
-            self._context = expand_to("context", context, (*initial.batch_shape, *context.shape[-2:]))
-            if mask is not None:
-                real = check_mask(mask, initial.batch_shape, num_steps, context.device)
-                self._context = fill_inputs(self._context, real)
-        self._recurrence, self._reads_latent = recurrence, reads_latent
-        self._feedback = inputs if callable(inputs) else None
         known = None if callable(inputs) else inputs
         super().__init__(initial, transition, num_steps, inputs=known, mask=mask)
+        self._state = expand_to("state", state, (*initial.batch_shape, recurrence.hidden_size))
+        self._recurrence, self._reads_latent = recurrence, reads_latent
+        self._feedback = inputs if callable(inputs) else None
+        if context is not None:
+            self._read_by_step("context", context)
         if self._feedback is None:
             reads = {"z": self.event_shape[-1]} if reads_latent else {}
             reads |= {"inputs": known.shape[-1]} if known is not None else {}
@@ -112,34 +105,19 @@ class RecurrentChain(MarkovChain):
 
     def states(self, path: Tensor) -> Tensor:
         r"""Return h_1 ... h_T along `path` (\*S, \*B, T, D), (\*S, \*B, T, H): what an emission may read beside z."""
-        return self._states(self._check_path(path))
+        return self._states(self._check_path(path))[0]
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
         return type(self)(
             self.initial.expand(torch.Size(batch_shape)), self.transition, self.num_steps,
-            recurrence=self._recurrence, state=self._state, inputs=self._feedback or self._inputs,
-            context=self._context, reads_latent=self._reads_latent, mask=self._step_mask,
+            recurrence=self._recurrence, state=self._state, inputs=self._feedback or self._by_step.get("inputs"),
+            context=self._by_step.get("context"), reads_latent=self._reads_latent, mask=self._step_mask,
         )  # fmt: skip
 
-    def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        r"""Continue a path, as :meth:`MarkovChain.extend` does; `context` must cover all steps too.
-
-        Raises:
-            ValueError: as there, or a context that ends too early.
-        """
-        if self._context is not None and self._context.shape[-2] < prefix.shape[-2] + num_steps:
-            raise ValueError(
-                f"num_steps: the chain has context for {self._context.shape[-2]} steps, expected "
-                f"{prefix.shape[-2]} of the prefix + {num_steps}"
-            )
-        return super().extend(prefix, num_steps, mask=mask, sample=sample)
-
     def _inputs_along(self, path: Tensor) -> Tensor:
-        states = self._states(path)
-        if self._context is None:
-            return states
-        return torch.cat([states, self._context.expand(*states.shape[:-1], -1)], -1)
+        (states, _), context = self._states(path), self._along("context", path)
+        return states if context is None else torch.cat([states, context], -1)
 
     def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
         """Return the conditional of the next step, and the state from which the chain goes on after it.
@@ -155,69 +133,50 @@ class RecurrentChain(MarkovChain):
         """
         if z_prev is None or state is None:
             return super().step(z_prev, state)
-        t, (inputs, contexts) = state.num_steps, state.reads
-        for name, values in (("inputs", inputs), ("context", contexts)):
-            if values is not None and t >= len(values):
-                raise ValueError(f"state: {t} steps are done, expected fewer: the chain has {name} for {len(values)}")
-        hidden, layers = self._advance(z_prev, t, inputs, state.carried)
-        read = hidden if contexts is None else torch.cat([hidden, like(contexts[t], z_prev)], -1)
-        return self._step(z_prev, read), ChainState(t + 1, state.reads, (hidden, layers))
+        reads = self._reads_at(z_prev, state)
+        hidden, layers = self._advance(z_prev, state.num_steps, reads.get("inputs"), state.carried)
+        read = torch.cat([hidden, reads["context"]], -1) if "context" in reads else hidden
+        return self._step(z_prev, read), ChainState(state.num_steps + 1, state.reads, (hidden, layers))
 
     def state_after(self, path: Tensor) -> ChainState:
         r"""Return the state after real steps `path` (\*S, \*B, T', D), by one call of the network; see :meth:`step`."""
-        state = self._state_at(path.shape[-2])
-        carried = self._start(path)
-        if self._feedback is not None:
-            for t, z_prev in enumerate(path[..., :-1, :].unbind(-2), 1):
-                carried = self._advance(z_prev, t, None, carried)
-        elif path.shape[-2] > 1:
-            outputs, layers = self._run(path[..., :-1, :], self._known(path), carried[1])
-            carried = outputs[..., -1, :], layers
-        return state._replace(carried=carried)
+        states, layers = self._states(path)
+        return self._state_at(path.shape[-2])._replace(carried=(states[..., -1, :], layers))
 
-    def _states(self, path: Tensor) -> Tensor:
+    def _states(self, path: Tensor) -> tuple[Tensor, _Layers]:
+        r"""Return the states along `path` (\*S, \*B, T', D), and what the network carries after them."""
         first, layers = self._start(path)
         if self._feedback is not None:
-            states, carried = [first], (first, layers)
+            states = [first]
             for t, z_prev in enumerate(path[..., :-1, :].unbind(-2), 1):
-                carried = self._advance(z_prev, t, None, carried)
-                states.append(carried[0])
-            return torch.stack(states, -2)
+                hidden, layers = self._advance(z_prev, t, None, (states[-1], layers))
+                states.append(hidden)
+            return torch.stack(states, -2), layers
         if path.shape[-2] == 1:
-            return first.unsqueeze(-2)
-        later, _ = self._run(path[..., :-1, :], self._known(path), layers)
-        return torch.cat([first.unsqueeze(-2), later], -2)
-
-    def _known(self, path: Tensor) -> Tensor | None:
-        r"""Return the inputs that the network reads along `path` (\*S, \*B, T', D), (\*S, \*B, T' - 1, I)."""
-        if self._inputs is None:
-            return None
-        return self._inputs.expand(*path.shape[:-2], *self._inputs.shape[-2:])[..., 1 : path.shape[-2], :]
-
-    def _state_at(self, num_steps: int) -> ChainState:
-        contexts = None if self._context is None else self._context.unbind(-2)
-        return ChainState(num_steps, (super()._state_at(num_steps).reads, contexts))
+            return first.unsqueeze(-2), layers
+        inputs = self._along("inputs", path)
+        if inputs is not None:
+            inputs = inputs[..., 1 : path.shape[-2], :]
+        later, layers = self._run(path[..., :-1, :], inputs, layers)
+        return torch.cat([first.unsqueeze(-2), later], -2), layers
 
     def _start(self, path: Tensor) -> tuple[Tensor, _Layers]:
         first = self._state.expand(*path.shape[:-2], -1)
         return first, self._layers(first)
 
     def _advance(
-        self, z_prev: Tensor, t: int, inputs: tuple[Tensor, ...] | None, carried: tuple[Tensor, _Layers] | None
+        self, z_prev: Tensor, t: int, inputs: Tensor | None, carried: tuple[Tensor, _Layers] | None
     ) -> tuple[Tensor, _Layers]:
         """Let the network read what stands before step t, counted from 0; return its output and what it carries."""
         hidden, layers = self._start(z_prev.unsqueeze(-2)) if carried is None else carried
-        read = None
         if self._feedback is not None:
-            read = self._feedback(z_prev, hidden, t)
-            if read.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
+            inputs = self._feedback(z_prev, hidden, t)
+            if inputs.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
                 raise TypeError(
-                    f"inputs: the function returned {read.shape[-1]} values, expected as many as `recurrence` "
+                    f"inputs: the function returned {inputs.shape[-1]} values, expected as many as `recurrence` "
                     f"reads beside z (it reads {self._recurrence.input_size} in all)"
                 )
-        elif inputs is not None:
-            read = like(inputs[t], z_prev)
-        output, layers = self._run(z_prev.unsqueeze(-2), None if read is None else read.unsqueeze(-2), layers)
+        output, layers = self._run(z_prev.unsqueeze(-2), None if inputs is None else inputs.unsqueeze(-2), layers)
         return output.squeeze(-2), layers
 
     def _layers(self, state: Tensor) -> _Layers:

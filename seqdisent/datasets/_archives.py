@@ -16,17 +16,11 @@ REFUSED = "arrays of objects are refused"
 
 
 def read_arrays(path: Path, remedy: str = REFUSED) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The arrays of a file, one in memory at a time.
-
-    Args:
-        path: An .npz or .npy file.
-        remedy: What the caller can do where it cannot be read, for the message.
-
-    Yields:
-        Name and array of each member of an .npz file; of an .npy file its array, called `frames`.
+    """Name and array of each member of an .npz file, one in memory at a time; of an .npy file its array as `frames`.
 
     Raises:
-        ValueError: The file is damaged, is no NumPy file, or holds objects or what is no array.
+        ValueError: The file is damaged, is no NumPy file, or holds objects or what is no array; the message ends with
+            `remedy`.
     """
     with path.open("rb") as file:  # opened here, since NumPy leaves a damaged archive open
         with _explained(path, remedy):

@@ -1,4 +1,4 @@
-"""Checks of arguments that the data sets share."""
+"""Checks of arguments that the data sets share; each raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -14,106 +14,46 @@ if TYPE_CHECKING:
     from seqdisent.datasets.clips import Clips
 
 
-def check_count(name: str, value: object, minimum: int = 1) -> int:
-    """The value as a whole number of at least `minimum`.
-
-    Args:
-        name: What the argument is called, for the message.
-        value: What came.
-        minimum: The least number allowed.
-
-    Returns:
-        The same number, as Python's own int.
-
-    Raises:
-        TypeError: `value` is not an integer, of Python or NumPy (a bool is not one either).
-        ValueError: `value` is below `minimum`.
-    """
-    if not is_integer(value):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int")
-    if value < minimum:
-        raise ValueError(f"{name}: got {value}, expected at least {minimum}")
-    return int(value)
+def check_count(**counts: object) -> None:
+    """Raise TypeError unless every count is an integer (a bool is none), ValueError unless it is at least 1."""
+    for name, value in counts.items():
+        if not is_integer(value):
+            raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int")
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuses what is not among the choices.
-
-    Args:
-        name: What the argument is called, for the message.
-        value: What came.
-        choices: What is allowed.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Raise ValueError unless `value` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
-def kind_of(value: object) -> str:
-    """What came, for a message.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Dtype and shape of a tensor, the type's name of anything else.
-    """
+def _kind_of(value: object) -> str:
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_tensor(name: str, value: object, kind: Literal["uint8", "whole", "floating"]) -> None:
-    """Refuses what is not a tensor of the right kind of numbers.
-
-    Args:
-        name: What the argument is called, for the message.
-        value: What came.
-        kind: Bytes, whole numbers of any size (no bool), or floating point.
-
-    Raises:
-        TypeError: It is something else.
-    """
+    """Raise TypeError unless `value` is a tensor of bytes, of whole numbers (no bool), or of floating point."""
     if isinstance(value, Tensor):
         inexact = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
         if {"uint8": value.dtype == torch.uint8, "whole": not inexact, "floating": value.is_floating_point()}[kind]:
             return
     wanted = {"uint8": "uint8 (pixels 0 to 255)", "whole": "whole numbers", "floating": "floating point"}[kind]
-    raise TypeError(f"{name}: got {kind_of(value)}, expected a tensor of {wanted}")
+    raise TypeError(f"{name}: got {_kind_of(value)}, expected a tensor of {wanted}")
 
 
-def check_frames(frames: object) -> None:
-    """Refuses what is not the frames of clips.
-
-    Args:
-        frames: uint8 (N, T, *E) expected.
-
-    Raises:
-        TypeError: Not a tensor of bytes.
-        ValueError: The wrong shape.
-    """
+def check_frames(frames: Tensor) -> None:
+    r"""Raise unless frames are uint8 (N, T, \*E), and none of it empty."""
     check_tensor("frames", frames, "uint8")
-    if isinstance(frames, Tensor) and (frames.dim() < 3 or 0 in frames.shape):
+    if frames.dim() < 3 or 0 in frames.shape:
         raise ValueError(
             f"frames: shape is {tuple(frames.shape)}, expected (N, T, *E), such as (N, T, C, H, W), nothing empty"
         )
 
 
 def check_per_clip(name: str, values: Tensor, frames: Tensor) -> Tensor:
-    """Whole numbers, one for each clip, as int64 beside the frames.
-
-    Args:
-        name: What the argument is called, for the message.
-        values: (N,) expected.
-        frames: (N, ...), decides number and device.
-
-    Returns:
-        (N,) int64.
-
-    Raises:
-        TypeError: Not a tensor of whole numbers.
-        ValueError: The wrong shape.
-    """
+    """Check and return whole numbers (N,), one for each clip of `frames` (N, ...), as int64 on its device."""
     check_tensor(name, values, "whole")
     if values.shape != frames.shape[:1]:
         raise ValueError(
@@ -123,24 +63,12 @@ def check_per_clip(name: str, values: Tensor, frames: Tensor) -> Tensor:
 
 
 def check_positions(name: str, indices: Tensor | Sequence[int], total: int) -> Tensor:
-    """Positions of clips as int64.
-
-    Args:
-        name: What the argument is called, for the message.
-        indices: Positions, or a bool tensor with one entry per clip.
-        total: How many clips there are.
-
-    Returns:
-        (M,) int64, at least one.
-
-    Raises:
-        ValueError: No position, one out of range, or something else than positions.
-    """
+    """Check and return positions of clips, at least one, as int64 (M,); they may be a bool tensor (total,)."""
     positions = torch.as_tensor(indices)
     if positions.dtype == torch.bool and positions.shape == (total,):
         positions = positions.nonzero().squeeze(1)
     if positions.dim() != 1 or not len(positions) or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise ValueError(f"{name}: got {kind_of(positions)}, expected at least one clip's position, shape (M,)")
+        raise ValueError(f"{name}: got {_kind_of(positions)}, expected at least one clip's position, shape (M,)")
     low, high = int(positions.min()), int(positions.max())
     if low < 0 or high >= total:
         raise ValueError(f"{name}: got positions from {low} to {high}, expected 0 to {total - 1}")
@@ -148,15 +76,7 @@ def check_positions(name: str, indices: Tensor | Sequence[int], total: int) -> T
 
 
 def check_clips(clips: Clips, factor_names: Mapping[str, Sequence[str]]) -> None:
-    """Refuses clips whose lengths, bytes, names, labels and factors do not fit together.
-
-    Args:
-        clips: All of it set.
-        factor_names: As the caller gave them.
-
-    Raises:
-        ValueError: They do not fit.
-    """
+    """Raise ValueError unless lengths, bytes, names, labels and factors fit together; names are as the caller's."""
     low, high = int(clips.lengths.min()), int(clips.lengths.max())
     if low < 1 or high > clips.frames.shape[1]:
         raise ValueError(f"lengths: got values from {low} to {high}, expected 1 to {clips.frames.shape[1]}")

@@ -11,46 +11,22 @@ from seqdisent.datasets._checks import check_choice, check_count
 
 
 def draw_positions(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Positions below `total`, none used once more than another needs.
-
-    Args:
-        total: How many positions there are.
-        count: How many to draw.
-        generator: Decides which.
-
-    Returns:
-        (count,) int64, all different while `count` is at most `total`, otherwise as even as possible.
-    """
+    """Positions below `total`, (count,) int64: all different while there are enough, else as even as possible."""
     rounds = -(-count // total)
     keys = torch.rand(rounds, total, generator=generator, device=generator.device)
     return keys.argsort(dim=1).flatten()[:count]
 
 
 def draw_below(limit: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform whole numbers from 0 to each limit less 1.
-
-    Args:
-        limit: Positive whole numbers that broadcast to `shape`.
-        shape: Of the result.
-        generator: Decides which.
-
-    Returns:
-        int64 of the given shape.
-    """
+    """Uniform whole numbers, int64 of a shape, from 0 to each limit less 1; limits broadcast to the shape."""
     uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(limit.device)
     return (uniform * limit).long().minimum(limit - 1)
 
 
 def draw_samples(count: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Samples without replacement, each in random order; with replacement where there are too few.
+    """Samples (B, size), each in random order, of the whole numbers below its `count` (B,).
 
-    Args:
-        count: Of each sample how many things there are to draw from, (B,).
-        size: Of each sample.
-        generator: Decides which.
-
-    Returns:
-        (B, size) int64, from 0 to each count less 1.
+    They are without replacement, except where there are too few.
     """
     count = count[:, None]
     # The things with the largest of independent uniform keys are a sample without replacement, in random order.
@@ -64,16 +40,7 @@ def draw_samples(count: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 
 def draw_partners(identity: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """For each row any row of the same identity, itself included.
-
-    Args:
-        identity: Of all rows, (N,).
-        rows: Positions, (M,).
-        generator: Decides which.
-
-    Returns:
-        (M,) int64.
-    """
+    """For each of `rows` (M,) any row of the same identity (N,), itself included."""
     identities, order = identity.sort(stable=True)
     first = torch.searchsorted(identities, identity[rows])
     count = torch.searchsorted(identities, identity[rows], right=True) - first
@@ -81,28 +48,15 @@ def draw_partners(identity: Tensor, rows: Tensor, generator: torch.Generator) ->
 
 
 def draw_held_out(owner: Tensor, held_out: float, seed: int, by: str) -> Tensor:
-    """Which clips to hold out.
-
-    Args:
-        owner: The identity of each, numbered from 0, (N,).
-        held_out: How many identities or sequences: an int, or a float for a fraction (at least one goes and one stays).
-        seed: Decides which.
-        by: "identity" or "sequence".
-
-    Returns:
-        (N,) bool, True where a clip is held out.
-
-    Raises:
-        TypeError: `held_out` is a bool.
-        ValueError: Fewer than two identities or sequences, `held_out` leaves one side empty, or `by` is neither.
-    """
+    """Which clips to hold out, (N,) bool, as `Clips.split` says; `owner` (N,) has their identities from 0."""
     check_choice("by", by, ("identity", "sequence"))
     unit = owner if by == "identity" else torch.arange(len(owner), device=owner.device)
     total = int(unit.max()) + 1
     if total < 2:
         raise ValueError(f"split by {by}: there is {total}, expected at least 2")
     if isinstance(held_out, Integral):
-        count = check_count("held_out", held_out)
+        check_count(held_out=held_out)
+        count = int(held_out)
         if count >= total:
             raise ValueError(f"held_out: got {count} of {total} by {by}, expected at most {total - 1}")
     elif 0.0 < held_out < 1.0:

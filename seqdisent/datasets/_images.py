@@ -27,18 +27,7 @@ def _pillow() -> Any:  # noqa: ANN401 - a module has no better type
 
 
 def read_rgba(path: Path) -> Pixels:
-    """The pixels of a picture with alpha, not premultiplied.
-
-    Args:
-        path: A picture file.
-
-    Returns:
-        (H, W, 4).
-
-    Raises:
-        ImportError: Pillow is missing.
-        ValueError: The file is not a picture.
-    """
+    """The pixels (H, W, 4) of a picture with alpha, not premultiplied; ValueError if the file is no picture."""
     with _open(path) as picture:
         return np.asarray(picture.convert("RGBA"))
 
@@ -46,15 +35,7 @@ def read_rgba(path: Path) -> Pixels:
 def read_frames(path: Path, image_size: int, *, first_only: bool = False) -> list[Pixels]:
     """The frames of a picture or an animation, resized to a square.
 
-    Transparent parts show black. Grey pictures stay grey.
-
-    Args:
-        path: Any picture Pillow reads.
-        image_size: Height and width wanted.
-        first_only: Read the first frame alone.
-
-    Returns:
-        Each (image_size, image_size, 1), or 3 for colour.
+    Transparent parts show black. Grey pictures stay grey, (image_size, image_size, 1).
 
     Raises:
         ImportError: Pillow is missing.
@@ -70,18 +51,7 @@ def read_frames(path: Path, image_size: int, *, first_only: bool = False) -> lis
 
 
 def resize(pixels: Pixels, image_size: int) -> Pixels:
-    """One frame resized to a square; pixels that fit already come back as they are, without Pillow.
-
-    Args:
-        pixels: (H, W, 1) or (H, W, 3).
-        image_size: Height and width wanted.
-
-    Returns:
-        (image_size, image_size, 1) or 3.
-
-    Raises:
-        ImportError: Pillow is needed and missing.
-    """
+    """One frame, (H, W, 1) or (H, W, 3), resized to a square; one that fits comes back as it is, without Pillow."""
     if pixels.shape[:2] == (image_size, image_size):
         return pixels
     picture = _pillow().Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -9,18 +9,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The items, with a bar on standard error that goes away when they are done; without one where that is no terminal.
-
-    Args:
-        items: What to go through.
-        what: What is being done, shown beside the bar.
-
-    Returns:
-        The same items.
-
-    Raises:
-        ImportError: tqdm is missing.
-    """
+    """The items, with a bar on standard error, where that is a terminal, that goes away when they are done."""
     try:
         from tqdm import tqdm
     except ImportError as error:

@@ -116,22 +116,7 @@ Full credits are in AUTHORS.txt of that repository. Read from it, the layers use
 
 
 def find_sheets(root: str | Path | None, *, download: bool, base_url: str, timeout: float) -> Path:
-    """The folder that holds all the sheets, each checked.
-
-    Args:
-        root: Where to look first.
-        download: Fetch what is missing.
-        base_url: Where from.
-        timeout: Seconds that a download may stall.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError: Sheets are missing, and `download` is False.
-        ConnectionError: A download failed.
-        ValueError: A checksum is wrong.
-    """
+    """The folder that holds all the sheets, each checked."""
     return find_files(
         root,
         "lpc/layers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,3 +22,30 @@ class Batch(NamedTuple):
     """(B, T) int64, where each frame stands in `Clips.frames.flatten(0, 1)`: what was computed for it once is found."""
     ragged: bool
     """Whether `mask` has padding; known without reading the mask, which may be on an accelerator."""
+
+
+def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
+    """Return what model and guide take from a batch of clips; the mask only if there is padding.
+
+    Args:
+        batch: a :class:`~seqdisent.datasets.Batch`, or an object with its `frames` and `mask`; if it has no `ragged`,
+            the mask is read, which waits for the device.
+
+    Returns:
+        ``(frames,)`` or ``(frames, mask)``.
+
+    Raises:
+        TypeError: `batch` is something else.
+
+    Example:
+        >>> from seqdisent.datasets import pendulum
+        >>> [part.shape for part in frames_and_mask(pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1]))]
+        [torch.Size([2, 4, 3, 8, 8])]
+    """
+    if not (hasattr(batch, "frames") and hasattr(batch, "mask")):
+        raise TypeError(
+            f"draw: the batch is a {type(batch).__name__}, expected clips with `frames` and `mask`; "
+            "what model and guide take from anything else is for `arguments` to say"
+        )
+    ragged = batch.ragged if hasattr(batch, "ragged") else not batch.mask.all()
+    return (batch.frames, batch.mask) if ragged else (batch.frames,)

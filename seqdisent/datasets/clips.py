@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from typing import Literal
 
 import torch
@@ -75,7 +74,8 @@ class Clips:
         count, num_steps = frames.shape[:2]
         positions = torch.arange(count, device=frames.device)
         self.frames = frames
-        self.scale = check_count("scale", scale)
+        check_count(scale=scale)
+        self.scale = int(scale)
         self.lengths = (
             positions.new_full((count,), num_steps) if lengths is None else check_per_clip("lengths", lengths, frames)
         )
@@ -122,16 +122,10 @@ class Clips:
         return owner
 
     def subset(self, indices: Indices) -> Clips:
-        """Some of the clips, in the order given.
-
-        Args:
-            indices: Which clips; no negative positions.
-
-        Returns:
-            New clips (a copy of the frames) with the same factors and the same renderer.
+        """The clips at `indices`, in the order given: a copy of the frames, with the same factors and renderer.
 
         Raises:
-            ValueError: No index, or one out of range.
+            ValueError: No index, or one out of range (also a negative one).
         """
         rows = self._rows("indices", indices)
         return Clips(
@@ -149,16 +143,10 @@ class Clips:
         )
 
     def batch(self, indices: Indices) -> Batch:
-        """These clips as one batch, as long as the longest of them.
-
-        Args:
-            indices: Which clips; no negative positions.
-
-        Returns:
-            The batch; its padding is zero.
+        """The clips at `indices` as one batch, as long as the longest of them; its padding is zero.
 
         Raises:
-            ValueError: No index, or one out of range.
+            ValueError: No index, or one out of range (also a negative one).
         """
         rows = self._rows("indices", indices)
         lengths = self.lengths[rows]
@@ -179,11 +167,12 @@ class Clips:
         Raises:
             ValueError: `batch_size` or `num_steps` below 1.
         """
-        check_count("batch_size", batch_size)
+        check_count(batch_size=batch_size)
         rows = draw_positions(len(self), batch_size, generator).to(self.frames.device)
         if num_steps is None:
             return self.batch(rows)
-        lengths = self.lengths[rows].clamp(max=check_count("num_steps", num_steps))
+        check_count(num_steps=num_steps)
+        lengths = self.lengths[rows].clamp(max=num_steps)
         starts = draw_below(self.lengths[rows] - lengths + 1, (batch_size,), generator)
         steps = torch.arange(int(lengths.max()), device=self.frames.device)
         window = (starts[:, None] + steps).clamp(max=self.frames.shape[1] - 1)  # what runs over the end is padding
@@ -206,8 +195,7 @@ class Clips:
         Raises:
             ValueError: `num_groups` or `frames_per_group` below 1.
         """
-        check_count("num_groups", num_groups)
-        check_count("frames_per_group", frames_per_group)
+        check_count(num_groups=num_groups, frames_per_group=frames_per_group)
         pool, first, count = self._frames_by_identity
         groups = draw_positions(len(count), num_groups, generator).to(self.frames.device)
         picks = draw_samples(count[groups], frames_per_group, generator)
@@ -237,7 +225,7 @@ class Clips:
             >>> clips.draw_pairs(3, torch.Generator().manual_seed(1)).frames.shape
             torch.Size([3, 4, 1])
         """
-        check_count("batch_size", batch_size)
+        check_count(batch_size=batch_size)
         first = draw_positions(len(self), batch_size, generator).to(self.frames.device)
         second = draw_partners(self._owner, first, generator)
         until, lengths = self.lengths[first, None], self.lengths[first] + self.lengths[second]
@@ -247,17 +235,14 @@ class Clips:
         return self._batch(rows * self.frames.shape[1] + steps, lengths, first, self.static_factors)
 
     def draw_partners(self, indices: Indices, generator: torch.Generator) -> Tensor:
-        """For each of these clips any clip of the same identity, itself included.
+        """For each clip at `indices` the position of any clip of the same identity, itself included, (M,) int64.
 
         Args:
-            indices: Which clips; no negative positions.
+            indices: Which clips.
             generator: Decides everything that is random here.
 
-        Returns:
-            Their positions, (M,) int64.
-
         Raises:
-            ValueError: No index, or one out of range.
+            ValueError: No index, or one out of range (also a negative one).
         """
         return draw_partners(self._owner, self._rows("indices", indices), generator)
 
@@ -317,13 +302,14 @@ class Clips:
         """
         if self.renderer is None:
             raise ValueError("true_swap: these clips have no renderer, so their true swaps are not known")
-        single = isinstance(content, int | Integral) and isinstance(motion, int | Integral)
-        source = self._rows("content", [content] if isinstance(content, int | Integral) else content)
-        donor = self._rows("motion", [motion] if isinstance(motion, int | Integral) else motion)
+        content, motion = torch.as_tensor(content), torch.as_tensor(motion)
+        single = content.dim() == motion.dim() == 0
+        source = self._rows("content", torch.atleast_1d(content))
+        donor = self._rows("motion", torch.atleast_1d(motion))
         if len(source) != len(donor):
             raise ValueError(f"motion: got {len(donor)} clips, expected {len(source)}, one for each clip of content")
         if num_steps is not None:
-            check_count("num_steps", num_steps)
+            check_count(num_steps=num_steps)
         frames = self.renderer(self.source[source], self.source[donor], num_steps)
         return frames[0] if single else frames
 

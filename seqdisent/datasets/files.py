@@ -59,7 +59,7 @@ def load_clips(path: str | Path, *, image_size: int = 64) -> Clips:
         ...     load_clips(f"{folder}/clips.npz", image_size=8)
         Clips(3 clips of 4 to 5 frames, 3x8x8, 2 identities)
     """
-    check_count("image_size", image_size)
+    check_count(image_size=image_size)
     path = Path(path)
     if path.is_dir():
         clips = _clips_of_folder(path, image_size)
@@ -100,7 +100,7 @@ def load_frames(path: str | Path, *, image_size: int = 64, channels: int | None 
         ...     load_frames(f"{folder}/clip.npy", image_size=16, channels=3).shape
         torch.Size([5, 3, 16, 16])
     """
-    check_count("image_size", image_size)
+    check_count(image_size=image_size)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels: got {channels}, expected 1, 3 or None")
     path = Path(path)

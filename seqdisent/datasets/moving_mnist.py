@@ -68,15 +68,9 @@ class MovingMNISTRenderer:
         return (bounced * (self.image_size - DIGIT_SIZE)).round().long()
 
     def __call__(self, content: Tensor, motion: Tensor, num_steps: int | None = None) -> Tensor:
-        """Frames of the digits of clips `content` on the trajectories of clips `motion`.
+        """Frames of the digits of rows `content` on the trajectories of rows `motion`, without a limit.
 
-        Args:
-            content: Rows of the data set as it was made, (M,).
-            motion: The same.
-            num_steps: How many frames, without a limit; by default as many as a clip has.
-
-        Returns:
-            uint8, (M, num_steps, 1, image_size, image_size). Where digits overlap, the brighter pixel shows.
+        Where digits overlap, the brighter pixel shows.
         """
         corner = self.corner(motion, num_steps)
         frames = torch.empty(*corner.shape[:2], 1, self.image_size, self.image_size, dtype=torch.uint8)
@@ -146,9 +140,8 @@ def moving_mnist(
         Srivastava, Mansimov, Salakhutdinov. Unsupervised learning of video representations using LSTMs, ICML 2015, for
         two digits, the speed and the bouncing. LeCun, Cortes, Burges. The MNIST database of handwritten digits.
     """
-    for name, value in (("num_clips", num_clips), ("num_digits", num_digits), ("num_steps", num_steps)):
-        check_count(name, value)
-    if check_count("image_size", image_size) <= DIGIT_SIZE:
+    check_count(num_clips=num_clips, num_digits=num_digits, num_steps=num_steps, image_size=image_size)
+    if image_size <= DIGIT_SIZE:
         raise ValueError(f"image_size: got {image_size}, expected more than the {DIGIT_SIZE} pixels of a digit")
     check_choice("split", split, tuple(SPLITS))
     folder = find_mnist(root, split, download=download, base_url=base_url, timeout=timeout)

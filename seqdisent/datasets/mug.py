@@ -70,7 +70,7 @@ def mug(path: str | Path, *, labels: str | Path | None = None, image_size: int =
         licence). Vowels, Camgoz, Bowden. VDSM, CVPR 2021: its released code also crops 160 x 160 out of frames of
         112 x 112 before it resizes them, which puts a black border around each face; this does not.
     """
-    check_count("image_size", image_size)
+    check_count(image_size=image_size)
     path = Path(path)
     rows = _read_labels(path.parent / "labels.npz" if labels is None else Path(labels))
     kept = np.flatnonzero(np.isin(rows[:, 1], ACTIONS)).tolist()

@@ -30,5 +30,9 @@ class Renderer(Protocol):
     """
 
     def __call__(self, content: Tensor, motion: Tensor, num_steps: int | None) -> Tensor:
-        r"""The identity of rows `content` (M,) doing what rows `motion` (M,) do, uint8 (M, num_steps, \*E)."""
+        r"""The identity of rows `content` (M,) doing what rows `motion` (M,) do.
+
+        Returns:
+            uint8 (M, num_steps, \*E); None stands for as many steps as a clip has.
+        """
         ...

@@ -76,19 +76,7 @@ class SpriteRenderer:
         self.frames = frames
 
     def __call__(self, content: Tensor, motion: Tensor, num_steps: int | None = None) -> Tensor:
-        """Frames of the characters of clips `content` doing what clips `motion` do.
-
-        Args:
-            content: Rows of the data set as it was made, (M,).
-            motion: The same.
-            num_steps: How many frames, at most 8.
-
-        Returns:
-            uint8, (M, num_steps, 3, 64, 64).
-
-        Raises:
-            ValueError: More frames than the sheets have.
-        """
+        """Frames of the characters of rows `content` doing what rows `motion` do; ValueError for more than 8."""
         if num_steps is not None and num_steps > self.frames.shape[1]:
             raise ValueError(
                 f"num_steps: got {num_steps}, expected at most {self.frames.shape[1]}: the sheets have no more"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.evaluation._programs import Programs, batches, frames_and_mask, mean_frame, true_frames
+from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.evaluation._programs import Programs, batches, mean_frame, true_frames
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from seqdisent.datasets import Clips
 from seqdisent.datasets._progress import progress
-from seqdisent.evaluation._programs import Programs, batches, frames_and_mask
+from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.evaluation._programs import Programs, batches
 from seqdisent.metrics import (
     AccuracyConsistency,
     FrechetDistance,

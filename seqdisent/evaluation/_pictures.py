@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.evaluation._programs import Programs, frames_and_mask, motion_numbers, true_frames
+from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.evaluation._programs import Programs, motion_numbers, true_frames
 from seqdisent.plotting import film_strip, swap_table
 
 SCALES = {"reconstructions.png": 2, "prior_samples.png": 2, "swaps.gif": 2}  # how much larger they are written

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Batch, Clips
+from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference.checks import is_auxiliary
 from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import carries_on, run
@@ -115,11 +116,6 @@ class Programs(NamedTuple):
             raise ValueError(f"emission: the model has no site {name!r}, expected one of {sorted(emitted)}")
         mean: Tensor = emitted[name].mean
         return mean
-
-
-def frames_and_mask(batch: Batch) -> tuple[Tensor, ...]:
-    """Return what the programs take: the mask only if there is padding."""
-    return (batch.frames, batch.mask) if batch.ragged else (batch.frames,)
 
 
 def batches(clips: Clips, size: int) -> Iterator[tuple[Tensor, Batch]]:

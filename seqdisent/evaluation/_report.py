@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from seqdisent.plotting import _axes, _save_figure
+
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """{what a column is called: {"consistency", "static" or "motion": {factor: per cent}}}."""
 
@@ -145,18 +147,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def draw_confusion(matrices: Mapping[str, Any], labels: Mapping[str, Sequence[str]], path: Path) -> Path:
     """Draw what the judge says of clips with another's identity, factor by factor."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; install it with: pip install 'seqdisent[plot]'") from error
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    figure = Figure(figsize=(4 * len(matrices), 4), layout="constrained")
-    axes = figure.subplots(1, len(matrices), squeeze=False)
-    for axis, (name, counts) in zip(axes[0], matrices.items(), strict=True):
+    figure, axes = _axes(len(matrices), width=4.0, height=4.0)
+    for axis, (name, counts) in zip(axes, matrices.items(), strict=True):
         display = ConfusionMatrixDisplay(torch.tensor(counts).numpy(), display_labels=labels[name])
         display.plot(ax=axis, colorbar=False, xticks_rotation=90, text_kw={"fontsize": 7})
         axis.set(title=name, xlabel="judged", ylabel="should be")
     figure.suptitle("Identity from the donor")
-    figure.savefig(path, dpi=120)
-    return path
+    return _save_figure(figure, path)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from seqdisent.chains import IndependentSteps
-from seqdisent.chains.factorised import as_chain
+from seqdisent.chains.factorised import as_chain, without_mask
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
-from seqdisent.inference.programs import bare, without_mask
+from seqdisent.inference.programs import bare
 
 
 def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -65,7 +65,7 @@ def check_observed(name: str, site: Site) -> None:
     if isinstance(fn, dist.Unit):  # pyro.factor observes nothing
         return
     batch_shape, event_shape = value.shape[: value.ndim - fn.event_dim], value.shape[value.ndim - fn.event_dim :]
-    one_for_all = fn.event_dim in (2, 4) or isinstance(without_mask(fn), dist.DiscreteHMM | IndependentSteps)
+    one_for_all = fn.event_dim in (2, 4) or isinstance(without_mask(fn)[0], dist.DiscreteHMM | IndependentSteps)
     first = 1 if one_for_all and fn.event_shape[0] == 1 else 0
     if value.ndim < fn.event_dim or event_shape[first:] != fn.event_shape[first:]:
         raise ValueError(
@@ -107,11 +107,7 @@ def _is_within(a: Tensor, b: Tensor) -> bool:
 
 def check_step_masks(name: str, q_mask: Tensor | None, p_mask: Tensor | None) -> None:
     """Raise unless the same steps are real in guide and model."""
-    if (q_mask is None) != (p_mask is None):
-        alike = bool((p_mask if q_mask is None else q_mask).all())  # type: ignore[union-attr]
-    else:
-        alike = same(q_mask, p_mask)
-    if not alike:
+    if not same(q_mask, p_mask):
         raise ValueError(
             f"site {name!r}: the chains of guide and model have different masks, expected the same real steps in both"
         )
@@ -176,23 +172,10 @@ def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: 
         raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
 
 
-def check_coordinates(name: str, q: Any, p: Any, value: Tensor) -> None:
+def check_coordinates(name: str, q: Any, p: Any) -> None:
     """Raise unless the same coordinates of an event count in model and guide."""
-    q_counted, p_counted = counted(q), counted(p)
-    if q_counted is p_counted:  # both are None where nothing is masked
-        return
-    ones = torch.ones((), dtype=torch.bool, device=value.device)
-    if not same(ones if q_counted is None else q_counted, ones if p_counted is None else p_counted):
+    if not same(counted(q), counted(p)):
         raise ValueError(f"site {name!r}: coordinates have different masks in model and guide, expected the same")
-
-
-def unmasked(site: Site) -> tuple[Any, Any]:
-    """Return a site's distribution without `.mask(...)` around it, and all its masks in one."""
-    fn, mask = site["fn"], site["mask"]
-    while isinstance(fn, dist.MaskedDistribution):
-        mask = fn._mask if mask is None else mask & fn._mask
-        fn = fn.base_dist
-    return fn, mask
 
 
 def counted(fn: Any) -> Tensor | None:
@@ -212,9 +195,8 @@ def counted(fn: Any) -> Tensor | None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Say whether two numbers, masks or Nones are the same."""
-    if a is b or a is None or b is None:
-        return a is b
+    """Say whether two numbers or masks are the same; None is a mask under which all counts."""
+    a, b = True if a is None else a, True if b is None else b
     if isinstance(a, Tensor) and isinstance(b, Tensor) and _is_same_memory(a, b):  # told without waiting for the device
         return True
     try:

@@ -58,9 +58,6 @@ class Term:
 class ELBOTerms:
     r"""The evidence lower bound, term by term, in nats, neither weighted nor reduced over the batch.
 
-    Every term is (B,), one value a sequence; (K, B) with K particles; () or (K,) for a site outside the sequences'
-    plate.
-
     Attributes:
         terms: {site: its :class:`~seqdisent.inference.Term`}, the observed sites first, in the model's order.
         num_sequences: B, or 1 without a plate.
@@ -151,14 +148,11 @@ class ELBOTerms:
         return any(term.in_plate for term in self.terms.values())
 
     def check_weights(self, weights: Mapping[str, float | Tensor]) -> None:
-        """Raise unless every one of `weights` is a finite number (or a tensor, one or one a sequence) of a known site.
-
-        Args:
-            weights: {site: weight of its term}.
+        """Raise unless :meth:`elbo` would take `weights`.
 
         Raises:
-            ValueError: as :meth:`elbo`.
-            TypeError: as :meth:`elbo`.
+            ValueError: as there.
+            TypeError: as there.
         """
         unknown = set(weights) - set(self.terms)
         if unknown:
@@ -346,21 +340,11 @@ def _one_run(
 
 def _stacked(runs: list[ELBOTerms]) -> ELBOTerms:
     """Return the terms of several runs with a particle dimension on the left."""
-
-    def stack(of_each: list[Tensor | None]) -> Tensor | None:
-        found = [tensor for tensor in of_each if tensor is not None]
-        return torch.stack(found) if found else None
-
     terms = {}
     for name, term in runs[0].terms.items():
-        each = [run.terms[name] for run in runs]
-        terms[name] = replace(
-            term,
-            value=torch.stack([one.value for one in each]),
-            per_step=stack([one.per_step for one in each]),
-            real_steps=stack([one.real_steps for one in each]),
-            pair=None,
-        )
+        kept = [key for key in ("value", "per_step", "real_steps") if getattr(term, key) is not None]
+        stacked: dict[str, Any] = {key: torch.stack([getattr(run.terms[name], key) for run in runs]) for key in kept}
+        terms[name] = replace(term, pair=None, **stacked)
     return ELBOTerms(terms, runs[0].num_sequences, len(runs))
 
 

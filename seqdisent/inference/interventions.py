@@ -8,12 +8,10 @@ Models and guides are Pyro programs of this form:
     guide(frames, mask=None, **inputs)
 
 A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
-`reconstruct` and `forecast` give it ``(frames, mask)``, which it reads where it would read its own; beyond them, and in
-`generate` and `swap`, where there is no history, it reads what it makes itself
-(:func:`~seqdisent.feedback` makes such inputs).
+`reconstruct` and `forecast` give it ``(frames, mask)``, which it reads in place of its own frames. Beyond them, and in
+`generate` and `swap`, it reads what it makes itself (:func:`~seqdisent.feedback` makes such inputs).
 
-None of the functions here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as you would
-with a module.
+No function here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as with a module.
 """
 
 from __future__ import annotations
@@ -21,17 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
 from seqdisent.inference.checks import is_auxiliary
-from seqdisent.inference.plates import Site, sequences_plate
-from seqdisent.inference.programs import Past, carries_on, check_means, run
-from seqdisent.masks import check_mask
+from seqdisent.inference.plates import Site
+from seqdisent.inference.programs import carries_on, check_means, emit, past_of, run, taken_apart, without_factors
 
 
 class Inferred(NamedTuple):
@@ -89,7 +84,7 @@ def reconstruct(
         guide: its guide.
         *args: frames, and a mask where they are ragged.
         sample: draw the latents, or use their means.
-        history: give the model ``history=(frames, mask)``: for one whose steps read the frames before them (a VRNN).
+        history: give the model ``history=(frames, mask)``.
         **inputs: further arguments of both.
 
     Returns:
@@ -116,11 +111,8 @@ def reconstruct(
         >>> reconstruct(model, guide, torch.tensor([[1.0, 2.0, 6.0]]))["x"].mean
         tensor([[3., 3., 3.]])
     """
-    args, frames, mask = _taken_apart(args, inputs)
-    latents = run(guide, {}, sample, args, inputs)
-    read = {"history": (frames, mask), **inputs} if history else inputs
-    emitted, _ = _emit(model, _values(latents), frames.shape[:2], mask, sample, read)
-    return emitted
+    frames, mask, sites, read = _inferred(guide, args, sample, history, inputs)
+    return emit(model, _values(sites), frames.shape[:2], mask, sample, read)[0]
 
 
 def swap(
@@ -182,34 +174,27 @@ def swap(
     """
     if "mask" in inputs:
         raise TypeError("mask: source and donor have one each, expected (frames, mask) for the ragged ones")
-    source_args, donor_args = _as_args("source", source), _as_args("donor", donor)
-    frames, mask = _frames_and_mask("source", source_args)
-    donor_frames, donor_mask = _frames_and_mask("donor", donor_args)
+    source_args, frames, mask = taken_apart("source", source)
+    donor_args, donor_frames, donor_mask = taken_apart("donor", donor)
     if len(frames) != len(donor_frames):
         raise ValueError(f"donor: has {len(donor_frames)} sequences, expected as many as the source, {len(frames)}")
     donor_sites = run(guide, {}, sample, donor_args, inputs)
-    known = sorted(donor_sites)
-    for argument, names in (("sites", sites), ("keep", keep)):
-        if isinstance(names, str):
-            raise ValueError(
-                f"{argument}: got the string {names!r}, expected a sequence of site names such as [{names!r}]"
-            )
-        if unknown := sorted(set(names) - set(known)):
-            raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {known}")
+    _check_names("sites", sites, "guide", donor_sites)
+    _check_names("keep", keep, "guide", donor_sites)
     if not sites:
-        raise ValueError(f"sites: is empty, expected at least one of {known}")
+        raise ValueError(f"sites: is empty, expected at least one of {sorted(donor_sites)}")
     if both := sorted(set(sites) & set(keep)):
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
     source_values = _values(run(guide, {}, sample, source_args, inputs)) if keep else {}
     latents = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
     trajectories = [name for name in sites if as_chain(donor_sites[name]["fn"]) is not None]
-    if set(latents) != set(known):  # something is left to infer, given these
+    if set(latents) != set(donor_sites):  # something is left to infer, given these
         latents = _values(run(guide, latents, sample, source_args, inputs))
     if not trajectories:
-        return _emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
+        return emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
     followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
-    past = _past(donor_sites, len(frames), followers)
-    return _emit(model, latents, donor_frames.shape[:2], donor_mask, sample, inputs, past)[0]
+    past = past_of(donor_sites, len(frames), followers)
+    return emit(model, latents, donor_frames.shape[:2], donor_mask, sample, inputs, past)[0]
 
 
 def generate(
@@ -262,14 +247,11 @@ def generate(
     given = dict(given or {})
     if wrong := [name for name, value in given.items() if not isinstance(value, Tensor)]:
         raise TypeError(f"given: {wrong[0]!r} is {type(given[wrong[0]]).__name__}, expected a tensor")
-    if isinstance(emissions, str):
-        raise ValueError(f"emissions: got the string {emissions!r}, expected a sequence of site names")
     arguments = {"num_sequences": num_sequences, "num_steps": num_steps, **inputs}
     trace = run(model, given, sample, (), arguments, num_steps=num_steps)
-    for argument, names in (("given", given), ("emissions", emissions or ())):
-        if unknown := sorted(set(names) - set(trace)):
-            raise ValueError(f"{argument}: the model has no site {unknown}, expected some of {sorted(trace)}")
-    shown = _without_factors(trace)
+    _check_names("given", list(given), "model", trace)
+    _check_names("emissions", emissions or (), "model", trace)
+    shown = without_factors(trace)
     if not shown:
         raise ValueError("model: has no sample site, expected at least one that it emits")
     emitted = emissions or [shown[-1]]
@@ -296,18 +278,16 @@ def forecast(
             its own last frame.
         num_steps: how many steps to add.
         sample: draw the latents, or feed each conditional's mean forward.
-        history: give the model ``history=(frames, mask)``, as in :func:`reconstruct`; what it reads beyond these frames
-            it makes itself.
+        history: give the model ``history=(frames, mask)``.
         **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
 
     Returns:
         {emission site: its distribution} over T + num_steps steps, those of the given frames first.
 
     Raises:
-        TypeError: no frames, a mask that is not bool, or `history` of a model without that argument.
-        ValueError: frames without a step or with real steps that are not finite, fewer than one step to add, a mask
-            with a hole, a site of the guide that the model does not have, inputs of the model that end too early, a
-            model in which no latent and no `history` carries the frames into the future, or frames that are a chain.
+        TypeError: as :func:`reconstruct`.
+        ValueError: as there; fewer than one step to add, inputs of the model that end too early, a model in which no
+            latent and no `history` carries the frames into the future, or frames that are a chain.
 
     Example:
         The chain that doubles, continued from two frames.
@@ -329,11 +309,9 @@ def forecast(
         tensor([[1., 2., 4., 8.]])
     """
     check_positive(num_steps=num_steps)
-    args, frames, mask = _taken_apart(args, inputs)
-    sites = run(guide, {}, sample, args, inputs)
-    read = {"history": (frames, mask), **inputs} if history else inputs
-    total, past = frames.shape[1] + num_steps, _past(sites, len(frames), dict.fromkeys(sites, mask))
-    emitted, trace = _emit(model, _values(sites), (len(frames), total), None, sample, read, past)
+    frames, mask, sites, read = _inferred(guide, args, sample, history, inputs)
+    total, past = frames.shape[1] + num_steps, past_of(sites, len(frames), dict.fromkeys(sites, mask))
+    emitted, trace = emit(model, _values(sites), (len(frames), total), None, sample, read, past)
     for name, fn in emitted.items():
         if not history and as_chain(fn) is not None and carries_on(fn):
             raise ValueError(
@@ -348,65 +326,25 @@ def forecast(
     return emitted
 
 
-def _emit(
-    model: Callable[..., Any],
-    latents: Mapping[str, Tensor],
-    sizes: Sequence[int],
-    mask: Tensor | None,
-    sample: bool,
-    inputs: Mapping[str, Any],
-    past: Past | None = None,
-) -> tuple[dict[str, TorchDistribution], dict[str, Site]]:
-    """Run the model on given latents, B sequences of T steps, nothing observed; return what it emits, and all sites."""
-    num_sequences, num_steps = sizes
-    arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
-    trace = run(model, latents, sample, (), arguments, num_steps=num_steps, past=past)
-    if missing := sorted(set(latents) - set(trace)):
-        raise ValueError(f"model: has no site {missing}, which the guide samples")
-    return {name: trace[name]["fn"] for name in _without_factors(trace) if name not in latents}, trace
-
-
-def _past(guide_sites: Mapping[str, Site], num_sequences: int, masks: Mapping[str, Tensor | None]) -> Past:
-    trajectories = frozenset(name for name, site in guide_sites.items() if as_chain(site["fn"]) is not None)
-    return Past(masks, trajectories, sequences_plate(guide_sites, num_sequences))
-
-
-def _without_factors(sites: Mapping[str, Site]) -> list[str]:
-    """Return the sites that are not ``pyro.factor``, which has no picture."""
-    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
-
-
 def _values(sites: Mapping[str, Site]) -> dict[str, Tensor]:
     """Return the values of a guide's sites that the model has too."""
     return {name: site["value"] for name, site in sites.items() if not is_auxiliary(site)}
 
 
-def _taken_apart(args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
-    """Return what the guide takes, with the mask after the frames even if it was given by name, and these two."""
+def _check_names(argument: str, names: Sequence[str], program: str, sites: Mapping[str, Site]) -> None:
+    """Raise unless `names` are sites of a program."""
+    if isinstance(names, str):
+        raise ValueError(f"{argument}: got the string {names!r}, expected a sequence of site names such as [{names!r}]")
+    if unknown := sorted(set(names) - set(sites)):
+        raise ValueError(f"{argument}: the {program} has no site {unknown}, expected some of {sorted(sites)}")
+
+
+def _inferred(
+    guide: Callable[..., Any], args: tuple[Any, ...], sample: bool, history: bool, inputs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, dict[str, Site], dict[str, Any]]:
+    """Run the guide on frames; return them, their mask, the guide's sites and the further inputs of the model."""
     if "mask" in inputs:
         args = (*args, inputs.pop("mask"))
-    return (args, *_frames_and_mask("args", args))
-
-
-def _as_args(name: str, value: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    if isinstance(value, Tensor):
-        return (value,)
-    if not isinstance(value, tuple | list) or not value:
-        raise TypeError(f"{name}: got {type(value).__name__}, expected frames or (frames, mask)")
-    return tuple(value)
-
-
-def _frames_and_mask(name: str, args: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    if not args or not isinstance(args[0], Tensor):
-        raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
-    frames, mask = args[0], args[1] if len(args) > 1 else None
-    if frames.ndim < 2 or 0 in frames.shape[:2]:
-        raise ValueError(
-            f"{name}: frames have shape {tuple(frames.shape)}, expected (B, T, ...) with at least one frame"
-        )
-    if mask is not None:
-        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
-    real = frames if mask is None else frames[mask]
-    if not torch.isfinite(real).all():
-        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers")
-    return frames, mask
+    args, frames, mask = taken_apart("args", args)
+    sites = run(guide, {}, sample, args, inputs)
+    return frames, mask, sites, {"history": (frames, mask), **inputs} if history else inputs

@@ -15,7 +15,8 @@ from torch.distributions.kl import _KL_REGISTRY
 
 from seqdisent.chains import Chain, Conditionals, Draw, IndependentSteps
 from seqdisent.chains.draws import is_flow
-from seqdisent.chains.factorised import as_chain, as_steps
+from seqdisent.chains.factorised import as_chain, as_steps, without_mask
+from seqdisent.chains.protocol import fill_path, overwrite_steps
 from seqdisent.inference.checks import (
     check_agreement,
     check_coordinates,
@@ -24,11 +25,9 @@ from seqdisent.inference.checks import (
     check_step_masks,
     counted,
     same,
-    unmasked,
 )
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import bare
-from seqdisent.masks import fill_padding, overwrite_padding
 
 How = Literal["density", "closed form", "monte carlo"]
 
@@ -45,8 +44,8 @@ class Score(NamedTuple):
 
 def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool, with_gradient: bool) -> Score:
     """Compare a guide's site, and what it handed over, with the model's at the guide's value."""
-    q, q_mask = unmasked(q_site)
-    p, p_mask = unmasked(p_site)
+    q, q_mask = without_mask(q_site["fn"], q_site["mask"])
+    p, p_mask = without_mask(p_site["fn"], p_site["mask"])
     check_agreement(name, q_site, p_site, q_mask, p_mask)
     if q.event_shape != p.event_shape:
         raise ValueError(
@@ -58,8 +57,7 @@ def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool
     if chains is not None:
         q_chain, p_chain = chains
         check_step_masks(name, q_chain.step_mask, p_chain.step_mask)
-        if not isinstance(p_chain, IndependentSteps):
-            at = conditionals_at(name, p_chain, draw.path)  # the transition runs as in the program
+        at = conditionals_at(name, p_chain, draw.path)  # the transition runs as in the program
     with torch.set_grad_enabled(with_gradient):
         if chains is not None:
             per_step, pair, is_closed = _chain_kl(name, q_chain, p_chain, draw, at, analytic)
@@ -69,11 +67,12 @@ def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool
         return Score(scale_and_mask(term, q_site["scale"], q_mask), _how(is_closed), (q, p))
 
 
-def conditionals_at(name: str, chain: Any, path: Tensor) -> Conditionals:
-    """Return the conditionals of a chain at a path, whatever stands in its padding."""
+def conditionals_at(name: str, chain: Chain | None, path: Tensor) -> Conditionals | None:
+    """Return the conditionals of a chain at a path, whatever stands in its padding; None of steps without memory."""
+    if chain is None or isinstance(chain, IndependentSteps):
+        return None
     check_density(name, chain)
-    found: Conditionals = chain.conditionals(_filled(chain, path))
-    return found
+    return chain.conditionals(fill_path(chain, path))
 
 
 def log_q_per_step(chain: Any, draw: Draw) -> Tensor:
@@ -83,8 +82,8 @@ def log_q_per_step(chain: Any, draw: Draw) -> Tensor:
     elif draw.conditionals is None:
         per_step = chain.log_prob_per_step(draw.path)
     else:
-        per_step = draw.conditionals.log_prob_per_step(_filled(chain, draw.path))
-    return _without_padding(per_step, chain.step_mask)
+        per_step = draw.conditionals.log_prob_per_step(fill_path(chain, draw.path))
+    return overwrite_steps(chain, per_step)
 
 
 def whole_density(fn: TorchDistribution, draw: Draw) -> Tensor | None:
@@ -127,17 +126,16 @@ def _both_chains(q: TorchDistribution, p: TorchDistribution) -> tuple[Chain, Cha
 def _chain_kl(
     name: str, q: Chain, p: Chain, draw: Draw, p_at: Conditionals | None, analytic: bool
 ) -> tuple[Tensor, tuple[Any, Any], bool]:
-    mask, path, drawn = q.step_mask, _filled(q, draw.path), draw.log_prob_per_step
+    path, drawn = fill_path(q, draw.path), draw.log_prob_per_step
     if isinstance(q, IndependentSteps) and isinstance(p, IndependentSteps):
         steps = q.step_distribution, p.step_distribution
         per_step, is_closed = _pair_kl(name, *steps, path, analytic, drawn)
         per_step = per_step.expand(torch.broadcast_shapes(per_step.shape, steps[0].batch_shape))
-        return _without_padding(per_step, mask), steps, is_closed
+        return overwrite_steps(q, per_step), steps, is_closed
     for chain in (q, p):
         if isinstance(chain, IndependentSteps) and not chain.is_normal:  # whose steps have no place beside another's
             check_kinds(name, q, p, is_estimate=True)
-            log_p = log_q_per_step(p, Draw(path, p_at))
-            return log_q_per_step(q, draw) - log_p, (q, p), False
+            return log_q_per_step(q, draw) - log_q_per_step(p, Draw(path, p_at)), (q, p), False
     q_at = q.conditionals(path) if draw.conditionals is None else draw.conditionals
     p_at = p.conditionals(path) if p_at is None else p_at
     first_drawn = None if drawn is None else drawn[..., 0]
@@ -150,21 +148,7 @@ def _chain_kl(
         later = later.movedim(0, -1)
         is_closed = is_closed and later_is_closed
         per_step = torch.cat([per_step.expand(*later.shape[:-1], 1), later], -1)
-    return _without_padding(per_step, mask), (q_at, p_at), is_closed
-
-
-def _filled(chain: Any, path: Tensor) -> Tensor:
-    """Return a path whose padding repeats its first step."""
-    if chain.step_mask is None:
-        return path
-    event_dims = len(chain.event_shape) if hasattr(chain, "event_shape") else 2
-    batch, event = path.shape[: path.ndim - event_dims], path.shape[path.ndim - event_dims :]
-    path = path.expand(torch.broadcast_shapes(batch, chain.step_mask.shape[:-1]) + event)
-    return fill_padding(path, chain.step_mask, event_dims=event_dims - 1)
-
-
-def _without_padding(per_step: Tensor, mask: Tensor | None) -> Tensor:
-    return per_step if mask is None else overwrite_padding(per_step, mask, event_dims=0)
+    return overwrite_steps(q, per_step), (q_at, p_at), is_closed
 
 
 def _pair_kl(
@@ -172,7 +156,7 @@ def _pair_kl(
 ) -> tuple[Tensor, bool]:
     """Return KL(q, p) in closed form or log q - log p at the value, and which; `drawn` is log q where it is known."""
     is_point = isinstance(bare(q), dist.Delta)
-    check_coordinates(name, q, p, value)
+    check_coordinates(name, q, p)
     term = closed_form(q, p) if analytic and not is_point else None
     check_kinds(name, q, p, is_estimate=term is None)
     if term is not None:

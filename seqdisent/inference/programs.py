@@ -15,7 +15,8 @@ from torch import Tensor
 
 from seqdisent.chains import Chain, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps
-from seqdisent.inference.plates import Site, by_row, check_plates
+from seqdisent.inference.plates import Site, by_row, check_plates, sequences_plate
+from seqdisent.masks import check_mask
 
 
 def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
@@ -41,6 +42,26 @@ def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int
     if num_sequences is None or num_steps is None:
         raise ValueError("num_sequences, num_steps: got None without frames, expected both")
     return num_sequences, num_steps
+
+
+def taken_apart(name: str, given: Any) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
+    """Return frames, or (frames, mask), as the guide's arguments, and the two."""
+    args = (given,) if isinstance(given, Tensor) else given
+    if not isinstance(args, tuple | list) or not args:
+        raise TypeError(f"{name}: got {type(given).__name__}, expected frames or (frames, mask)")
+    if not isinstance(args[0], Tensor):
+        raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
+    frames, mask = args[0], args[1] if len(args) > 1 else None
+    if frames.ndim < 2 or 0 in frames.shape[:2]:
+        raise ValueError(
+            f"{name}: frames have shape {tuple(frames.shape)}, expected (B, T, ...) with at least one frame"
+        )
+    if mask is not None:
+        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
+    real = frames if mask is None else frames[mask]
+    if not torch.isfinite(real).all():
+        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers")
+    return tuple(args), frames, mask
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -74,7 +95,8 @@ def run_both(
 
 def run_on(model: Callable[..., Any], guide_trace: poutine.Trace, args: Any, kwargs: Any) -> poutine.Trace:
     """Run the model on the guide's sample and return its trace."""
-    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with poutine.replay(trace=guide_trace):  # wrapped around the model, it takes its arguments `fn` and `context`
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
         check_plates("model", name, site)
     return trace
@@ -91,13 +113,6 @@ def check_guide(trace: poutine.Trace) -> None:
 def bare(fn: Any) -> Any:
     """Return a distribution without what `.to_event(...)` and `.mask(...)` put around it."""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def without_mask(fn: Any) -> Any:
-    """Return a distribution without `.mask(...)` around it."""
-    while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 
@@ -229,3 +244,32 @@ def run(
     if num_steps is None and not sample:  # a guide's; of a model's, nobody looks at the mean of an emission
         check_means(sites)
     return sites
+
+
+def emit(
+    model: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    mask: Tensor | None,
+    sample: bool,
+    inputs: Mapping[str, Any],
+    past: Past | None = None,
+) -> tuple[dict[str, TorchDistribution], dict[str, Site]]:
+    """Run the model on given latents, B sequences of T steps, nothing observed; return what it emits, and all sites."""
+    num_sequences, num_steps = sizes
+    arguments = {"mask": mask, "num_sequences": num_sequences, "num_steps": num_steps, **inputs}
+    trace = run(model, latents, sample, (), arguments, num_steps=num_steps, past=past)
+    if missing := sorted(set(latents) - set(trace)):
+        raise ValueError(f"model: has no site {missing}, which the guide samples")
+    return {name: trace[name]["fn"] for name in without_factors(trace) if name not in latents}, trace
+
+
+def past_of(guide_sites: Mapping[str, Site], num_sequences: int, masks: Mapping[str, Tensor | None]) -> Past:
+    """Return what is known of a run of the guide, for the model to continue; `masks` as of :class:`Past`."""
+    trajectories = frozenset(name for name, site in guide_sites.items() if as_chain(site["fn"]) is not None)
+    return Past(masks, trajectories, sequences_plate(guide_sites, num_sequences))
+
+
+def without_factors(sites: Mapping[str, Site]) -> list[str]:
+    """Return the sites that are not ``pyro.factor``, which has no picture."""
+    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]

@@ -10,10 +10,9 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
-from seqdisent.chains import Draw, IndependentSteps
-from seqdisent.chains.factorised import as_chain, as_steps
+from seqdisent.chains import Draw
+from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
     check_density,
     check_gradient,
@@ -23,9 +22,9 @@ from seqdisent.inference.checks import (
     is_auxiliary,
     is_overridden,
     no_rsample,
-    unmasked,
 )
 from seqdisent.inference.kl import (
+    How,
     Score,
     conditionals_at,
     has_plain_parameters,
@@ -35,7 +34,7 @@ from seqdisent.inference.kl import (
     whole_density,
 )
 from seqdisent.inference.plates import Site
-from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites, without_mask
+from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites
 
 
 @dataclass
@@ -115,7 +114,7 @@ class _GuideDraws(_Scorer):
     def _pyro_sample(self, msg: Any) -> None:
         if not is_sample(msg) or msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
-        chain = without_mask(msg["fn"])
+        chain, _ = without_mask(msg["fn"])
         hands_over = hasattr(chain, "rsample_with_conditionals") and chain.has_rsample
         if not hands_over or is_overridden(chain, "rsample", beside="rsample_with_conditionals"):
             return
@@ -128,29 +127,16 @@ class _GuideDraws(_Scorer):
 
     def _score(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]
+        fn, _ = without_mask(msg["fn"])
         if name not in self.draws or self.draws[name].path is not value:  # or another handler gave the value
-            fn, _ = unmasked(msg)
-            chain = as_chain(fn)
-            if chain is not None and not isinstance(chain, IndependentSteps):
-                self.draws[name] = Draw(value, conditionals_at(name, chain, value))
-            elif has_plain_parameters(fn):
-                self.draws[name] = Draw(value, None)
-            else:
+            at, log_prob = conditionals_at(name, as_chain(fn), value), None
+            if at is None and not has_plain_parameters(fn):
                 steps = as_steps(fn)  # the model may say that these are steps
                 log_prob = fn.log_prob(value) if steps is None else steps.log_prob_per_step(value)
-                self.draws[name] = Draw(value, None, log_prob)
-        check_density(name, without_mask(msg["fn"]))
+            self.draws[name] = Draw(value, at, log_prob)
+        check_density(name, fn)
         if is_auxiliary(msg):
-            self.auxiliary[name] = self._density(msg)
-
-    def _density(self, msg: Any) -> Score:
-        (fn, mask), draw = unmasked(msg), self.draws[msg["name"]]
-        chain = as_chain(fn)
-        if chain is not None:
-            per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, msg["scale"], mask)
-            return Score(per_step.sum(-1), "monte carlo", None, per_step, real)
-        log_prob = fn.log_prob(draw.path) if draw.log_prob_per_step is None else whole_density(fn, draw)
-        return Score(scale_and_mask(log_prob, msg["scale"], mask), "monte carlo")
+            self.auxiliary[name] = _density(msg, self.draws[name], "monte carlo")
 
 
 class _ModelScores(_Scorer):
@@ -175,14 +161,18 @@ class _ModelScores(_Scorer):
             )
 
     def _likelihood(self, site: Site) -> Score:
-        (fn, mask), value = unmasked(site), site["value"]
-        chain = as_chain(fn)
-        is_walk = chain is not None and not isinstance(chain, IndependentSteps)
-        at = conditionals_at(site["name"], chain, value) if is_walk else None  # the transition runs as in the program
+        value = site["value"]
+        at = conditionals_at(site["name"], as_chain(site["fn"]), value)  # the transition runs as in the program
         with torch.set_grad_enabled(self.with_gradient):
-            if chain is None:
-                term: Tensor = scale_and_mask(fn.log_prob(value), site["scale"], mask)
-                return Score(term, "density")
-            per_step = log_q_per_step(chain, Draw(value, at))
-            per_step, real = over_steps(per_step, chain.step_mask, site["scale"], mask)
-            return Score(per_step.sum(-1), "density", None, per_step, real)
+            return _density(site, Draw(value, at), "density")
+
+
+def _density(site: Site, draw: Draw, how: How) -> Score:
+    """Score a site by the density of its distribution at its value."""
+    fn, mask = without_mask(site["fn"], site["mask"])
+    chain = as_chain(fn)
+    if chain is None:
+        log_prob = whole_density(fn, draw)
+        return Score(scale_and_mask(fn.log_prob(draw.path) if log_prob is None else log_prob, site["scale"], mask), how)
+    per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, site["scale"], mask)
+    return Score(per_step.sum(-1), how, None, per_step, real)

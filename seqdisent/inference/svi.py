@@ -19,9 +19,9 @@ class DecomposedELBO(ELBO):
 
     Args:
         weights: {site: weight of its term}; 1 for the others. To anneal, build one for each step.
-        kl: closed form where there is one, or Monte Carlo for every site.
-        num_particles: samples of the guide that are averaged.
-        vectorize_particles: draw them in one run.
+        kl: as of :func:`elbo_terms`.
+        num_particles: likewise; their bounds are averaged.
+        vectorize_particles: likewise.
 
     Raises:
         ValueError: as :func:`elbo_terms` and :meth:`ELBOTerms.elbo`, when it is used.

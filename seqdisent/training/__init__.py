@@ -11,15 +11,15 @@ try:
 except ImportError as error:
     raise ImportError("seqdisent.training needs Lightning; install it with: pip install 'seqdisent[train]'") from error
 
-from seqdisent.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, save_weights
+from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.training.checkpoints import CheckpointError, load_weights, save_weights
 from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
-from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+from seqdisent.training.module import ELBOTraining
 from seqdisent.training.priors import refit_priors, start_priors
 from seqdisent.training.runs import is_main_process, train_stages
 
 __all__ = [
     "TERMINATED",
-    "AtomicCheckpointIO",
     "CheckpointError",
     "ELBOTraining",
     "TrainerOptions",
@@ -30,6 +30,5 @@ __all__ = [
     "refit_priors",
     "save_weights",
     "start_priors",
-    "step_seed",
     "train_stages",
 ]

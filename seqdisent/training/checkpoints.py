@@ -188,10 +188,12 @@ def check_is_of_this_network(path: str | Path, found: Mapping[str, Tensor], want
         raise CheckpointError(f"{path}: is the checkpoint of another network: it {differences[0]}{more}; {REMEDY}")
 
 
-def check_goes_on(path: str | Path, found: Mapping[str, Any], seed: int, num_steps: int) -> None:
-    """Raise CheckpointError if the run that goes on has another seed, or fewer steps than were done."""
-    if found.get("seed", seed) != seed:
-        raise CheckpointError(f"{path}: was written with seed={found['seed']}, and goes on with seed={seed}; {REMEDY}")
+def check_goes_on(path: str | Path, found: Mapping[str, Any], num_steps: int, **settings: Any) -> None:
+    """Raise CheckpointError if the run that goes on has other settings, or fewer steps than were done."""
+    for name, value in settings.items():
+        if found.get(name, value) != value:
+            was = f"was written with {name}={found[name]}"
+            raise CheckpointError(f"{path}: {was}, and goes on with {name}={value}; {REMEDY}")
     if found["global_step"] > num_steps:
         raise CheckpointError(
             f"{path}: has {found['global_step']} steps behind it, expected at most num_steps={num_steps}; {REMEDY}"

@@ -107,8 +107,9 @@ def fit(
     Raises:
         FloatingPointError: a term of the ledger is not finite.
         FileExistsError: `folder` holds a checkpoint and `resume` is False.
-        CheckpointError: (a ValueError) ``last.ckpt`` is damaged, no checkpoint, of another network or seed, has more
-            steps behind it than `training` has, or has averaged weights, which `averaging` would have to go on with.
+        CheckpointError: (a ValueError) ``last.ckpt`` is damaged, no checkpoint, of another network, seed or
+            `clip_norm`, has more steps behind it than `training` has, or has averaged weights, which `averaging` would
+            have to go on with.
         ValueError: `checkpoint_every`, `log_every`, `validate_every` or `patience` below 1, the latter two without
             validation batches, an empty `validation`, an `averaging` outside (0, 1), or two limits of the gradient.
         TypeError: a trainer option that :func:`fit` decides by itself, or that is unknown.

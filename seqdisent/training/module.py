@@ -17,53 +17,16 @@ from typing_extensions import override
 
 from seqdisent._checks import check_positive
 from seqdisent._distributed import all_processes
+from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference import ELBOTerms, elbo_terms
 from seqdisent.training import checkpoints, checks
 from seqdisent.training.logs import means, per_sequence, per_step
 
 
 def step_seed(seed: int, stream: str, step: int, rank: int) -> int:
-    """Return the seed of one step's batch or noise on one process, in [0, 2**63).
-
-    Args:
-        seed: of the run.
-        stream: what it is for; different names give unrelated seeds.
-        step: the training step.
-        rank: the process, 0 for the first.
-
-    Example:
-        >>> step_seed(0, "noise", 3, 0) == step_seed(0, "noise", 3, 0) != step_seed(0, "batch", 3, 0)
-        True
-    """
+    """Return the seed, in [0, 2**63), of what `stream` names at one step on one process of a run."""
     digest = hashlib.blake2b(f"{seed} {stream} {step} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def frames_and_mask(batch: Any) -> tuple[Tensor, ...]:
-    """Return what model and guide take from a batch of clips; the mask only if there is padding.
-
-    Args:
-        batch: a :class:`~seqdisent.datasets.Batch`, or an object with its `frames` and `mask`; if it has no `ragged`,
-            the mask is read, which waits for the device.
-
-    Returns:
-        ``(frames,)`` or ``(frames, mask)``.
-
-    Raises:
-        TypeError: `batch` is something else.
-
-    Example:
-        >>> from seqdisent.datasets import pendulum
-        >>> [part.shape for part in frames_and_mask(pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1]))]
-        [torch.Size([2, 4, 3, 8, 8])]
-    """
-    if not (hasattr(batch, "frames") and hasattr(batch, "mask")):
-        raise TypeError(
-            f"draw: the batch is a {type(batch).__name__}, expected clips with `frames` and `mask`; "
-            "what model and guide take from anything else is for `arguments` to say"
-        )
-    ragged = batch.ragged if hasattr(batch, "ragged") else not batch.mask.all()
-    return (batch.frames, batch.mask) if ragged else (batch.frames,)
 
 
 class ELBOTraining(lightning.LightningModule):
@@ -256,23 +219,26 @@ class ELBOTraining(lightning.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the seed, the minutes and which parameters are trained; refuse parameters that are not finite."""
+        """Note the settings, the minutes and which parameters are trained; refuse parameters that are not finite."""
         checks.check_parameters(self.network, self.global_step)
         self.minutes = (time.monotonic() - self._started) / 60
-        checkpoint |= {"trained": self._trained(), "seed": self.seed, "minutes": self.minutes}
+        checkpoint |= {"trained": self._trained(), "minutes": self.minutes, **self._settings()}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, of other trained parameters, of another seed, or of a longer run."""
+        """Refuse a checkpoint of another network, of other trained parameters or settings, or of a longer run."""
         trainer = self._trainer  # None in `load_from_checkpoint`, where no optimiser goes on
         path = (trainer.ckpt_path if trainer else None) or "the checkpoint"
         checkpoints.check_is_of_this_network(path, checkpoint["state_dict"], self.state_dict())
         self.minutes = checkpoint.get("minutes", 0.0)
         if trainer is not None:
-            checkpoints.check_goes_on(path, checkpoint, self.seed, self.num_steps)
+            checkpoints.check_goes_on(path, checkpoint, self.num_steps, **self._settings())
             checkpoints.check_trains_the_same(path, checkpoint.get("trained", self._trained()), self._trained())
             averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
             checkpoints.check_averages_the_same(path, checkpoint, averages=averages)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "clip_norm": self.trainer.gradient_clip_val}
 
     def _trained(self) -> list[str]:
         return [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]

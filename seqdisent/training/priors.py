@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
 from seqdisent.chains.factorised import as_chain
+from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference import elbo_terms, infer
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.training.fit import fit
-from seqdisent.training.module import ELBOTraining, frames_and_mask, step_seed
+from seqdisent.training.module import ELBOTraining, step_seed
 
 
 def refit_priors(

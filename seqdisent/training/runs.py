@@ -82,30 +82,27 @@ def train_stages(
         ['model.pt', 'model.pt']
         ['first', 'second']
     """
-    for name in stages:
-        for left in ("model.pt", "last.ckpt"):
-            if not resume and (Path(folder) / name / left).exists():
-                raise FileExistsError(
-                    f"folder: {Path(folder) / name / left} exists; resume that run, or choose another folder"
-                )
+    left = [Path(folder) / name / file for name in stages for file in ("model.pt", "last.ckpt")]
+    if not resume and (earlier := [path for path in left if path.exists()]):
+        raise FileExistsError(f"folder: {earlier[0]} exists; resume that run, or choose another folder")
     trainings = {}
     for name, make in stages.items():
         training = make()
         if training is None:
             continue
         trainings[name] = training
-        finished = Path(folder) / name / "model.pt"
+        finished, minutes = (Path(folder) / name / file for file in ("model.pt", "minutes.json"))
         if not finished.exists():
             is_over = fit(training, finished.parent, resume=resume, **options)
             if not is_over:  # stopped by an option of the trainer: the stage goes on when the run does
                 break
             if not is_main_process():
                 continue
-            _files.write(finished.with_name("minutes.json"), json.dumps(training.minutes).encode())
+            _files.write(minutes, json.dumps(training.minutes).encode())
             save_weights(network, finished)  # last: a stage that has it is not trained again
         load_weights(network, finished)
-        minutes = finished.with_name("minutes.json")
-        training.minutes = json.loads(minutes.read_bytes()) if minutes.exists() else training.minutes
+        if minutes.exists():
+            training.minutes = json.loads(minutes.read_bytes())
     return trainings
 
 

@@ -18,6 +18,7 @@ from seqdisent import AnnealingSchedule
 
 pytest.importorskip("lightning")
 from seqdisent import training  # noqa: E402
+from seqdisent.training import checkpoints  # noqa: E402
 
 
 class Network(nn.Module):
@@ -138,6 +139,8 @@ def test_checkpoints_of_another_run(row, checkpoint, tmp_path):
 @rows(
     ("with another seed", lambda folder: train(folder, None, module=of(num_steps=5, seed=4)), training.CheckpointError,
      rf"last.ckpt: was written with seed=0, and goes on with seed=4; {KEPT}"),
+    ("with another limit of the gradient", lambda folder: train(folder, Network(), num_steps=5, clip_norm=1.0),
+     training.CheckpointError, rf"last.ckpt: was written with clip_norm=None, and goes on with clip_norm=1.0; {KEPT}"),
     ("with fewer steps than it has", lambda folder: train(folder, Network(), num_steps=2), training.CheckpointError,
      "last.ckpt: has 3 steps behind it, expected at most num_steps=2"),
     ("a run that is there, and no resume", lambda folder: train(folder, Network(), resume=False), FileExistsError,
@@ -238,7 +241,7 @@ BATCHES = [torch.zeros(4, 3)]
      r"acelerator: is no option of fit, expected one of \['accelerator', "),
     ("two ways to clip", fitted(fit={"clip_norm": 1.0, "gradient_clip_val": 1.0}), ValueError,
      "clip_norm: gradient_clip_val is given too, expected one of them"),
-    ("another way to write checkpoints", fitted(fit={"plugins": training.AtomicCheckpointIO()}), TypeError,
+    ("another way to write checkpoints", fitted(fit={"plugins": checkpoints.AtomicCheckpointIO()}), TypeError,
      "plugins: fit decides how checkpoints are written, expected no CheckpointIO"),
     # validation
     ("one batch to validate on", fitted(validation=BATCHES[0]), TypeError,

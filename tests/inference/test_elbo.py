@@ -1216,3 +1216,16 @@ def test_a_chain_of_ones_own_may_draw_anything_where_padding_is(filling):
 def test_a_ledger_shows_the_mean_of_each_term():
     terms = ledger_with(torch.tensor([1.0, 2.0]))
     assert repr(terms) == "ELBOTerms(log_likelihood['x']=1.5; means over 2 sequences, in nats)"
+
+
+@pytest.mark.parametrize("name", ["context", "fn"])
+def test_programs_may_name_their_arguments_as_pyros_handlers_do(name):
+    def model(**options):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=options[name])
+
+    def guide(**options):
+        pyro.sample("z", dist.Normal(options[name] / 2, 0.5**0.5))
+
+    found = elbo_terms(model, guide, kl="monte-carlo", **{name: torch.tensor(1.0)}).elbo()
+    torch.testing.assert_close(found, dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0)))

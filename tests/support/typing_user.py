@@ -94,7 +94,6 @@ from seqdisent.plotting import (
 )
 from seqdisent.training import (
     TERMINATED,
-    AtomicCheckpointIO,
     CheckpointError,
     ELBOTraining,
     TrainerOptions,
@@ -103,7 +102,6 @@ from seqdisent.training import (
     is_main_process,
     load_weights,
     save_weights,
-    step_seed,
     train_stages,
 )
 
@@ -257,11 +255,9 @@ def training(network: nn.Module, clips: Clips, folder: Path) -> None:
     except CheckpointError as error:
         print(error, TERMINATED)
     save_weights(network, folder / "model.pt")
-    assert_type(step_seed(0, "noise", 3, 0), int)
     stages = {"first": lambda: module, "skipped": lambda: None}
     assert_type(train_stages(network, stages, folder, resume=True, clip_norm=1.0), dict[str, ELBOTraining])
     assert_type(is_main_process(), bool)
-    print(AtomicCheckpointIO())
 
 
 def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, labels: Tensor) -> None:
