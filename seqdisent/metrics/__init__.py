@@ -6,33 +6,56 @@ Metrics that accumulate and probes need the extra ``metrics`` (torchmetrics, sci
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from seqdisent.metrics.combinations import CombinationScores, combination_scores
 from seqdisent.metrics.counterfactual import nearest_clip, pick_donors, squared_error
 from seqdisent.metrics.judge import Judge, train_judge
+from seqdisent.metrics.neighbours import (
+    MemorisationScores,
+    NeighbourScores,
+    memorisation_scores,
+    neighbour_scores,
+)
 
 if TYPE_CHECKING:
     from seqdisent.metrics.consistency import AccuracyConsistency, ConsistencyScores, released_protocol_consistency
     from seqdisent.metrics.entropies import EntropyScores, GenerationEntropies
     from seqdisent.metrics.frechet import FrechetDistance, FrechetScore
+    from seqdisent.metrics.generation import (
+        GenerationScores,
+        SampledSwapScores,
+        generation_scores,
+        sampled_swap_accuracy,
+    )
     from seqdisent.metrics.probes import ProbeScores, probe, probe_table
     from seqdisent.metrics.swaps import SwapAccuracy, SwapScores, intervention_score
 
 __all__ = [
     "AccuracyConsistency",
+    "CombinationScores",
     "ConsistencyScores",
     "EntropyScores",
     "FrechetDistance",
     "FrechetScore",
     "GenerationEntropies",
+    "GenerationScores",
     "Judge",
+    "MemorisationScores",
+    "NeighbourScores",
     "ProbeScores",
+    "SampledSwapScores",
     "SwapAccuracy",
     "SwapScores",
+    "combination_scores",
+    "generation_scores",
     "intervention_score",
+    "memorisation_scores",
     "nearest_clip",
+    "neighbour_scores",
     "pick_donors",
     "probe",
     "probe_table",
     "released_protocol_consistency",
+    "sampled_swap_accuracy",
     "squared_error",
     "train_judge",
 ]
@@ -41,6 +64,7 @@ _NEED_THE_EXTRA = {
     "consistency": ("AccuracyConsistency", "ConsistencyScores", "released_protocol_consistency"),
     "entropies": ("EntropyScores", "GenerationEntropies"),
     "frechet": ("FrechetDistance", "FrechetScore"),
+    "generation": ("GenerationScores", "SampledSwapScores", "generation_scores", "sampled_swap_accuracy"),
     "probes": ("ProbeScores", "probe", "probe_table"),
     "swaps": ("SwapAccuracy", "SwapScores", "intervention_score"),
 }

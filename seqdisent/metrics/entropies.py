@@ -83,22 +83,8 @@ class GenerationEntropies(Metric):
 
     def update(self, predictions: Mapping[str, Tensor]) -> None:
         """Add generated clips."""
-        checked: list[Tensor] = []
-        for name, size in self.num_classes.items():
-            check_factor("predictions", predictions, name, self.num_classes)
-            what = f"predictions[{name!r}]"
-            logits = check_logits(what, as_tensor(what, predictions[name]).detach(), size)
-            if _are_probabilities(logits):
-                raise ValueError(
-                    f"{what}: every row is in [0, 1] and sums to 1, as probabilities do; expected logits, such as the "
-                    "logarithms of those probabilities"
-                )
-            if checked and len(logits) != len(checked[0]):
-                raise ValueError(
-                    f"predictions[{name!r}]: has {len(logits)} rows, expected {len(checked[0])}, as many as the others"
-                )
-            checked.append(logits)
-        self.count += len(checked[0])
+        checked = checked_logits("predictions", predictions, self.num_classes).values()
+        self.count += len(next(iter(checked)))
         for i, logits in enumerate(checked):
             probability = logits.to(self.device, torch.float64).softmax(-1)
             getattr(self, f"probability_{i}").add_(probability.sum(0))
@@ -112,6 +98,27 @@ class GenerationEntropies(Metric):
             intra = getattr(self, f"entropy_{i}") / self.count
             scores[name] = EntropyScores(inter, intra, (inter - intra).exp())
         return scores
+
+
+def checked_logits(
+    argument: str, predictions: Mapping[str, Tensor], num_classes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Check and return the logits (N, K) of each factor, N the same for all."""
+    checked: dict[str, Tensor] = {}
+    for name, size in num_classes.items():
+        check_factor(argument, predictions, name, num_classes)
+        what = f"{argument}[{name!r}]"
+        logits = check_logits(what, as_tensor(what, predictions[name]).detach(), size)
+        if _are_probabilities(logits):
+            raise ValueError(
+                f"{what}: every row is in [0, 1] and sums to 1, as probabilities do; expected logits, such as the "
+                "logarithms of those probabilities"
+            )
+        count = len(next(iter(checked.values()), logits))
+        if len(logits) != count:
+            raise ValueError(f"{what}: has {len(logits)} rows, expected {count}, as many as the others")
+        checked[name] = logits
+    return checked
 
 
 def _are_probabilities(logits: Tensor) -> bool:

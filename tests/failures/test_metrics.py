@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from failures import check, rows
@@ -21,12 +23,17 @@ from seqdisent.metrics import (  # noqa: E402
     GenerationEntropies,
     Judge,
     SwapAccuracy,
+    combination_scores,
+    generation_scores,
     intervention_score,
+    memorisation_scores,
     nearest_clip,
+    neighbour_scores,
     pick_donors,
     probe,
     probe_table,
     released_protocol_consistency,
+    sampled_swap_accuracy,
     squared_error,
     train_judge,
 )
@@ -69,6 +76,26 @@ LATENTS, CLASSES = torch.arange(40.0).reshape(10, 4), torch.arange(10) % 2
 
 def probed(train=LATENTS, classes=CLASSES, test=LATENTS, test_classes=CLASSES, **options):
     return lambda: probe(train, classes, test, test_classes, **options)
+
+
+def combined(**changed):
+    labels = {"generated": LABELS, "train": LABELS, "held_out": LABELS, **changed}
+    return lambda: combination_scores(**labels, num_classes=SIZES)
+
+
+def show(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+    with pyro.plate("sequences", num_sequences):
+        s = pyro.sample("s", dist.Normal(zeros(num_sequences), 1.0))
+        pyro.sample("x", dist.Normal(s[:, None, None, None, None].expand(-1, num_steps, 1, 4, 4), 1.0).to_event(4))
+
+
+def look(frames, mask=None):
+    with pyro.plate("sequences", len(frames)):
+        pyro.sample("s", dist.Normal(frames.mean((1, 2, 3, 4)), 1.0))
+
+
+def sampled(**options):
+    return lambda: sampled_swap_accuracy(show, look, judge, clips(2, 1, 4, 4), **{"keep": ["s"], **options})
 
 
 @rows(
@@ -122,6 +149,35 @@ def probed(train=LATENTS, classes=CLASSES, test=LATENTS, test_classes=CLASSES, *
     ("nothing held out", lambda: released_protocol_consistency(
         clips(2, 1, 8, 8), zeros(2, 2, 1, 8, 8), seed=0, train_share=1.0), ValueError,
      "train_share: got 1.0, expected a share that leaves clips on both sides"),
+    # what is drawn from the prior
+    ("as many clips as neighbours", lambda: neighbour_scores(LATENTS, LATENTS[:5]), ValueError,
+     "generated: has 5 rows, expected more than num_neighbours=5"),
+    ("clips for features", lambda: neighbour_scores(FRAMES, FRAMES), ValueError,
+     r"real: has shape \(3, 2, 1, 4, 4\), expected features \(N, F\)"),
+    ("features of two extractors", lambda: neighbour_scores(LATENTS, LATENTS[:, :2]), ValueError,
+     r"generated: has rows of shape \(2,\), expected \(4,\) as real"),
+    ("features in words", lambda: neighbour_scores(["anna"], LATENTS), TypeError, "real: got list, expected a tensor"),
+    ("features that are infinite", lambda: neighbour_scores(LATENTS, LATENTS / 0), ValueError,
+     "generated: has values that are not finite, expected numbers"),
+    ("no training clip", lambda: memorisation_scores(FRAMES, FRAMES, FRAMES[:0]), ValueError,
+     r"train: has shape \(0, 2, 1, 4, 4\), expected features \(N, F\) or clips \(N, T, C, H, W\), none of it 0"),
+    ("held-out clips of another length", lambda: memorisation_scores(FRAMES, FRAMES[:, :1], FRAMES), ValueError,
+     r"held_out: has rows of shape \(1, 1, 4, 4\), expected \(2, 1, 4, 4\) as train"),
+    ("combinations of a factor left out", combined(train={"who": [0]}), ValueError,
+     r"train: has no factor 'what', expected all of \['what', 'who'\]"),
+    ("combinations of no clip", combined(held_out={name: zeros(0).long() for name in SIZES}), ValueError,
+     r"held_out: has no clips, expected at least one"),
+    ("real clips' labels for logits", lambda: generation_scores({"who": zeros(5, 4)}, LABELS, {"who": 4}), ValueError,
+     r"real\['who'\]: has shape \(5,\) and dtype torch.int64, expected floating-point logits \(N, 4\)"),
+    ("no generated clip", lambda: generation_scores({"who": zeros(0, 4)}, {"who": zeros(5, 4)}, {"who": 4}), ValueError,
+     "generated: has no clips, expected at least one"),
+    ("the name of a site to keep where a list belongs", sampled(keep="s"), TypeError,
+     r"keep: got the string 's', expected a sequence such as \['s'\]"),
+    ("no site to keep", sampled(keep=[]), ValueError, "keep: is empty, expected at least one latent of the guide"),
+    ("a site to keep that is not there", sampled(keep=["d"]), ValueError,
+     r"keep: the guide has no site \['d'\], expected some of \['s'\]"),
+    ("no factor that stays", sampled(), ValueError,
+     r"factors: got \[\], expected some of those that the judge knows and the clips have labels of, \['who'\]"),
     # against the true clip
     ("one identity alone", lambda: pick_donors(torch.tensor([3, 3]), seed=0), ValueError,
      "identity: all clips show the same one, expected at least two"),
@@ -198,6 +254,7 @@ def test_a_log_without_a_ledger(tmp_path):
         ("consistency", "torchmetrics", "torchmetrics"),
         ("entropies", "torchmetrics", "torchmetrics"),
         ("frechet", "torchmetrics.image.fid", "torchmetrics"),
+        ("generation", "seqdisent.metrics.entropies", "torchmetrics"),
         ("probes", "sklearn.exceptions", "scikit-learn"),
         ("swaps", "torchmetrics", "torchmetrics"),
     ],

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import seqdisent
+from seqdisent.datasets import Clips
 from seqdisent.metrics import (
     AccuracyConsistency,
     GenerationEntropies,
@@ -24,6 +25,7 @@ from seqdisent.metrics import (
     intervention_score,
     pick_donors,
     probe_table,
+    sampled_swap_accuracy,
     squared_error,
 )
 
@@ -127,6 +129,8 @@ class Report:
         entropies.update(judge(generated))
         self.entropies = entropies.compute()
         self.score = float(intervention_score(list(self.swaps.values())))
+        clips = Clips(self.frames.byte(), scale=1, labels=self.labels, motion_factors=["what"])
+        self.sampled = sampled_swap_accuracy(program.model, program.guide, judge, clips, keep=["d"])
         latents = {name: site.value for name, site in seqdisent.infer(program.guide, self.frames).items()}
         half = len(who) // 2
         self.probes = probe_table(
@@ -141,6 +145,11 @@ class Report:
 
     def leakage(self, site: str) -> dict[str, float]:
         return {name: float(score.leakage) for name, score in self.swaps[site].items()}
+
+    def kept(self, name: str) -> tuple[float, float, float]:
+        """Accuracy, chance and inception score of a factor with d kept and s drawn."""
+        score = self.sampled[name]
+        return float(score.accuracy), float(score.chance), float(score.entropies.inception_score)
 
     def agreement(self, site: str) -> dict[str, float]:
         return {name: float(score.agreement) for name, score in self.swaps[site].items()}
@@ -167,6 +176,10 @@ def test_the_honest_model_scores_well_everywhere():
         for name, score in report.swaps[site].items():
             assert float(score.chance) < 0.4, name
     assert report.score == nearly(1)
+    assert report.kept("what") == (1, nearly(1 / WHAT), nearly(WHAT))
+    accuracy, chance, score = report.kept("who")
+    assert accuracy < chance + 4 * (chance * (1 - chance) / 120) ** 0.5  # four standard errors
+    assert score > 3.8
     assert report.reconstruction_error == 0
     assert report.consistency.average == 1
     assert report.probed() == {"s": {"who"}, "d": {"what"}}
@@ -190,6 +203,13 @@ def test_everything_in_one_latent_fails_on_the_factors_that_should_stay_or_follo
     for site in "sd":
         assert float(report.swaps[site][other].leakage_chance) < 0.5
         assert report.errors[site] > 0.05
+    # with the motion kept and the identity drawn, everything stays or nothing does
+    if full == "d":
+        assert report.kept("what") == (1, nearly(1 / WHAT), nearly(WHAT))
+        assert report.kept("who") == (1, nearly(1 / WHO), nearly(WHO))
+    else:
+        assert report.kept("what")[0] < 0.4
+        assert report.kept("who")[0] < 0.45
     assert report.probed() == {full: {"who", "what"}, empty: set()}
     assert report.score < 0.7
     # what does not swap cannot tell: it reconstructs and generates as well as the honest one

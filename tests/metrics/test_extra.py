@@ -16,6 +16,7 @@ LACKING = {  # module: the first that it imports of the extra
     "consistency": "torchmetrics",
     "entropies": "torchmetrics",
     "frechet": "torchmetrics.image.fid",
+    "generation": "seqdisent.metrics.entropies",
     "probes": "sklearn.exceptions",
     "swaps": "torchmetrics",
 }
@@ -24,7 +25,7 @@ WITHOUT = """
 import sys
 sys.modules["torchmetrics"] = sys.modules["sklearn"] = None  # as if they were not installed
 import torch
-from seqdisent.metrics import Judge, nearest_clip, pick_donors, squared_error
+from seqdisent.metrics import Judge, combination_scores, memorisation_scores, nearest_clip, neighbour_scores
 Judge({"who": 2}, in_channels=1, image_size=4, channels=(2,))(torch.zeros(1, 1, 1, 4, 4))
 import seqdisent.metrics
 for name in seqdisent.metrics.__all__:
@@ -43,6 +44,8 @@ def test_a_missing_extra_is_named_by_all_that_needs_it_and_by_nothing_else():
     assert done.returncode == 0, done.stderr
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     free = {"Judge", "train_judge", "nearest_clip", "pick_donors", "squared_error"}
+    free |= {"combination_scores", "CombinationScores", "memorisation_scores", "MemorisationScores"}
+    free |= {"neighbour_scores", "NeighbourScores"}
     assert set(said) == set(metrics.__all__) - free
     assert all("pip install 'seqdisent[metrics]'" in message for message in said.values())
 

@@ -1,4 +1,4 @@
-"""The program of docs/metrics.md, run as it stands on pendula in the place of sprites."""
+"""The programs of docs/metrics.md, run as they stand on pendula in the place of sprites."""
 
 import re
 from functools import partial
@@ -50,12 +50,16 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         seqdisent.metrics, "train_judge", partial(seqdisent.metrics.train_judge, num_steps=3, channels=(4, 4))
     )
-    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    programs = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     names = {"model": model, "guide": guide}
-    exec(compile(program, PAGE.name, "exec"), names)
+    exec(compile("\n".join(programs), PAGE.name, "exec"), names)
     assert [{name: score.follows for name, score in swap.items()} for swap in names["scores"]] == [
         {"colour": True, "motion": False},
         {"colour": False, "motion": True},
     ]
-    assert "'colour': SwapScores(follows=True" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "'colour': SwapScores(follows=True" in said
+    for result in ("Neighbour", "Memorisation", "Generation", "Combination"):
+        assert f"{result}Scores(" in said
+    assert {name: score.kept for name, score in names["protocol"].items()} == {"colour": False, "motion": True}
     assert seqdisent.metrics.Judge.load("judge.pt").accuracy == names["judge"].accuracy

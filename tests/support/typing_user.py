@@ -65,21 +65,31 @@ from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.inference import Inferred, Term
 from seqdisent.metrics import (
     AccuracyConsistency,
+    CombinationScores,
     ConsistencyScores,
     EntropyScores,
     FrechetDistance,
     FrechetScore,
     GenerationEntropies,
+    GenerationScores,
     Judge,
+    MemorisationScores,
+    NeighbourScores,
     ProbeScores,
+    SampledSwapScores,
     SwapAccuracy,
     SwapScores,
+    combination_scores,
+    generation_scores,
     intervention_score,
+    memorisation_scores,
     nearest_clip,
+    neighbour_scores,
     pick_donors,
     probe,
     probe_table,
     released_protocol_consistency,
+    sampled_swap_accuracy,
     squared_error,
     train_judge,
 )
@@ -287,10 +297,21 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     frechet.update(frames, real=True)
     distance: FrechetScore = frechet.compute()
 
+    assert_type(neighbour_scores(latents, latents, num_neighbours=3), NeighbourScores)
+    assert_type(memorisation_scores(frames, frames, frames), MemorisationScores)
+    assert_type(combination_scores(said, held_out.labels, held_out.labels, judge.num_classes), CombinationScores)
+    assert_type(generation_scores(said, said, judge.num_classes), dict[str, GenerationScores])
+
     assert_type(probe(latents, labels, latents, labels, kind="mlp"), ProbeScores)
     table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
+
+
+def protocol(judge: Judge, held_out: Clips) -> dict[str, SampledSwapScores]:
+    scores = sampled_swap_accuracy(model, guide, judge, held_out, keep=("d", "z"), factors=["speed"], seed=1)
+    assert_type(scores["speed"].entropies, EntropyScores)
+    return scores
 
 
 def evaluation(model: nn.Module, guide: Callable[..., None], train: Clips, folder: Path) -> dict[str, object]:
