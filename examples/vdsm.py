@@ -355,13 +355,8 @@ def last_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraini
     )  # fmt: skip
 
 
-<<<<<<< HEAD
 STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": last_training}
-EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, Sizes, STAGES, Plan, static=("s",), motion=("d", "z"))
-=======
-STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": transition_training}
 EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, STAGES, Sizes, Plan, static=("s",), motion=("d", "z"))
->>>>>>> main
 
 if __name__ == "__main__":
     main(EXAMPLE)

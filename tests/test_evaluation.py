@@ -163,6 +163,25 @@ def test_a_model_with_everything_in_d_is_found_out(found):
     assert scores["mean_squared_error"]["swapped"] > 0.01
 
 
+def test_clips_from_the_prior_are_measured_beside_real_ones(found):
+    honest, cheat = found["honest"].numbers, found["all in d"].numbers
+    assert honest["neighbours"].keys() == {"training clips", "reconstruction", "prior"}
+    # pixels are whole numbers, so some clips are equal and balls overlap at their edges
+    assert honest["neighbours"]["reconstruction"]["precision"] == honest["neighbours"]["reconstruction"]["coverage"] == 1
+    assert honest["neighbours"]["training clips"]["coverage"] > honest["neighbours"]["prior"]["coverage"]
+    assert honest["memorisation"]["reconstruction"]["share_nearer"] == 0.5
+    assert honest["confidence"]["who"]["real clips"] > 0.99
+    assert "combinations" not in honest  # of one factor
+    kept = {name: score["kept"] for name, score in honest["sampled_swaps"].items()}
+    assert kept == {"who": False, "what": True}
+    assert honest["sampled_swaps"]["what"]["accuracy"] == cheat["sampled_swaps"]["what"]["accuracy"] == 1
+    assert honest["sampled_swaps"]["who"]["accuracy"] < 0.5
+    assert cheat["sampled_swaps"]["who"]["accuracy"] == 1  # the kept motion brings the clip's identity with it
+    tables = found["honest"].tables()
+    assert "| who | drawn | " in tables
+    assert "| what | the clip's | 100.00 |" in tables
+
+
 def test_the_report_says_what_was_measured(found, tmp_path):
     (tmp_path / "metrics.json").write_text('{"minutes": 3}')
     written = found["all in d"].save(tmp_path, title="made up")

@@ -31,6 +31,7 @@ NUMBERS = frozenset(
         "held_out_clips", "mean_squared_error", "nats", "swapped / reconstruction", "motion_swapped / reconstruction",
         "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
         "intervention_score", "entropies", "frechet", "confusion", "probes",
+        "neighbours", "memorisation", "confidence", "combinations", "sampled_swaps",
     ]
 )  # fmt: skip
 """The names of all that :func:`evaluate` can measure."""
@@ -143,7 +144,10 @@ def evaluate(
     - With a renderer (:class:`~seqdisent.datasets.Clips`): swaps in both directions against the true clip, forecasts
       against how the clip goes on, and, with `candidates`, which true clip is nearest to a swap.
     - With labels: probes of the latents, and what a judge sees in reconstructions, in clips from the prior and in
-      swaps: accuracy, leakage, chance levels.
+      swaps: accuracy, leakage, chance levels. Of clips from the prior, in the judge's features: Frechet distance,
+      precision, recall, density and coverage, beside those of reconstructions and of real clips; whether they are
+      copies of training clips; new combinations of factors. Swaps with the identity drawn from the prior are judged
+      too (the field's protocol).
 
     Every clip is paired with a fixed donor of another identity, and of another motion where there is one. Latents are
     the posterior's means, clips from the prior are drawn. What a measure can and cannot show: :doc:`/metrics`.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seqdisent.datasets import Clips
 from seqdisent.datasets._progress import progress
 from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.evaluation._generated import measure_generated
 from seqdisent.evaluation._programs import Programs, batches
 from seqdisent.metrics import (
     AccuracyConsistency,
@@ -52,6 +53,8 @@ def measure_judged(
     for _, batch in batches(some(train, len(held_out), seed), batch_size):  # as many as are compared with them
         for distance in distances.values():
             distance.update(batch.frames, batch.mask, real=True)
+    features: dict[str, list[Tensor]] = {name: [] for name in entropies}
+    answers: dict[str, list[dict[str, Tensor]]] = {name: [] for name in entropies}
     torch.manual_seed(seed)
     for rows, batch in progress(list(batches(held_out, batch_size)), "held-out clips"):
         given = frames_and_mask(batch)
@@ -61,6 +64,8 @@ def measure_judged(
         for name, clips in zip(entropies, (batch.frames, found, drawn), strict=True):
             said[name] = judge(clips, batch.mask)
             entropies[name].update(said[name])
+            answers[name].append(said[name])
+            features[name].append(judge.features(clips, batch.mask))
             distances[name].update(clips, batch.mask, real=False)
         consistency.update(said["real clips"], said["reconstruction"])
         if not swaps or donors is None:
@@ -70,6 +75,12 @@ def measure_judged(
             accuracy.update(judge(*programs.swap(batch, other, sites, keep)), batch.labels, other.labels)
     scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
     agreement = consistency.compute()
+    generated = measure_generated(
+        programs, train, held_out, judge,
+        {name: torch.cat(parts) for name, parts in features.items()},
+        {name: {factor: torch.cat([of[factor] for of in parts]) for factor in factors} for name, parts in answers.items()},
+        seed, batch_size,
+    )  # fmt: skip
     follow = {score.follows for of in scores.values() for score in of.values()}
     return {
         "judge": judge.accuracy,
@@ -82,6 +93,7 @@ def measure_judged(
         },
         "frechet": {name: metric.compute()._asdict() for name, metric in distances.items()},
         "confusion": {name: accuracy.confusion() for name, (*_, accuracy) in swaps.items()},
+        **generated,
     }
 
 

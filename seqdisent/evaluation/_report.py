@@ -106,7 +106,41 @@ def _judged(numbers: Mapping[str, Any], beside: Published) -> list[Table]:
     extractor = next(iter(numbers["frechet"].values()))["extractor"]
     rows = [[name, _number(score["distance"])] for name, score in numbers["frechet"].items()]
     header = ["clips, against as many real training clips", "distance"]
-    return [*tables, Table(f"Frechet distance in {extractor}", header, rows)]
+    tables.append(Table(f"Frechet distance in {extractor}", header, rows))
+    return [*tables, *_generated(numbers)]
+
+
+def _generated(numbers: Mapping[str, Any]) -> list[Table]:
+    tables = []
+    if found := numbers.get("neighbours"):
+        keys = ("precision", "recall", "density", "coverage")
+        rows = [[name, *(_number(of[key]) for key in keys)] for name, of in found.items()]
+        tables.append(Table("Clips against real held-out clips, by neighbours in the judge's features", ["clips", *keys], rows))
+    if found := numbers.get("memorisation"):
+        rows = [[name, _number(of["median"]), _per_cent(of["share_nearer"])] for name, of in found.items()]
+        rows.append(["real held-out clips", _number(found["prior"]["held_out_median"]), _per_cent(0.5)])
+        header = ["clips", "distance to the nearest training clip, median", "nearer than half of the held-out, %"]
+        tables.append(Table("Memorising", header, rows))
+    if found := numbers.get("confidence"):
+        rows = [[name, *map(_per_cent, of.values())] for name, of in found.items()]
+        tables.append(Table("Confidence of the judge, %", ["factor", *next(iter(found.values()))], rows))
+    if found := numbers.get("combinations"):
+        rows = [
+            ["new, of clips from the prior", _per_cent(found["new"]), _per_cent(found["new_if_independent"])],
+            [f"of {found['num_held_out']} held out, drawn", _per_cent(found["covered"])]
+            + [_per_cent(found["covered_if_independent"])],
+        ]
+        header = ["combinations of static factors", "%", "if factors were drawn independently, %"]
+        tables.append(Table("New combinations", header, rows))
+    if found := numbers.get("sampled_swaps"):
+        rows = [
+            [name, "the clip's" if of["kept"] else "drawn", _per_cent(of["accuracy"]), _per_cent(of["chance"])]
+            + [_number(of["entropies"][key]) for key in ("inception_score", "intra", "inter")]
+            for name, of in found.items()
+        ]
+        header = ["factor", "should be", "as the clip, %", "constant guess, %", "inception score", "H(y given x)", "H(y)"]
+        tables.append(Table("Motion kept, identity drawn from the prior", header, rows))
+    return tables
 
 
 def _consistency(numbers: Mapping[str, Any], beside: Published) -> Table:

@@ -172,9 +172,6 @@ def sampled_swap_accuracy(
         >>> import pyro
         >>> import pyro.distributions as dist
         >>> from seqdisent.datasets import Clips
-        >>> import pyro
-        >>> import pyro.distributions as dist
-        >>> from seqdisent.datasets import Clips
         >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
         ...     with pyro.plate("sequences", num_sequences):
         ...         half = torch.full((num_sequences, 1), 0.5)
