@@ -57,7 +57,7 @@ SMALL = {
         "num_experts": 3, "pose_dim": 3, "dynamics_dim": 4, "feature_dim": 8, "encoder_channels": [4, 4],
         "decoder_channels": [8, 4], "rnn_dim": 8, "rnn_layers": 1, "transition_dim": 8, "combiner_dim": 8,
     },
-    "pretraining_steps": 24, "sequence_steps": 18, "transition_steps": 12, "clip_length": 6, "num_groups": 2,
+    "pretraining_steps": 24, "sequence_steps": 18, "prior_steps": 12, "clip_length": 6, "num_groups": 2,
     "frames_per_group": 3, "num_clips": 2, "checkpoint_every": 5, "clip_norm": 100.0,
 }  # fmt: skip
 

@@ -34,12 +34,12 @@ from seqdisent import (
     AnnealingSchedule,
     Combiner,
     ConvEncoder,
-    FlowPrior,
     GatedTransition,
     IndependentSteps,
     MarkovChain,
     MixtureOfExpertsConvDecoder,
     MixturePrior,
+    OvershootingChain,
     RecurrentChain,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
@@ -69,6 +69,7 @@ class Sizes:
     seen_dim: int = 64  # with a memory: what q(z) keeps of the frames before a step, and of those after it
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
+    sees: str = "features"
     num_components: int | None = None  # of the mixtures that p(s), p(d) and p(z_1 | d) become in the end; None: Normals
     prior_kind: str = "diagonal"
     single_decoder: bool = False  # the ablation of appendix G
@@ -87,8 +88,8 @@ class Plan:
     num_groups: int = 20
     frames_per_group: int = 20
     num_clips: int = 20
-    transition_steps: int = 0  # after stage 2, of the transition alone; the paper has no such stage
-    transition_rate: float = 6e-3
+    prior_steps: int = 0  # after stage 2, of the priors alone, transition and all; the paper has no such stage
+    prior_rate: float = 6e-3
     # stage 1: where the weight of KL(z), the weight of KL(s) and tau start, and over what part of the stage they change
     pose_weight: float = 30.0
     static_weight: float = 0.1
@@ -97,10 +98,9 @@ class Plan:
     static_part: float = 1.0
     temperature_part: float = 1.0
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
-    rolled: float = 0.0  # stage 2: part of the chains that are scored on their own roll-outs
-    dynamics_start: float = 0.1
-    dynamics_peak: float | None = None
-    peak_weight: float = 1.0  # stage 2: of KL(z) and KL(d) half way; above 1, it squeezes identity out of both
+    peak_weight: float = 1.0  # stage 2: of KL(z) half way; above 1, it squeezes identity out
+    dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
+    rolled: float = 0.0  # after stage 1: part of the chains that are scored on the prior's own roll-outs
     same_identity: float = 0.0  # stage 2: weight of the disagreement of q(s) between two clips of one identity
     dynamics_weight: float = 1.0  # stage 2: of KL(d) at the end
     static_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s, learnt at stage 1
@@ -127,26 +127,24 @@ class VDSM(nn.Module):
         self.dynamics = Seq2SeqDynamicsEncoder(
             sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
         )
-        context_dim = sizes.rnn_dim + sizes.dynamics_dim + (2 * sizes.seen_dim if sizes.memory_dim else 0)
+        memory_dim = sizes.memory_dim or 0
+        context_dim = sizes.rnn_dim + sizes.dynamics_dim + 2 * memory_dim
         self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=context_dim)
         self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
         self.transition = GatedTransition(
-            sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim + (sizes.memory_dim or 0)
+            sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim + memory_dim
         )
-        if sizes.memory_dim:
-            self.memory = nn.GRU(sizes.pose_dim, sizes.memory_dim, batch_first=True)
-            self.first_memory = nn.Linear(sizes.dynamics_dim, sizes.memory_dim)
-            self.past = nn.GRU(sizes.feature_dim, sizes.seen_dim, batch_first=True)
-            self.future = nn.GRU(sizes.feature_dim, sizes.seen_dim, batch_first=True)
+        if memory_dim:
+            self.memory = nn.GRU(sizes.pose_dim, memory_dim, batch_first=True)
+            self.first_memory = nn.Linear(sizes.dynamics_dim, memory_dim)
+            seen = sizes.pose_dim if sizes.sees == "poses" else sizes.feature_dim
+            self.past, self.future = (nn.GRU(seen, memory_dim, batch_first=True) for _ in range(2))
         if sizes.num_components:
-            def prior(dim, **how):
-                if sizes.prior_kind == "flow":
-                    return FlowPrior(dim, **how)
-                return MixturePrior(dim, sizes.num_components, full=sizes.prior_kind == "full" and not how, **how)
             self.priors = nn.ModuleDict({
-                "s": prior(sizes.num_experts), "d": prior(sizes.dynamics_dim),
-                "z": prior(sizes.pose_dim, context_dim=sizes.dynamics_dim),
-            })
+                "s": MixturePrior(sizes.num_experts, sizes.num_components),
+                "d": MixturePrior(sizes.dynamics_dim, sizes.num_components),
+                "z": MixturePrior(sizes.pose_dim, sizes.num_components, context_dim=sizes.dynamics_dim),
+            })  # fmt: skip
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim, 1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours, image_size=image_size, channels=sizes.decoder_channels,
@@ -175,15 +173,15 @@ class VDSM(nn.Module):
         # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
         return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)
 
-    def pose_prior(self, initial: TorchDistribution, d: Tensor, num_steps: int, mask: Tensor | None, rolled: float = 0.0) -> MarkovChain:
+    def pose_prior(self, initial: TorchDistribution, d: Tensor, num_steps: int, mask: Tensor | None, rolled: float):
+        def step(z_prev: Tensor, *memory: Tensor) -> TorchDistribution:
+            return self.transition(z_prev, torch.cat([d.expand(*z_prev.shape[:-1], -1), *memory], -1))
+
         if not self.sizes.memory_dim:
-            chain = partial(RolledOut, rolled) if rolled else MarkovChain
-            return chain(initial, lambda z_prev: self.transition(z_prev, d), num_steps, mask=mask)
-        chain = partial(RolledOutMemory, rolled) if rolled else RecurrentChain
-        return chain(
-            initial, lambda z_prev, h: self.transition(z_prev, torch.cat([h, d.expand(*h.shape[:-1], -1)], -1)),
-            num_steps, recurrence=self.memory, state=torch.tanh(self.first_memory(d)), mask=mask,
-        )  # fmt: skip
+            return MarkovChain(initial, step, num_steps, mask=mask)
+        chain = partial(OvershootingChain, part=rolled) if rolled else RecurrentChain
+        start = torch.tanh(self.first_memory(d))
+        return chain(initial, step, num_steps, recurrence=self.memory, state=start, mask=mask)
 
     def emission(self, s: Tensor, z: Tensor, mask: Tensor | None, temperature: float | None) -> TorchDistribution:
         temperature = self.sizes.temperature if temperature is None else temperature
@@ -208,8 +206,10 @@ class VDSM(nn.Module):
         unrolled = self.dynamics.unroll(d, features.shape[1])
         context = [unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)]
         if self.sizes.memory_dim:
-            seen = features if mask is None else fill_padding(features, mask)
-            context += [self.past(seen)[0], read_backward(self.future, features, mask)]
+            seen = embeddings if self.sizes.sees == "poses" else features
+            seen = seen if mask is None else fill_padding(seen, mask)
+            seen = torch.cat([self.past(seen)[0], read_backward(self.future, seen, mask)], -1)
+            context.append(seen.expand(*unrolled.shape[:-1], -1))
         context = torch.cat(context, -1)
         context = self.combiner.project(context, mask)  # of all steps at once
         initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
@@ -237,11 +237,14 @@ class VDSM(nn.Module):
             frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
             pyro.sample("z", IndependentSteps(frame_pose, mask))
 
-    # The priors by themselves: no frame is decoded, and half of the chains are scored on their own roll-outs
+    # Stage 3: the priors by themselves, and no frame is decoded
 
-    def prior_model(self, frames, mask=None, features=None, partner=None):
+    def prior_parts(self) -> list[nn.Module]:
+        return [self.transition, self.memory, self.first_memory] if self.sizes.memory_dim else [self.transition]
+
+    def prior_model(self, frames, mask=None, features=None, partner=None, *, rolled=0.0):
         with pyro.plate("sequences", frames.shape[0]):
-            s, _ = self.latents(frames.shape[1], mask, 0.5, True)
+            s, _ = self.latents(frames.shape[1], mask, rolled, learnt=True)
             factor("no_frames", s.new_zeros(s.shape[:-1]))
 
     def pose_of_frame(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,36 +254,6 @@ class VDSM(nn.Module):
 
     def normal(self, *shape: int, scale: float = 1.0) -> TorchDistribution:
         return dist.Normal(self.initial_pose.new_zeros(shape), scale, validate_args=False).to_event(len(shape))
-
-
-class RollsOut:
-    """A chain that scores a part of the sequences after the means that the transition makes of z_1 by itself.
-
-    There the KL term is latent overshooting (Hafner et al., ICML 2019), with means in place of samples; the rest are
-    scored after their own steps, which keeps the one-step predictions of equation 4 close.
-    """
-
-    def __init__(self, part, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.part = part
-
-    def expand(self, batch_shape, _instance=None):
-        return self
-
-    def conditionals(self, path):
-        if self.num_steps > 1:
-            rolled_out = self.extend(path[..., :1, :], self.num_steps - 1, sample=False)
-            rows = torch.arange(path.shape[-3], device=path.device)
-            path = torch.where((rows < self.part * len(rows))[:, None, None], rolled_out, path)
-        return super().conditionals(path)
-
-
-class RolledOut(RollsOut, MarkovChain):
-    """Without a memory."""
-
-
-class RolledOutMemory(RollsOut, RecurrentChain):
-    """With one."""
 
 
 # Training
@@ -321,41 +294,40 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
 def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
     """Stage 2: the dynamics, on the features of a frozen encoder; the last layers of s and z go on learning."""
     n = plan.sequence_steps
-    trained = [vdsm.static, vdsm.pose, vdsm.dynamics, vdsm.combiner, vdsm.initial_pose, vdsm.transition]
-    trained += [vdsm.memory, vdsm.first_memory, vdsm.past, vdsm.future] if vdsm.sizes.memory_dim else []
+    trained = [vdsm.static, vdsm.pose, vdsm.dynamics, vdsm.combiner, vdsm.initial_pose, *vdsm.prior_parts()]
+    if vdsm.sizes.memory_dim:
+        trained += [vdsm.past, vdsm.future]
     weights = {  # the paper's curve for z; it names none for d, which follows it here
-        site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, plan.peak_weight), (n, end)])
-        for site, end in (("z", 1.0), ("d", plan.dynamics_weight))
+        site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, peak), (n, end)])
+        for site, peak, end in (("z", plan.peak_weight, 1.0), ("d", plan.dynamics_peak, plan.dynamics_weight))
     }
-    if plan.dynamics_peak is not None:
-        weights["d"] = AnnealingSchedule.linear(plan.dynamics_start, plan.dynamics_weight, n)
     if plan.same_identity:
         weights["same_identity"] = AnnealingSchedule.constant(plan.same_identity)
     draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=plan.same_identity > 0)
     return training(
-        vdsm, trained, plan, n, plan.sequence_rate, partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
+        vdsm, trained, plan, n, plan.sequence_rate,
+        partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
         weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
         arguments=tuple, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
     )  # fmt: skip
 
 
-def last_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining | None:
-    """The priors alone, with the transition: only the KL terms depend on them, so a step costs little."""
-    if plan.transition_steps == 0:
+def prior_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining | None:
+    """Stage 3: the priors alone, transition and all; only KL terms depend on them, so a step decodes nothing."""
+    if plan.prior_steps == 0:
         return None
     num_clips = 3 * plan.num_clips
-    draw = encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length)
-    trained = [vdsm.transition] + ([vdsm.memory, vdsm.first_memory] if vdsm.sizes.memory_dim else [])
+    trained, draw = vdsm.prior_parts(), encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length)
     if vdsm.sizes.num_components:
         start_priors(vdsm.guide, draw, vdsm.priors, arguments=tuple, seed=seed)
         trained.append(vdsm.priors)
     return training(
-        vdsm, trained, plan, plan.transition_steps, plan.transition_rate, vdsm.prior_model,
+        vdsm, trained, plan, plan.prior_steps, plan.prior_rate, partial(vdsm.prior_model, rolled=plan.rolled),
         vdsm.guide, draw, arguments=tuple, terms_per_step=num_clips, seed=seed + 2,
     )  # fmt: skip
 
 
-STAGES = {"stage1": pretraining, "stage2": sequence_training, "transition": last_training}
+STAGES = {"stage1": pretraining, "stage2": sequence_training, "priors": prior_training}
 EXAMPLE = Example("vdsm", __doc__, VIDEOS, VDSM, STAGES, Sizes, Plan, static=("s",), motion=("d", "z"))
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
-from seqdisent.chains import IndependentSteps, MarkovChain, RecurrentChain, feedback, shift_steps
+from seqdisent.chains import IndependentSteps, MarkovChain, OvershootingChain, RecurrentChain, feedback, shift_steps
 from seqdisent.decoders import ConvDecoder, MixtureOfExpertsConvDecoder
 from seqdisent.encoders import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder, read_backward
 from seqdisent.experts import MixtureOfExperts
@@ -36,6 +36,7 @@ __all__ = [
     "MixtureOfExpertsConvDecoder",
     "MixturePrior",
     "NormalHead",
+    "OvershootingChain",
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",
     "StaticEncoder",

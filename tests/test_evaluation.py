@@ -167,7 +167,9 @@ def test_clips_from_the_prior_are_measured_beside_real_ones(found):
     honest, cheat = found["honest"].numbers, found["all in d"].numbers
     assert honest["neighbours"].keys() == {"training clips", "reconstruction", "prior"}
     # pixels are whole numbers, so some clips are equal and balls overlap at their edges
-    assert honest["neighbours"]["reconstruction"]["precision"] == honest["neighbours"]["reconstruction"]["coverage"] == 1
+    assert (
+        honest["neighbours"]["reconstruction"]["precision"] == honest["neighbours"]["reconstruction"]["coverage"] == 1
+    )
     assert honest["neighbours"]["training clips"]["coverage"] > honest["neighbours"]["prior"]["coverage"]
     assert honest["memorisation"]["reconstruction"]["share_nearer"] == pytest.approx(0.5, abs=0.02)
     assert honest["confidence"]["who"]["real clips"] > 0.99

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,12 @@ def vdsm():
         sys.path.remove(str(EXAMPLES))
 
 
-@pytest.fixture
-def network(vdsm):
+@pytest.fixture(params=["as in the paper", "with a memory and mixtures"])
+def network(vdsm, request):
+    beyond = {} if request.param == "as in the paper" else {"memory_dim": 3, "num_components": 2}
     sizes = vdsm.Sizes(
         num_experts=3, pose_dim=2, dynamics_dim=4, feature_dim=6, encoder_channels=(4, 4), decoder_channels=(4, 4),
-        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5,
+        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5, **beyond,
     )  # fmt: skip
     torch.manual_seed(0)
     return vdsm.VDSM((3, 16, 16), sizes)
@@ -59,11 +61,17 @@ def test_both_stages_train_what_the_paper_trains(vdsm, network):
     from seqdisent.datasets import pendulum
 
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
-    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2)
+    plan = vdsm.Plan(
+        network.sizes, 3, 1e-3, 3, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2, prior_steps=3, rolled=0.5
+    )
     wanted = {
         "pretraining": {"encoder", "static", "pose", "decoder"},
         "sequence_training": {"static", "pose", "dynamics", "combiner", "initial_pose", "transition"},
+        "prior_training": {"transition"},
     }
+    if network.sizes.memory_dim:
+        wanted["sequence_training"] |= {"memory", "first_memory", "past", "future"}
+        wanted["prior_training"] |= {"memory", "first_memory", "priors"}
     for name, parts in wanted.items():
         training = getattr(vdsm, name)(network, plan, clips, 0)
         batch = training.draw(torch.Generator().manual_seed(0))
@@ -76,16 +84,31 @@ def test_both_stages_train_what_the_paper_trains(vdsm, network):
 
 
 @torch.no_grad()
-def test_every_other_chain_is_scored_on_its_own_roll_out(vdsm, network):
-    d, path = torch.randn(4, 4), torch.randn(4, 5, 2)
-    steps = network.pose_prior(d, 5, None, vdsm.HalfRolledOut).conditionals(path).steps
-    for n in range(4):
-        z = path[n, 0]
-        for t in range(1, 5):
-            wanted = network.transition(z, d[n])
-            torch.testing.assert_close(steps.mean[t - 1, n], wanted.mean)
-            torch.testing.assert_close(steps.stddev[t - 1, n], wanted.stddev)
-            z = wanted.mean if n % 2 else path[n, t]
+def test_the_last_stage_changes_the_priors_alone(vdsm, network, tmp_path):
+    from seqdisent.datasets import pendulum
+    from seqdisent.training import fit
+
+    clips = pendulum(14, seed=0, num_steps=8, image_size=16)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 8, num_clips=4, prior_steps=3, rolled=0.5)
+    before = reconstruct(network.model, network.guide, frames(2, 5))["x"].mean
+    drawn = generate(network.model, num_sequences=3, num_steps=5, sample=True)["x"].mean
+    with torch.enable_grad():
+        fit(vdsm.prior_training(network, plan, clips, 0), tmp_path, progress_bar=False, accelerator="cpu")
+    torch.testing.assert_close(
+        reconstruct(network.model, network.guide, frames(2, 5))["x"].mean, before, rtol=1e-5, atol=1e-6
+    )
+    torch.manual_seed(0)
+    assert (generate(network.model, num_sequences=3, num_steps=5, sample=True)["x"].mean != drawn).any()
+
+
+@torch.no_grad()
+def test_priors_that_are_learnt_are_asked_for(network):
+    """Before the last stage, p(s), p(d) and p(z_1) are Normals, whose KL terms are closed."""
+    terms = elbo_terms(partial(network.model, learnt=False), network.guide, frames(2, 5))
+    assert {terms.terms[name].how for name in ("s", "d")} == {"closed form"}
+    learnt = elbo_terms(network.model, network.guide, frames(2, 5))
+    expected = "monte carlo" if network.sizes.num_components else "closed form"
+    assert {learnt.terms[name].how for name in ("s", "d")} == {expected}
 
 
 @torch.no_grad()
@@ -208,7 +231,8 @@ def test_swaps_follow_the_donor(network):
         network.model, num_sequences=2, num_steps=5, sample=False,
         given={"s": own["s"].value, "d": other["d"].value, "z": other["z"].value},
     )["x"].mean  # fmt: skip
-    torch.testing.assert_close(of_motion, wanted)  # z reads the frames through d alone
+    if network.sizes.memory_dim is None:  # z reads the frames through d alone
+        torch.testing.assert_close(of_motion, wanted)
     still = swap(network.pretraining_model, network.pretraining_guide, source, donor, sites=["s"])["x"].mean
     assert still.shape == source.shape
     assert (still != reconstruct(network.pretraining_model, network.pretraining_guide, source)["x"].mean).any()
@@ -252,7 +276,7 @@ def test_command_line_from_training_to_forecast(tmp_path):
     started = run("--data", tmp_path / "clips.npz", "--preset", "tiny", "--image-size", 32, "--run-dir", folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["mean_squared_error"].keys() == {"reconstruction", "roll_out", "mean_frame"}
-    assert metrics["minutes"].keys() == {"stage1", "stage2", "transition"}
+    assert metrics["minutes"].keys() == {"stage1", "stage2", "priors"}
     for name in ("reconstructions.png", "swaps.png", "swaps.gif", "prior_samples.png", "forecast.png"):
         assert (folder / name).stat().st_size > 0
         assert name in started.stdout
@@ -302,7 +326,7 @@ def test_evaluation_of_a_run_on_labelled_clips_of_different_lengths(tmp_path):
     assert found["held_out_clips"] == 8
     assert found["swaps"]["identity"]["hair"]["follows"]
     assert found["swaps"]["motion"]["action"]["follows"]
-    assert found["minutes"].keys() == {"stage1", "stage2", "transition"}
+    assert found["minutes"].keys() == {"stage1", "stage2", "priors"}
     assert "## Swap: motion from the donor" in done.stdout
     for name in ("judge.pt", "report.md", "report.html", "confusion.png"):
         assert (folder / name).stat().st_size > 0

@@ -18,7 +18,9 @@ from torch import nn
 from seqdisent import FlowPrior, MarkovChain, MixturePrior, VampPrior, elbo_terms
 
 CONTRACTS = {
-    "MixturePrior": Contract(lambda: MixturePrior(3, 4, context_dim=2, hidden_dim=5), ((2,),), (3,), "3, context_dim=2"),
+    "MixturePrior": Contract(
+        lambda: MixturePrior(3, 4, context_dim=2, hidden_dim=5), ((2,),), (3,), "3, context_dim=2"
+    ),
     "FlowPrior": Contract(lambda: FlowPrior(3, num_layers=2, context_dim=2), ((2,),), (3,), "3, context_dim=2"),
 }
 
@@ -62,7 +64,9 @@ def test_a_mixture_starts_from_samples_as_they_are_distributed(full):
     factor = torch.tensor([[[1.0, 0.0], [0.8, 0.5]], [[0.3, 0.0], [-0.2, 0.4]]])
     if not full:
         factor = torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1))
-    true = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.25, 0.75])), dist.MultivariateNormal(loc, scale_tril=factor))
+    true = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.25, 0.75])), dist.MultivariateNormal(loc, scale_tril=factor)
+    )
     prior = MixturePrior(2, 2, full=full)
     prior.start(true.sample((20_000,)).reshape(100, 200, 2))
     fresh = true.sample((20_000,))
@@ -73,7 +77,9 @@ def test_a_mixture_starts_from_samples_as_they_are_distributed(full):
 @given(seeds(), st.integers(2, 4), st.integers(1, 3), st.booleans())
 def test_the_density_of_a_flow_is_that_of_its_map(seed, latent_dim, num_layers, has_context):
     tensors = Tensors(seed)
-    prior = tensors.build(lambda: FlowPrior(latent_dim, num_layers=num_layers, context_dim=3 * has_context, hidden_dim=4))
+    prior = tensors.build(
+        lambda: FlowPrior(latent_dim, num_layers=num_layers, context_dim=3 * has_context, hidden_dim=4)
+    )
     context, noise = tensors.normal(3) if has_context else None, tensors.normal(latent_dim)
 
     def walk(value):
@@ -110,7 +116,9 @@ def test_a_vamp_prior_is_a_mixture_of_posteriors(seed, num_inputs, latent_dim):
     for k in range(num_inputs):
         loc = encoder(prior.pseudo_inputs[k].clamp(-0.5, 0.5).flatten())
         log_weight = prior.logits[k].item() - log_sum_exp(prior.logits.tolist())
-        densities.append(gaussian_log_prob(z, loc, 0.09 * torch.eye(latent_dim, dtype=torch.float64)).item() + log_weight)
+        densities.append(
+            gaussian_log_prob(z, loc, 0.09 * torch.eye(latent_dim, dtype=torch.float64)).item() + log_weight
+        )
     assert found.item() == pytest.approx(log_sum_exp(densities), rel=1e-8)
     found.backward()
     assert prior.logits.grad is not None

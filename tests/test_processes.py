@@ -34,7 +34,7 @@ def gradients_of_each_share(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pretraining", "sequence_training", "transition_training"])
+@pytest.mark.parametrize("name", ["pretraining", "sequence_training", "prior_training"])
 def test_two_processes_have_the_gradients_of_one(name, tmp_path):
     script = Path(__file__).parent / "support" / "two_processes.py"
     run = subprocess.run(

@@ -31,7 +31,10 @@ class Clustered(nn.Module):
     def guide(self, x):
         with pyro.plate("sequences", len(x)):
             s = pyro.sample("s", dist.Normal(x[:, 0].sign() * 5, 0.5).to_event(1))
-            pyro.sample("z", MarkovChain(dist.Normal(3 - s, 0.1).to_event(1), lambda z: dist.Normal(z, 0.1).to_event(1), x.shape[1]))
+            pyro.sample(
+                "z",
+                MarkovChain(dist.Normal(3 - s, 0.1).to_event(1), lambda z: dist.Normal(z, 0.1).to_event(1), x.shape[1]),
+            )
 
 
 def draw(generator):
@@ -76,7 +79,9 @@ def test_random_state_is_kept_and_one_seed_gives_one_result(tmp_path):
     for run in ("a", "b"):
         network, priors = build()
         state = torch.get_rng_state()
-        found.append(refit_priors(network, network.model, network.guide, draw, priors, tmp_path / run, num_steps=3, **QUIET))
+        found.append(
+            refit_priors(network, network.model, network.guide, draw, priors, tmp_path / run, num_steps=3, **QUIET)
+        )
         assert torch.equal(torch.get_rng_state(), state)
     assert found[0] == found[1]
 

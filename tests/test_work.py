@@ -5,6 +5,8 @@ Beside each bound stands what was counted when docs/performance/ was written.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,7 +66,8 @@ def test_the_ledger_calls_little_more_than_a_loss_by_hand(small_dmm):
 
 
 def test_vdsms_ledger_calls_little_more_than_a_loss_by_hand():
-    vdsm = example.VDSM((3, 64, 64), example.EXAMPLE.preset("tiny").sizes)
+    sizes = replace(example.EXAMPLE.preset("tiny").sizes, memory_dim=None, num_components=None)
+    vdsm = example.VDSM((3, 64, 64), sizes)
     frames = torch.rand(2, 10, 3, 64, 64)
     features = vdsm.encoder(frames).detach()
     ledger = ledger_step(vdsm.model, vdsm.guide, frames, None, features)
@@ -166,18 +169,16 @@ def waits_of(training, folder, monkeypatch):
     return count.steps[2]  # the first step looks for parameters that nobody owns, the last one writes the log
 
 
-@pytest.mark.parametrize(
-    ("stage", "counted"), [("pretraining", 1), ("sequence_training", 2), ("transition_training", 2)]
-)
+@pytest.mark.parametrize(("stage", "counted"), [("pretraining", 1), ("sequence_training", 2), ("prior_training", 2)])
 def test_a_step_of_vdsm_waits_for_the_device_at_most_twice(stage, counted, tmp_path, monkeypatch):
     """For whether the ledger is finite, and for the lengths of packed sequences."""
     sizes = example.Sizes(
         num_experts=3, pose_dim=2, dynamics_dim=4, feature_dim=6, encoder_channels=(4, 4), decoder_channels=(4, 4),
-        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5,
+        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5, memory_dim=3, num_components=2,
     )  # fmt: skip
     plan = example.Plan(
-        sizes, 4, 1e-3, 4, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=4, transition_steps=4,
-        same_identity=1.0,
+        sizes, 4, 1e-3, 4, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=4, prior_steps=4,
+        same_identity=1.0, rolled=0.5,
     )  # fmt: skip
     frames = torch.randint(256, (8, 8, 3, 16, 16), dtype=torch.uint8)
     clips = Clips(frames, lengths=torch.arange(1, 9), identity=torch.arange(8) // 2)

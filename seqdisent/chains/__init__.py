@@ -3,6 +3,7 @@
 from seqdisent.chains.draws import Draw
 from seqdisent.chains.factorised import IndependentSteps
 from seqdisent.chains.markov import MarkovChain
+from seqdisent.chains.overshooting import OvershootingChain
 from seqdisent.chains.protocol import Chain, ChainState, Conditionals
 from seqdisent.chains.recurrent import RecurrentChain, feedback, shift_steps
 
@@ -13,6 +14,7 @@ __all__ = [
     "Draw",
     "IndependentSteps",
     "MarkovChain",
+    "OvershootingChain",
     "RecurrentChain",
     "feedback",
     "shift_steps",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from seqdisent._checks import check_not_empty, check_positive, drops_out
+from seqdisent._checks import check_not_empty, check_positive, drops_out, reads_at_once
 from seqdisent.chains.draws import Draw, DrawnStep, conditionals_at_draw, drawn_step, log_prob_at_draw
 from seqdisent.chains.protocol import ChainState, Conditionals, fill_path, overwrite_steps
 from seqdisent.masks import check_mask, fill_inputs
@@ -260,8 +260,9 @@ class MarkovChain(TorchDistribution):
             mask = check_mask(mask, prefix.shape[:-2], length)
         elif self._step_mask is not None and length <= self.num_steps:
             mask = self._step_mask[..., :length]
-        # up to the end of the shortest row, nothing is drawn in any
-        shortest = length if mask is None or length == 1 else int(mask.sum(-1).min())
+        shortest = length  # up to the end of the shortest row, nothing is drawn in any
+        if mask is not None and length > 1:
+            shortest = int(mask.sum(-1).min()) if reads_at_once(mask) else 1
         known = prefix[..., :shortest, :]
         path, state = list(known.unbind(-2)), self.state_after(known)
         for t in range(shortest, total):

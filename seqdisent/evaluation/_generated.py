@@ -32,9 +32,9 @@ def measure_generated(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Measure clips from the prior by the judge's features (N, F) and logits of "real clips", "reconstruction", "prior".
+    """Measure clips from the prior, by the judge's features (N, F) and logits of real clips, reconstructions and these.
 
-    In the features of the same judge, "training clips" are as many real ones that training has seen.
+    Beside them, "training clips" are as many real ones that training has seen.
     """
     of_train = torch.cat([judge.features(batch.frames, batch.mask) for _, batch in batches(train, batch_size)])
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: len(held_out)]
@@ -61,7 +61,14 @@ def measure_generated(
     if programs.static and programs.motion and set(held_out.motion_factors) & set(judge.num_classes):
         how: dict[str, Any] = {"emission": programs.emission, "sample": programs.sample, **programs.inputs}
         swaps = sampled_swap_accuracy(
-            programs.model, programs.guide, judge, held_out, keep=programs.motion, seed=seed, batch_size=batch_size, **how
+            programs.model,
+            programs.guide,
+            judge,
+            held_out,
+            keep=programs.motion,
+            seed=seed,
+            batch_size=batch_size,
+            **how,
         )
         found["sampled_swaps"] = {
             name: {**score._asdict(), "entropies": score.entropies._asdict()} for name, score in swaps.items()

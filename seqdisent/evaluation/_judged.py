@@ -75,12 +75,11 @@ def measure_judged(
             accuracy.update(judge(*programs.swap(batch, other, sites, keep)), batch.labels, other.labels)
     scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
     agreement = consistency.compute()
-    generated = measure_generated(
-        programs, train, held_out, judge,
-        {name: torch.cat(parts) for name, parts in features.items()},
-        {name: {factor: torch.cat([of[factor] for of in parts]) for factor in factors} for name, parts in answers.items()},
-        seed, batch_size,
-    )  # fmt: skip
+    of_all = {name: torch.cat(parts) for name, parts in features.items()}
+    said_of_all = {
+        name: {factor: torch.cat([of[factor] for of in parts]) for factor in factors} for name, parts in answers.items()
+    }
+    generated = measure_generated(programs, train, held_out, judge, of_all, said_of_all, seed, batch_size)
     follow = {score.follows for of in scores.values() for score in of.values()}
     return {
         "judge": judge.accuracy,

@@ -115,7 +115,9 @@ def _generated(numbers: Mapping[str, Any]) -> list[Table]:
     if found := numbers.get("neighbours"):
         keys = ("precision", "recall", "density", "coverage")
         rows = [[name, *(_number(of[key]) for key in keys)] for name, of in found.items()]
-        tables.append(Table("Clips against real held-out clips, by neighbours in the judge's features", ["clips", *keys], rows))
+        tables.append(
+            Table("Clips against real held-out clips, by neighbours in the judge's features", ["clips", *keys], rows)
+        )
     if found := numbers.get("memorisation"):
         rows = [[name, _number(of["median"]), _per_cent(of["share_nearer"])] for name, of in found.items()]
         rows.append(["real held-out clips", _number(found["prior"]["held_out_median"]), _per_cent(0.5)])
@@ -138,7 +140,15 @@ def _generated(numbers: Mapping[str, Any]) -> list[Table]:
             + [_number(of["entropies"][key]) for key in ("inception_score", "intra", "inter")]
             for name, of in found.items()
         ]
-        header = ["factor", "should be", "as the clip, %", "constant guess, %", "inception score", "H(y given x)", "H(y)"]
+        header = [
+            "factor",
+            "should be",
+            "as the clip, %",
+            "constant guess, %",
+            "inception score",
+            "H(y given x)",
+            "H(y)",
+        ]
         tables.append(Table("Motion kept, identity drawn from the prior", header, rows))
     return tables
 

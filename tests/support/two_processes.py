@@ -22,11 +22,11 @@ def stage(name: str) -> ELBOTraining:
     torch.manual_seed(0)
     sizes = example.Sizes(
         num_experts=3, pose_dim=2, dynamics_dim=4, feature_dim=6, encoder_channels=(4, 4), decoder_channels=(4, 4),
-        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5,
+        rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5, memory_dim=3, num_components=2,
     )  # fmt: skip
     plan = example.Plan(
         sizes, NUM_STEPS, 1e-3, NUM_STEPS, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2,
-        transition_steps=NUM_STEPS, same_identity=1.0,
+        prior_steps=NUM_STEPS, same_identity=1.0, rolled=0.5,
     )  # fmt: skip
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
     return getattr(example, name)(example.VDSM((3, 16, 16), sizes), plan, clips, 7)
