@@ -77,7 +77,7 @@ def vdsm_by_hand(vdsm, frames, features):
     static = vdsm.static.head
     s_loc, s_scale = head(static, F.leaky_relu(vdsm.static.embedding(features)).mean(1))
     s = draw(s_loc, s_scale)
-    embeddings, _ = vdsm.pose(features).chunk(2, -1)
+    embeddings = vdsm.pose.loc(features)
     _, (final, _) = vdsm.dynamics.encoder(embeddings)
     d_loc, d_scale = head(vdsm.dynamics.head, final.transpose(0, 1).flatten(1))
     d = draw(d_loc, d_scale)

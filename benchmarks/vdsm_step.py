@@ -58,7 +58,7 @@ class Loop:
         for b in range(len(frames)):
             features = self.vdsm.encoder(frames[b])
             pyro.sample(f"s_{b}", self.vdsm.static(features))
-            pose = dist.Normal(*self.vdsm.pose_of_frame(features), validate_args=False).to_event(2)
+            pose = self.vdsm.pose(features).to_event(1)
             pyro.sample(f"z_{b}", pose)
 
     def model(self, frames, features):
@@ -76,7 +76,7 @@ class Loop:
     def guide(self, frames, features):
         for b in range(len(frames)):
             pyro.sample(f"s_{b}", self.vdsm.static(features[b]))
-            embeddings, _ = self.vdsm.pose_of_frame(features[b])
+            embeddings = self.vdsm.pose.loc(features[b])
             d = pyro.sample(f"d_{b}", self.vdsm.dynamics(embeddings))
             unrolled = self.vdsm.dynamics.unroll(d, frames.shape[1])
             z = self.vdsm.initial_pose

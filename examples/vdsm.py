@@ -5,17 +5,14 @@
     python examples/vdsm.py --data sprites --preset ablation  with a single decoder (paper, appendix G)
     python examples/vdsm.py --plan.sizes.num_experts 12       change any setting; --config FILE.yaml, many
     python examples/vdsm.py evaluate RUN                      judge, swaps, probes: tables beside the paper's numbers
-    python examples/vdsm.py generate RUN                      draw new clips from the prior
-    python examples/vdsm.py swap RUN --content CLIP --motion CLIP
-    python examples/vdsm.py forecast RUN --from FRAMES
+    python examples/vdsm.py generate RUN                      also: swap RUN, forecast RUN
 
-This file is the model as the paper has it, and its stages of training. Presets are in `presets/vdsm/`, the command line
-is in `command_line.py`, data and pictures in `videos.py`.
+This file is the model as the paper has it, what the presets `cpu` add to it, and the stages of training. Presets are in
+`presets/vdsm/`, the command line is in `command_line.py`, data and pictures in `videos.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +36,7 @@ from seqdisent import (
     MarkovChain,
     MixtureOfExpertsConvDecoder,
     MixturePrior,
+    NormalHead,
     OvershootingChain,
     RecurrentChain,
     Seq2SeqDynamicsEncoder,
@@ -69,7 +67,6 @@ class Sizes:
     seen_dim: int = 64  # with a memory: what q(z) keeps of the frames before a step, and of those after it
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
-    sees: str = "features"
     num_components: int | None = None  # of the mixtures that p(s), p(d) and p(z_1 | d) become in the end; None: Normals
     prior_kind: str = "diagonal"
     single_decoder: bool = False  # the ablation of appendix G
@@ -117,34 +114,28 @@ class VDSM(nn.Module):
 
     def __init__(self, frame_shape: tuple[int, int, int], sizes: Sizes) -> None:
         super().__init__()
-        colours, image_size, _ = frame_shape
-        self.sizes = sizes
+        (colours, image_size, _), self.sizes = frame_shape, sizes
         self.encoder = ConvEncoder(
             sizes.feature_dim, in_channels=colours, image_size=image_size, channels=sizes.encoder_channels
         )
         self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=sizes.static_scale)
-        self.pose = nn.Linear(sizes.feature_dim, 2 * sizes.pose_dim)
+        self.pose = NormalHead(sizes.feature_dim, sizes.pose_dim)
         self.dynamics = Seq2SeqDynamicsEncoder(
             sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
         )
-        memory_dim = sizes.memory_dim or 0
-        context_dim = sizes.rnn_dim + sizes.dynamics_dim + 2 * memory_dim
-        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=context_dim)
+        d_dim, memory_dim = sizes.dynamics_dim, sizes.memory_dim or 0
+        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + d_dim + 2 * memory_dim)
         self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
-        self.transition = GatedTransition(
-            sizes.pose_dim, sizes.transition_dim, context_dim=sizes.dynamics_dim + memory_dim
-        )
+        self.transition = GatedTransition(sizes.pose_dim, sizes.transition_dim, context_dim=d_dim + memory_dim)
         if memory_dim:
             self.memory = nn.GRU(sizes.pose_dim, memory_dim, batch_first=True)
-            self.first_memory = nn.Linear(sizes.dynamics_dim, memory_dim)
-            seen = sizes.pose_dim if sizes.sees == "poses" else sizes.feature_dim
-            self.past, self.future = (nn.GRU(seen, memory_dim, batch_first=True) for _ in range(2))
+            self.first_memory = nn.Linear(d_dim, memory_dim)
+            self.past, self.future = (nn.GRU(sizes.pose_dim, memory_dim, batch_first=True) for _ in range(2))
         if sizes.num_components:
-            self.priors = nn.ModuleDict({
-                "s": MixturePrior(sizes.num_experts, sizes.num_components),
-                "d": MixturePrior(sizes.dynamics_dim, sizes.num_components),
-                "z": MixturePrior(sizes.pose_dim, sizes.num_components, context_dim=sizes.dynamics_dim),
-            })  # fmt: skip
+            mixtures = {"s": (sizes.num_experts, 0), "d": (d_dim, 0), "z": (sizes.pose_dim, d_dim)}  # size, context
+            self.priors = nn.ModuleDict(
+                {name: MixturePrior(n, sizes.num_components, context_dim=c) for name, (n, c) in mixtures.items()}
+            )
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim, 1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours, image_size=image_size, channels=sizes.decoder_channels,
@@ -159,10 +150,10 @@ class VDSM(nn.Module):
             s, z = self.latents(num_steps, mask, rolled, learnt)
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
-                factor("same_identity", -self.disagreement(features, mask, *partner))
+                one, other = self.static(features, mask), self.static(*partner)
+                factor("same_identity", -kl_divergence(one, other) - kl_divergence(other, one))
 
     def latents(self, num_steps: int, mask: Tensor | None, rolled: float, learnt: bool) -> tuple[Tensor, Tensor]:
-        """Sample s, d and z; in training before the last stage, from the priors that are not learnt."""
         learnt = learnt and self.sizes.num_components is not None
         s = pyro.sample("s", self.priors["s"]() if learnt else self.static_prior())
         d = pyro.sample("d", self.priors["d"]() if learnt else self.normal(self.sizes.dynamics_dim))
@@ -198,27 +189,17 @@ class VDSM(nn.Module):
         features = self.encoder(real_frames(frames, mask)) if features is None else features
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
-            self.infer_motion(features, mask)
-
-    def infer_motion(self, features: Tensor, mask: Tensor | None) -> None:
-        embeddings, _ = self.pose_of_frame(features)
-        d = pyro.sample("d", self.dynamics(embeddings, mask))
-        unrolled = self.dynamics.unroll(d, features.shape[1])
-        context = [unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)]
-        if self.sizes.memory_dim:
-            seen = embeddings if self.sizes.sees == "poses" else features
-            seen = seen if mask is None else fill_padding(seen, mask)
-            seen = torch.cat([self.past(seen)[0], read_backward(self.future, seen, mask)], -1)
-            context.append(seen.expand(*unrolled.shape[:-1], -1))
-        context = torch.cat(context, -1)
-        context = self.combiner.project(context, mask)  # of all steps at once
-        initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
-        pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
-
-    def disagreement(self, features: Tensor, mask: Tensor | None, others: Tensor, other_mask: Tensor | None) -> Tensor:
-        """How far q(s) of one clip is from q(s) of another that shows the same identity, in nats, both ways."""
-        one, other = self.static(features, mask), self.static(others, other_mask)
-        return kl_divergence(one, other) + kl_divergence(other, one)
+            embeddings = self.pose(features).mean
+            d = pyro.sample("d", self.dynamics(embeddings, mask))
+            unrolled = self.dynamics.unroll(d, features.shape[1])
+            context = [unrolled, d.unsqueeze(-2).expand(*unrolled.shape[:-1], -1)]
+            if self.sizes.memory_dim:
+                poses = embeddings if mask is None else fill_padding(embeddings, mask)
+                seen = torch.cat([self.past(poses)[0], read_backward(self.future, poses, mask)], -1)
+                context.append(seen.expand(*unrolled.shape[:-1], -1))
+            context = self.combiner.project(torch.cat(context, -1), mask)  # of all steps at once
+            initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
+            pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
 
     # Stage 1: every frame has a pose of its own, equation 7; by itself, a model of still images (paper, Figure 8)
 
@@ -234,23 +215,14 @@ class VDSM(nn.Module):
         features = self.encoder(real_frames(frames, mask))
         with pyro.plate("sequences", frames.shape[0]):
             pyro.sample("s", self.static(features, mask))
-            frame_pose = dist.Normal(*self.pose_of_frame(features), validate_args=False).to_event(1)
-            pyro.sample("z", IndependentSteps(frame_pose, mask))
+            pyro.sample("z", IndependentSteps(self.pose(features), mask))
 
     # Stage 3: the priors by themselves, and no frame is decoded
-
-    def prior_parts(self) -> list[nn.Module]:
-        return [self.transition, self.memory, self.first_memory] if self.sizes.memory_dim else [self.transition]
 
     def prior_model(self, frames, mask=None, features=None, partner=None, *, rolled=0.0):
         with pyro.plate("sequences", frames.shape[0]):
             s, _ = self.latents(frames.shape[1], mask, rolled, learnt=True)
             factor("no_frames", s.new_zeros(s.shape[:-1]))
-
-    def pose_of_frame(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(features.device.type, enabled=False):  # heads stay in full precision
-            loc, scale = self.pose(features.to(self.pose.weight.dtype)).chunk(2, -1)
-            return loc, nn.functional.softplus(scale) + 1e-4
 
     def normal(self, *shape: int, scale: float = 1.0) -> TorchDistribution:
         return dist.Normal(self.initial_pose.new_zeros(shape), scale, validate_args=False).to_event(len(shape))
@@ -258,14 +230,13 @@ class VDSM(nn.Module):
 
 # Training
 
+PRIOR = ("transition", "memory", "first_memory")
 
-def training(
-    vdsm: VDSM, trained: Iterable[nn.Module | Tensor], plan: Plan, num_steps: int, rate: float, *programs, **options
-) -> ELBOTraining:
+
+def training(vdsm: VDSM, parts: tuple[str, ...], plan: Plan, num_steps: int, rate: float, *programs, **options):
     """Return the training of some parts; its learning rate rises, and falls to 0 along a cosine if the plan says so."""
-    vdsm.requires_grad_(False)
-    for part in trained:
-        part.requires_grad_(True)
+    for name, parameter in vdsm.named_parameters():
+        parameter.requires_grad_(name.startswith(parts))
     learning_rate = AnnealingSchedule.linear(rate / plan.warm_up, rate, plan.warm_up)
     if plan.decays:
         learning_rate = learning_rate.then(AnnealingSchedule.cosine(rate, 0.0, num_steps - plan.warm_up))
@@ -279,13 +250,11 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
     n = plan.pretraining_steps
     change = AnnealingSchedule.geometric if plan.geometric else AnnealingSchedule.cosine
     return training(
-        vdsm, (vdsm.encoder, vdsm.static, vdsm.pose, vdsm.decoder), plan, n, plan.pretraining_rate,
+        vdsm, ("encoder", "static", "pose", "decoder"), plan, n, plan.pretraining_rate,
         vdsm.pretraining_model, vdsm.pretraining_guide,
         partial(clips.draw_groups, plan.num_groups, plan.frames_per_group),
-        weights={
-            "z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
-            "s": change(plan.static_weight, 1.0, round(n * plan.static_part)),
-        },
+        weights={"z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
+                 "s": change(plan.static_weight, 1.0, round(n * plan.static_part))},
         inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},
         terms_per_step=plan.num_groups * plan.frames_per_group, seed=seed,
     )  # fmt: skip
@@ -294,9 +263,7 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
 def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
     """Stage 2: the dynamics, on the features of a frozen encoder; the last layers of s and z go on learning."""
     n = plan.sequence_steps
-    trained = [vdsm.static, vdsm.pose, vdsm.dynamics, vdsm.combiner, vdsm.initial_pose, *vdsm.prior_parts()]
-    if vdsm.sizes.memory_dim:
-        trained += [vdsm.past, vdsm.future]
+    parts = ("static", "pose.loc", "dynamics", "combiner", "initial_pose", "past", "future", *PRIOR)
     weights = {  # the paper's curve for z; it names none for d, which follows it here
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, peak), (n, end)])
         for site, peak, end in (("z", plan.peak_weight, 1.0), ("d", plan.dynamics_peak, plan.dynamics_weight))
@@ -305,7 +272,7 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         weights["same_identity"] = AnnealingSchedule.constant(plan.same_identity)
     draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=plan.same_identity > 0)
     return training(
-        vdsm, trained, plan, n, plan.sequence_rate,
+        vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
         weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
         arguments=tuple, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
@@ -316,14 +283,13 @@ def prior_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTrain
     """Stage 3: the priors alone, transition and all; only KL terms depend on them, so a step decodes nothing."""
     if plan.prior_steps == 0:
         return None
-    num_clips = 3 * plan.num_clips
-    trained, draw = vdsm.prior_parts(), encoded_draws(vdsm.encoder, clips, num_clips, plan.clip_length)
+    draw = encoded_draws(vdsm.encoder, clips, 3 * plan.num_clips, plan.clip_length)
     if vdsm.sizes.num_components:
         start_priors(vdsm.guide, draw, vdsm.priors, arguments=tuple, seed=seed)
-        trained.append(vdsm.priors)
     return training(
-        vdsm, trained, plan, plan.prior_steps, plan.prior_rate, partial(vdsm.prior_model, rolled=plan.rolled),
-        vdsm.guide, draw, arguments=tuple, terms_per_step=num_clips, seed=seed + 2,
+        vdsm, ("priors", *PRIOR), plan, plan.prior_steps, plan.prior_rate,
+        partial(vdsm.prior_model, rolled=plan.rolled), vdsm.guide, draw,
+        arguments=tuple, terms_per_step=3 * plan.num_clips, seed=seed + 2,
     )  # fmt: skip
 
 
