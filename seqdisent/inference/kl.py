@@ -24,7 +24,6 @@ from seqdisent.inference.checks import (
     check_kinds,
     check_step_masks,
     counted,
-    same,
 )
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import bare
@@ -130,7 +129,6 @@ def _chain_kl(
     if isinstance(q, IndependentSteps) and isinstance(p, IndependentSteps):
         steps = q.step_distribution, p.step_distribution
         per_step, is_closed = _pair_kl(name, *steps, path, analytic, drawn)
-        per_step = per_step.expand(torch.broadcast_shapes(per_step.shape, steps[0].batch_shape))
         return overwrite_steps(q, per_step), steps, is_closed
     for chain in (q, p):
         if isinstance(chain, IndependentSteps) and not chain.is_normal:  # whose steps have no place beside another's
@@ -176,10 +174,7 @@ def closed_form(q: Any, p: Any) -> Tensor | None:
         return None if term is None else sum_rightmost(term, q.reinterpreted_batch_ndims)
     if type(q) is type(p) is dist.MaskedDistribution:
         term = closed_form(q.base_dist, p.base_dist)
-        if term is None or not same(q._mask, p._mask):
-            return None
-        masked: Tensor = scale_and_mask(term, mask=q._mask)
-        return masked
+        return None if term is None else scale_and_mask(term, mask=q._mask)  # one mask: check_coordinates has asked
     families = _family(q), _family(p)
     if families == (torch.distributions.LogNormal,) * 2:  # KL does not change under the same exp of both
         return closed_form(q.base_dist, p.base_dist)

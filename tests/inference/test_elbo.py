@@ -1229,3 +1229,77 @@ def test_programs_may_name_their_arguments_as_pyros_handlers_do(name):
 
     found = elbo_terms(model, guide, kl="monte-carlo", **{name: torch.tensor(1.0)}).elbo()
     torch.testing.assert_close(found, dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0)))
+
+
+def test_plain_steps_of_the_model_are_compared_step_by_step_with_a_guides_chain():
+    start = dist.Normal(torch.ones(2, 3), 0.5).to_event(1)
+
+    def model():
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", dist.Normal(torch.zeros(2, 4, 3), 1.0).to_event(2))
+            pyro.sample("x", dist.Normal(torch.zeros(2), 1.0), obs=torch.zeros(2))
+
+    def guide():
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", MarkovChain(start, lambda z_prev: dist.Normal(0 * z_prev + 2, 0.5).to_event(1), 4))
+
+    term = elbo_terms(model, guide).terms["z"]
+    assert term.how == "closed form"
+    prior = dist.Normal(0.0, 1.0)
+    first, later = (3 * torch.distributions.kl_divergence(dist.Normal(loc, 0.5), prior) for loc in (1.0, 2.0))
+    torch.testing.assert_close(term.per_step, torch.stack([first, later, later, later]).expand(2, 4))
+
+
+def test_coordinates_under_one_mask_have_a_closed_form():
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+
+    def latent(loc):
+        pyro.sample("z", dist.Normal(torch.full((2, 3), loc), 1.0).mask(mask).to_event(1))
+
+    def guide():
+        with pyro.plate("sequences", 2):
+            latent(2.0)
+
+    def model():
+        with pyro.plate("sequences", 2):
+            latent(0.0)
+            pyro.sample("x", dist.Normal(torch.zeros(2), 1.0), obs=torch.zeros(2))
+
+    term = elbo_terms(model, guide).terms["z"]
+    assert term.how == "closed form"
+    torch.testing.assert_close(term.value, torch.tensor([4.0, 6.0]))  # (2 - 0)^2 / 2 a coordinate that counts
+
+
+def test_a_chain_with_its_own_rsample_is_drawn_by_it():
+    class Shifted(MarkovChain):
+        def rsample(self, sample_shape=()):
+            return super().rsample(sample_shape) + 100
+
+    def walk(kind):
+        return kind(dist.Normal(torch.zeros(2, 1), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1), 3)
+
+    def guide():
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", walk(Shifted))
+
+    def model():
+        with pyro.plate("sequences", 2):
+            z = pyro.sample("z", walk(MarkovChain))
+            assert (z > 50).all()
+            pyro.sample("x", dist.Normal(z.sum((1, 2)), 1.0), obs=torch.zeros(2))
+
+    terms = elbo_terms(model, guide)
+    assert terms.terms["x"].how == "density"
+
+
+def test_an_observed_chain_with_another_density_is_named():
+    class Heavier(MarkovChain):
+        def log_prob(self, value):
+            return 2 * super().log_prob(value)
+
+    def model():
+        walk = Heavier(dist.Normal(torch.zeros(1), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1), 3)
+        pyro.sample("frames", walk, obs=torch.zeros(3, 1))
+
+    with pytest.raises(ValueError, match="^site 'frames': Heavier has its own log_prob and inherits `conditionals`"):
+        elbo_terms(model, lambda: None)
