@@ -773,3 +773,21 @@ def test_a_chain_of_another_length_than_the_frames_is_continued():
     exact(foretold, torch.arange(1.0, 7).reshape(1, 6, 1).expand(2, 6, 1))
     swapped = swap(model, guide, torch.zeros(2, 6, 1), frames, sites=["z"])["x"].mean
     exact(swapped, torch.arange(1.0, 5).reshape(1, 4, 1).expand(2, 4, 1))
+
+
+def test_a_forecast_draws_what_the_guide_infers_unless_its_means_are_asked_for():
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", num_sequences):
+            s = pyro.sample("s", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            steps = s.unsqueeze(1).expand(-1, num_steps, -1)
+            pyro.sample("x", IndependentSteps(dist.Normal(steps, 1.0).to_event(1)), obs=frames)
+
+    def guide(frames, mask=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("s", dist.Normal(torch.full((len(frames), 1), 3.0), 1.0).to_event(1))
+
+    frames = torch.zeros(500, 2, 1)
+    torch.manual_seed(0)
+    drawn = forecast(model, guide, frames, num_steps=1)["x"].mean[:, -1]
+    assert drawn.std().item() == pytest.approx(1, abs=0.1)
+    assert (forecast(model, guide, frames, num_steps=1, sample=False)["x"].mean == 3).all()
