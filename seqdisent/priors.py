@@ -225,14 +225,15 @@ class FlowPrior(_Prior):
         self.num_kept = latent_dim // 2
         hidden, changed = [hidden_dim, hidden_dim], latent_dim - self.num_kept
         sizes = [changed, changed]
-        self.couplings = nn.ModuleList(
+        networks: list[Any] = [
             ConditionalDenseNN(self.num_kept, context_dim, hidden, sizes) if context_dim
             else DenseNN(self.num_kept, hidden, sizes)
             for _ in range(num_layers)
-        )  # fmt: skip
-        for network in self.couplings:  # every coupling starts as the identity
+        ]  # fmt: skip
+        for network in networks:  # every coupling starts as the identity
             nn.init.zeros_(network.layers[-1].weight)
             nn.init.zeros_(network.layers[-1].bias)
+        self.couplings = nn.ModuleList(networks)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.raw_scale = nn.Parameter(_inverse_softplus(torch.ones(latent_dim) - min_scale))
 
@@ -248,8 +249,7 @@ class FlowPrior(_Prior):
         layers.append(transforms.AffineTransform(self.loc, scale, event_dim=1))
         shape = (self.latent_dim,) if context is None else (*context.shape[:-1], self.latent_dim)
         base = dist.Normal(self.loc.new_zeros(shape), 1.0, validate_args=False).to_event(1)
-        flow: TorchDistribution = dist.TransformedDistribution(base, layers, validate_args=False)
-        return flow
+        return _Flow(base, layers, validate_args=False)
 
     @torch.no_grad()
     def start(self, samples: Tensor) -> None:
@@ -263,6 +263,15 @@ class FlowPrior(_Prior):
         self.raw_scale.copy_(_inverse_softplus((flat.std(0) - self.min_scale).clamp(min=1e-6)))
 
 
+class _Flow(dist.TransformedDistribution):  # type: ignore[misc]
+    """A flow whose log-density broadcasts a value over the batch, as every distribution's does; Pyro's do not."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        log_prob: Tensor = super().log_prob(value.expand(shape))
+        return log_prob
+
+
 class VampPrior(nn.Module):
     r"""A mixture of the guide's own posteriors of learnt pseudo-inputs.
 
@@ -273,6 +282,7 @@ class VampPrior(nn.Module):
         bounds: the smallest and the largest value of a pseudo-input (0 and 1 of pixels); None for any.
 
     Shape:
+        - encode: a function of (K, \*E) that returns a distribution with batch (K,)
         - output: mixture, batch (), the event of `encode`
 
     Raises:

@@ -60,8 +60,15 @@ def refit_priors(
         {site: nats a sequence by which its KL term fell}.
 
     Raises:
-        ValueError: `priors` names no latent site of the model, or a module that `network` does not have.
-        FileExistsError: as :func:`fit`, and so on.
+        ValueError: `priors` names a site that is not latent in the model, or a module that `network` does not own.
+        FloatingPointError: as :func:`fit`, as the following.
+        FileExistsError: there.
+        CheckpointError: there.
+        TypeError: there.
+        OSError: there.
+        KeyboardInterrupt: there.
+        SystemExit: there.
+        RuntimeError: as :func:`~seqdisent.elbo_terms`.
 
     Example:
         A posterior with two clusters, and a prior that learns them.
@@ -146,6 +153,23 @@ def start_priors(
         num_samples: about how many.
         arguments: as of :class:`ELBOTraining`.
         seed: of batches and noise.
+
+    Raises:
+        ValueError: `num_samples` below 1, or samples that a prior refuses.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from seqdisent import MixturePrior
+        >>> def guide(x):
+        ...     with pyro.plate("sequences", len(x)):
+        ...         pyro.sample("s", dist.Normal(x, 0.1).to_event(1))
+        >>> def draw(generator):
+        ...     return torch.randn(50, 1, generator=generator).sign()
+        >>> prior = MixturePrior(1, 2)
+        >>> start_priors(guide, draw, {"s": prior}, arguments=lambda x: (x,))
+        >>> sorted(round(location) for location in prior.loc.flatten().tolist())
+        [-1, 1]
     """
     check_positive(num_samples=num_samples)
     samples: dict[str, list[Tensor]] = {site: [] for site, prior in priors.items() if hasattr(prior, "start")}
