@@ -13,13 +13,16 @@ from torch import nn
 from seqdisent import (
     AnnealingSchedule,
     ConvEncoder,
+    FlowPrior,
     GatedTransition,
     MarkovChain,
     MixtureOfExperts,
+    MixturePrior,
     NormalHead,
     RecurrentChain,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
+    VampPrior,
 )
 
 ones = torch.ones
@@ -55,6 +58,26 @@ def start(*batch_shape):
      "initial_scale: got 1e-05, expected more than min_scale=0.0001"),
     ("a context of negative size", lambda: GatedTransition(2, 3, context_dim=-1), ValueError,
      "context_dim: got -1, expected an integer >= 0"),
+    ("a flow of one coordinate", lambda: FlowPrior(1), ValueError,
+     "latent_dim: got 1, expected 2 or more: a coupling needs two halves"),
+    ("a mixture's context that is missing", lambda: MixturePrior(2, 3, context_dim=4)(), ValueError,
+     r"context: got None, expected a tensor \(\*B, context_dim=4\)"),
+    ("a context where there is none", lambda: MixturePrior(2, 3)(ones(5, 4)), ValueError,
+     r"context: got shape \(5, 4\), expected None since context_dim=0"),
+    ("fewer samples than components", lambda: MixturePrior(2, 3).start(ones(2, 2)), ValueError,
+     "samples: got 2, expected 3 or more"),
+    ("samples of another size", lambda: MixturePrior(2, 3).start(ones(9, 3)), ValueError,
+     r"samples: .*3.*expected.*latent_dim"),
+    ("samples that are not finite", lambda: FlowPrior(2).start(torch.full((9, 2), math.nan)), ValueError,
+     "samples: have values that are not finite, expected numbers"),
+    ("pseudo-inputs of bytes", lambda: VampPrior(ones(3, 4).byte()), TypeError,
+     r"pseudo_inputs: got torch.uint8, expected a floating-point tensor \(K, \*E\)"),
+    ("one pseudo-input, without K", lambda: VampPrior(ones(4)), ValueError,
+     r"pseudo_inputs: has shape \(4,\), expected \(K, \*E\) with K >= 1"),
+    ("bounds in the wrong order", lambda: VampPrior(ones(3, 4), bounds=(1.0, 0.0)), ValueError,
+     r"bounds: got \(1.0, 0.0\), expected \(smallest, largest\)"),
+    ("an encoder that mixes pseudo-inputs", lambda: VampPrior(ones(3, 4))(lambda u: dist.Normal(u.mean(0), 1.0)),
+     ValueError, r"encode: returned a distribution with batch \(4,\), expected \(3,\), one a pseudo-input"),
 )  # fmt: skip
 def test_sizes_and_options(row):
     check(row)
