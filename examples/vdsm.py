@@ -64,7 +64,6 @@ class Sizes:
     transition_dim: int = 64
     combiner_dim: int = 512
     memory_dim: int | None = None  # the prior remembers all poses, and q(z) sees every frame; None: the paper's graph
-    seen_dim: int = 64  # with a memory: what q(z) keeps of the frames before a step, and of those after it
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
     num_components: int | None = None  # of the mixtures that p(s), p(d) and p(z_1 | d) become in the end; None: Normals

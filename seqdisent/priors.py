@@ -123,7 +123,7 @@ class MixturePrior(_Prior):
         self.num_components = num_components
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
-        self.raw_scale = nn.Parameter(_inverse_softplus(torch.ones(num_components, latent_dim) - min_scale))
+        self.raw_scale = nn.Parameter(_raw(torch.ones(num_components, latent_dim), min_scale))
         self.lower = nn.Parameter(torch.zeros(num_components, latent_dim, latent_dim)) if full else None
         self.context = _from_context(context_dim, hidden_dim, num_components * (1 + 2 * latent_dim))
 
@@ -150,6 +150,8 @@ class MixturePrior(_Prior):
     def start(self, samples: Tensor, *, seed: int = 0) -> None:
         r"""Take the mixture from samples, by expectation maximisation (needs the extra ``metrics``).
 
+        What was learnt before is lost, of the context too.
+
         Args:
             samples: (\*S, D), posterior samples of z over the training data, say; at least `num_components`.
             seed: of its first components, which k-means finds.
@@ -164,7 +166,9 @@ class MixturePrior(_Prior):
             raise ImportError("start needs scikit-learn; install it with: pip install 'seqdisent[metrics]'") from error
         flat = self._checked_samples(samples, max(2, self.num_components)).double().cpu().numpy()
         kind = "diag" if self.lower is None else "full"
-        found = GaussianMixture(self.num_components, covariance_type=kind, reg_covar=1e-5, random_state=seed).fit(flat)
+        found = GaussianMixture(
+            self.num_components, covariance_type=kind, reg_covar=self.min_scale**2, random_state=seed
+        ).fit(flat)
         covariances = torch.from_numpy(found.covariances_)
         if self.lower is None:
             scale = covariances.sqrt()
@@ -172,9 +176,11 @@ class MixturePrior(_Prior):
             factor = torch.linalg.cholesky(covariances)
             scale = factor.diagonal(dim1=-2, dim2=-1)
             self.lower.copy_((factor / scale.unsqueeze(-2)).tril(-1))
+        if self.context is not None:
+            _zero(self.context[-1])
         self.logits.copy_(torch.from_numpy(found.weights_).log())
         self.loc.copy_(torch.from_numpy(found.means_))
-        self.raw_scale.copy_(_inverse_softplus((scale - self.min_scale).clamp(min=1e-6)))
+        self.raw_scale.copy_(_raw(scale, self.min_scale))
 
 
 class FlowPrior(_Prior):
@@ -231,11 +237,10 @@ class FlowPrior(_Prior):
             for _ in range(num_layers)
         ]  # fmt: skip
         for network in networks:  # every coupling starts as the identity
-            nn.init.zeros_(network.layers[-1].weight)
-            nn.init.zeros_(network.layers[-1].bias)
+            _zero(network.layers[-1])
         self.couplings = nn.ModuleList(networks)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
-        self.raw_scale = nn.Parameter(_inverse_softplus(torch.ones(latent_dim) - min_scale))
+        self.raw_scale = nn.Parameter(_raw(torch.ones(latent_dim), min_scale))
 
     def _distribution(self, context: Tensor | None) -> TorchDistribution:
         layers: list[Any] = []
@@ -253,14 +258,16 @@ class FlowPrior(_Prior):
 
     @torch.no_grad()
     def start(self, samples: Tensor) -> None:
-        r"""Take location and scale of the last layer from samples (\*S, D), two or more.
+        r"""Take location and scale of the last layer from samples (\*S, D), two or more; couplings start anew.
 
         Raises:
             ValueError: samples of another size, too few of them, or some that are not finite.
         """
         flat = self._checked_samples(samples, 2)
+        for network in self.couplings:
+            _zero(network.layers[-1])  # type: ignore[index]
         self.loc.copy_(flat.mean(0))
-        self.raw_scale.copy_(_inverse_softplus((flat.std(0) - self.min_scale).clamp(min=1e-6)))
+        self.raw_scale.copy_(_raw(flat.std(0), self.min_scale))
 
 
 class _Flow(dist.TransformedDistribution):  # type: ignore[misc]
@@ -286,7 +293,8 @@ class VampPrior(nn.Module):
         - output: mixture, batch (), the event of `encode`
 
     Raises:
-        ValueError: no pseudo-input, `bounds` that are no interval, or an `encode` that returns another batch than (K,).
+        ValueError: no pseudo-input, `bounds` that are not (smallest, largest), a pseudo-input outside of them, or an
+            `encode` that returns another batch than (K,).
         TypeError: pseudo-inputs that are no floating-point tensor.
 
     Example:
@@ -310,6 +318,8 @@ class VampPrior(nn.Module):
             raise ValueError(f"pseudo_inputs: has shape {tuple(pseudo_inputs.shape)}, expected (K, *E) with K >= 1")
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"bounds: got {bounds}, expected (smallest, largest)")
+        if bounds is not None and not bool(((pseudo_inputs >= bounds[0]) & (pseudo_inputs <= bounds[1])).all()):
+            raise ValueError(f"pseudo_inputs: have values outside of bounds={bounds}, expected all inside")
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.logits = nn.Parameter(pseudo_inputs.new_zeros(len(pseudo_inputs)))
         self.bounds = bounds
@@ -320,8 +330,10 @@ class VampPrior(nn.Module):
         Args:
             encode: the guide's posterior of (K, \*E): a function that returns a distribution with batch (K,).
         """
-        inputs = self.pseudo_inputs if self.bounds is None else self.pseudo_inputs.clamp(*self.bounds)
-        components = encode(inputs)
+        if self.bounds is not None:  # a projection: clamped in the graph, a value outside would get no gradient back
+            with torch.no_grad():
+                self.pseudo_inputs.clamp_(*self.bounds)
+        components = encode(self.pseudo_inputs)
         if components.batch_shape != self.logits.shape:
             raise ValueError(
                 f"encode: returned a distribution with batch {tuple(components.batch_shape)}, expected "
@@ -335,11 +347,17 @@ class VampPrior(nn.Module):
 def _from_context(context_dim: int, hidden_dim: int, out_features: int) -> nn.Sequential | None:
     if not context_dim:
         return None
-    last = nn.Linear(hidden_dim, out_features)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(context_dim, hidden_dim), nn.ReLU(), last)
+    network = nn.Sequential(nn.Linear(context_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_features))
+    _zero(network[-1])
+    return network
 
 
-def _inverse_softplus(values: Tensor) -> Tensor:
-    return values + torch.log(-torch.expm1(-values))
+def _zero(layer: Any) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def _raw(scale: Tensor, min_scale: float) -> Tensor:
+    """Return what softplus and the smallest scale make the scale of, as far as it is larger than that."""
+    wanted = (scale - min_scale).clamp(min=1e-6)
+    return wanted + torch.log(-torch.expm1(-wanted))

@@ -181,7 +181,7 @@ def test_clips_from_the_prior_are_measured_beside_real_ones(found):
     assert cheat["sampled_swaps"]["who"]["accuracy"] == 1  # the kept motion brings the clip's identity with it
     tables = found["honest"].tables()
     assert "| who | drawn | " in tables
-    assert "| what | the clip's | 100.00 |" in tables
+    assert "| what | kept | 100.00 |" in tables
 
 
 def test_the_report_says_what_was_measured(found, tmp_path):

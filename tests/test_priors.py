@@ -103,11 +103,41 @@ def test_a_flow_starts_at_the_moments_of_samples():
     torch.testing.assert_close(draws.std(0), samples.flatten(0, 1).std(0), rtol=0.05, atol=0.01)
 
 
+@pytest.mark.parametrize("build", [lambda: MixturePrior(2, 3, context_dim=1), lambda: FlowPrior(2, context_dim=1)])
+def test_a_trained_prior_can_be_started_again(build):
+    torch.manual_seed(0)
+    prior, fresh, samples = build(), build(), torch.randn(200, 2) * 3
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter += torch.randn(parameter.shape)
+    prior.start(samples)
+    fresh.start(samples)
+    context, z = torch.randn(5, 1), torch.randn(5, 2)
+    torch.testing.assert_close(prior(context).log_prob(z), fresh(context).log_prob(z))
+
+
+def test_a_pseudo_input_at_its_bound_can_come_back():
+    prior = VampPrior(torch.zeros(1, 1), bounds=(0.0, 1.0))
+    optimiser = torch.optim.SGD(prior.parameters(), lr=0.1)
+    for aim in (-1.0, 0.8):
+        for _ in range(100):
+            optimiser.zero_grad()
+            (-prior(lambda u: dist.Normal(u, 1.0).to_event(1)).log_prob(torch.tensor([aim]))).backward()
+            optimiser.step()
+    assert prior.pseudo_inputs.clamp(0, 1).item() == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_large_smallest_scale_is_only_a_floor(full):
+    torch.manual_seed(0)
+    assert MixturePrior(2, 3, full=full, min_scale=2.0)().log_prob(torch.zeros(2)).isfinite()
+
+
 @given(seeds(), dimensions(), dimensions())
 def test_a_vamp_prior_is_a_mixture_of_posteriors(seed, num_inputs, latent_dim):
     tensors = Tensors(seed)
     encoder = tensors.build(lambda: nn.Linear(6, latent_dim))
-    prior = VampPrior(tensors.normal(num_inputs, 2, 3), bounds=(-0.5, 0.5)).double()
+    prior = VampPrior(tensors.normal(num_inputs, 2, 3).clamp(-0.5, 0.5), bounds=(-0.5, 0.5)).double()
     with torch.no_grad():
         prior.logits += tensors.normal(num_inputs)
     z = tensors.normal(latent_dim)

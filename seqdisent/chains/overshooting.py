@@ -29,8 +29,9 @@ class OvershootingChain(RecurrentChain):
         initial: as of :class:`RecurrentChain`.
         transition: as of :class:`RecurrentChain`.
         num_steps: T, the number of steps.
-        part: of the sequences, in [0, 1], that are rolled out: one half from z_1, one half from the middle. They are
-            the first along the rightmost batch dimension, so batches should be in random order.
+        part: of the sequences, in [0, 1], that are rolled out: one half from z_1, one half from the middle of the
+            sequence. They are the first along the rightmost batch dimension (of one sequence alone, that one), so
+            batches should be large and in random order.
         **options: the further arguments of :class:`RecurrentChain`.
 
     Shape:
@@ -81,11 +82,17 @@ class OvershootingChain(RecurrentChain):
 
     def conditionals(self, path: Tensor) -> Conditionals:
         r"""Return every conditional at `path` (\*S, \*B, T, D), of some sequences at the means that follow z_1."""
-        size = path.shape[-3] if path.ndim > 2 else 1
-        rows = torch.arange(size, device=path.device) / size
-        for known, first in ((1, 0.0), (self.num_steps // 2, self.part / 2)):
-            if 0 < known < self.num_steps:
-                rolled_out = self.extend(path[..., :known, :], self.num_steps - known, sample=False)
-                is_rolled = (first <= rows) & (rows < first + self.part / 2)
-                path = torch.where(is_rolled[:, None, None], rolled_out, path)
-        return super().conditionals(path)
+        path = self._check_path(path)
+        row = (
+            path.new_zeros(()) if path.ndim == 2 else torch.arange(path.shape[-3], device=path.device) / path.shape[-3]
+        )
+        mask = self._step_mask
+        length = torch.full_like(row, self.num_steps, dtype=torch.long) if mask is None else mask.sum(-1)
+        known = torch.where(row < self.part, (length // 2).clamp(min=1), length)
+        known = torch.where(row < self.part / 2, 1, known)
+        walked, state = [path[..., 0, :]], self.state_after(path[..., :1, :])
+        for t in range(1, self.num_steps):
+            conditional, state = self.step(walked[-1], state)
+            is_own = t < known if mask is None else (t < known) | ~mask[..., t]  # padding repeats the first step
+            walked.append(torch.where(is_own.unsqueeze(-1), path[..., t, :], conditional.mean))
+        return super().conditionals(torch.stack(walked, -2))

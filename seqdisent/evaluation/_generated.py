@@ -59,7 +59,7 @@ def measure_generated(
         drawn = {name: said["prior"][name] for name in static}
         found["combinations"] = combination_scores(drawn, train.labels, held_out.labels, static)._asdict()
     if programs.static and programs.motion and set(held_out.motion_factors) & set(judge.num_classes):
-        how: dict[str, Any] = {"emission": programs.emission, "sample": programs.sample, **programs.inputs}
+        how: dict[str, Any] = {**programs.inputs, "emission": programs.emission, "sample": programs.sample}
         swaps = sampled_swap_accuracy(
             programs.model,
             programs.guide,

@@ -113,15 +113,19 @@ def _judged(numbers: Mapping[str, Any], beside: Published) -> list[Table]:
 def _generated(numbers: Mapping[str, Any]) -> list[Table]:
     tables = []
     if found := numbers.get("neighbours"):
-        keys = ("precision", "recall", "density", "coverage")
+        keys = ("precision", "recall", "density", "coverage", "expected_coverage")
         rows = [[name, *(_number(of[key]) for key in keys)] for name, of in found.items()]
         tables.append(
-            Table("Clips against real held-out clips, by neighbours in the judge's features", ["clips", *keys], rows)
+            Table(
+                "Clips against real held-out clips, by neighbours in the judge's features",
+                ["clips", *(key.replace("_", " ") for key in keys)],
+                rows,
+            )
         )
     if found := numbers.get("memorisation"):
         rows = [[name, _number(of["median"]), _per_cent(of["share_nearer"])] for name, of in found.items()]
         rows.append(["real held-out clips", _number(found["prior"]["held_out_median"]), _per_cent(0.5)])
-        header = ["clips", "distance to the nearest training clip, median", "nearer than half of the held-out, %"]
+        header = ["clips", "distance to the nearest training clip, median", "nearer than the held-out median, %"]
         tables.append(Table("Memorising", header, rows))
     if found := numbers.get("confidence"):
         rows = [[name, *map(_per_cent, of.values())] for name, of in found.items()]
@@ -136,15 +140,15 @@ def _generated(numbers: Mapping[str, Any]) -> list[Table]:
         tables.append(Table("New combinations", header, rows))
     if found := numbers.get("sampled_swaps"):
         rows = [
-            [name, "the clip's" if of["kept"] else "drawn", _per_cent(of["accuracy"]), _per_cent(of["chance"])]
+            [name, "kept" if of["kept"] else "drawn", _per_cent(of["accuracy"]), _per_cent(of["independent"])]
             + [_number(of["entropies"][key]) for key in ("inception_score", "intra", "inter")]
             for name, of in found.items()
         ]
         header = [
             "factor",
-            "should be",
-            "as the clip, %",
-            "constant guess, %",
+            "expected",
+            "agrees with the clip, %",
+            "if drawn independently, %",
             "inception score",
             "H(y given x)",
             "H(y)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from math import prod
+from math import nan, prod
 from typing import NamedTuple
 
 import torch
@@ -20,9 +20,10 @@ class CombinationScores(NamedTuple):
         new: generated clips whose combination no training clip has.
         new_if_independent: what `new` would be if each factor were drawn independently, with its frequency in the
             training clips.
-        covered: held-out combinations that some generated clip has.
+        covered: held-out combinations, of those that no training clip has, that some generated clip has; NaN if there
+            are none.
         covered_if_independent: what `covered` would be for as many clips, drawn in the same way.
-        num_held_out: number of different held-out combinations.
+        num_held_out: number of different held-out combinations that no training clip has.
     """
 
     new: float
@@ -46,7 +47,8 @@ def combination_scores(
 
     .. math::
         \text{new} = 1 - \sum_{c \in \text{train}} p(c), \qquad
-        \text{covered} = \operatorname{mean}_{c \in \text{held out}} \bigl(1 - (1 - p(c))^M\bigr).
+        \text{covered} = \operatorname{mean}_{c \in \text{held out} \setminus \text{train}}
+        \bigl(1 - (1 - p(c))^M\bigr).
 
     Coverage grows with M: compare models at the same M. Wrong predictions of the judge count as new combinations, so
     report the same for the judge's predictions on reconstructed training clips, where `new` should be 0. A clip that
@@ -88,13 +90,13 @@ def combination_scores(
     def probability(combination: tuple[int, ...]) -> float:
         return prod(counts[value] / len(known) for counts, value in zip(frequencies, combination, strict=True))
 
-    seen, sought = set(known), set(wanted)
+    seen, sought = set(known), set(wanted) - set(known)
+    of_each = [1 - (1 - probability(combination)) ** len(drawn) for combination in sought]
     return CombinationScores(
         new=sum(combination not in seen for combination in drawn) / len(drawn),
         new_if_independent=1 - sum(map(probability, seen)),
-        covered=len(sought & set(drawn)) / len(sought),
-        covered_if_independent=sum(1 - (1 - probability(combination)) ** len(drawn) for combination in sought)
-        / len(sought),
+        covered=len(sought & set(drawn)) / len(sought) if sought else nan,
+        covered_if_independent=sum(of_each) / len(sought) if sought else nan,
         num_held_out=len(sought),
     )
 

@@ -108,13 +108,16 @@ class SampledSwapScores(NamedTuple):
     Attributes:
         kept: whether the factor should stay that of the clip (True), or be drawn anew.
         accuracy: share of predictions equal to the clip's label, in [0, 1]. The best value of a kept factor is 1. Of
-            the others, a value above `chance` means that the kept latents transfer the factor.
+            the others, a value above `independent` means that the kept latents transfer the factor.
+        independent: the accuracy if predictions had nothing to do with labels: the sum over classes of the frequency of
+            the label times that of the prediction.
         chance: accuracy of the best constant prediction, the frequency of the most common label.
         entropies: H(y), H(y|x) and the inception score of the predictions.
     """
 
     kept: bool
     accuracy: Tensor
+    independent: Tensor
     chance: Tensor
     entropies: EntropyScores
 
@@ -139,8 +142,8 @@ def sampled_swap_accuracy(
     of the emission is judged. S3VAE, C-DSVAE, SPYL and DBSE report the accuracy of the kept action, its inception
     score, H(y|x) and H(y). A model that encodes everything in the motion reaches the best value of all four, so all
     factors are scored here: those that are drawn should be diverse (entropies as of real clips) and not the clip's
-    (accuracy at most chance). The scores depend on the judge, so report ``judge.accuracy``. With static latents in
-    `keep` and static factors in `factors`, the identity is kept and the motion drawn.
+    (accuracy no more than `independent`). The scores depend on the judge, so report ``judge.accuracy``. With static
+    latents in `keep` and static factors in `factors`, the identity is kept and the motion drawn.
 
     Args:
         model: a Pyro model.
@@ -221,8 +224,10 @@ def sampled_swap_accuracy(
     labels = class_numbers("clips.labels", clips.labels, num_classes, device=device, count=len(clips))
     scores = {}
     for name, logits in predictions.items():
-        accuracy, chance = shares(tabulate(labels[name], logits.argmax(-1), num_classes[name]))
-        scores[name] = SampledSwapScores(name in kept, accuracy, chance, found[name][0])
+        table = tabulate(labels[name], logits.argmax(-1), num_classes[name])
+        independent = (table.sum(0).double() * table.sum(1)).sum() / table.sum().double() ** 2
+        accuracy, chance = shares(table)
+        scores[name] = SampledSwapScores(name in kept, accuracy, independent, chance, found[name][0])
     return scores
 
 

@@ -15,13 +15,14 @@ from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.training.checkpoints import CheckpointError, load_weights, save_weights
 from seqdisent.training.fit import TERMINATED, TrainerOptions, fit
 from seqdisent.training.module import ELBOTraining
-from seqdisent.training.priors import refit_priors, start_priors
+from seqdisent.training.priors import Refit, refit_priors, start_priors
 from seqdisent.training.runs import is_main_process, train_stages
 
 __all__ = [
     "TERMINATED",
     "CheckpointError",
     "ELBOTraining",
+    "Refit",
     "TrainerOptions",
     "fit",
     "frames_and_mask",

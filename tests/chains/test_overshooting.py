@@ -59,6 +59,35 @@ def test_padding_reaches_no_value():
     torch.testing.assert_close(chain.log_prob_per_step(spoilt), chain.log_prob_per_step(path))
 
 
+def test_what_is_not_rolled_out_gives_no_gradient_that_overflows():
+    mask = torch.arange(12) < torch.tensor([12, 12, 1, 12])[:, None]
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def step(z_prev, _):
+        return dist.Normal(2 * factor * z_prev**3, 1.0, validate_args=False).to_event(1)
+
+    def scored(kind, **options):
+        start = dist.Normal(torch.zeros(4, 1).double(), 1.0).to_event(1)
+        chain = kind(start, step, 12, recurrence=nn.GRU(1, 2).double(), mask=mask, **options)
+        path = torch.full((4, 12, 1), 0.1, dtype=torch.float64)
+        path[2:] = 3.0  # padded after its first step, and not rolled out
+        path[3, 1:] = 0.1
+        return torch.autograd.grad(chain.log_prob(path).sum(), factor)[0]
+
+    assert scored(RecurrentChain).isfinite()
+    assert scored(OvershootingChain, part=0.5).isfinite()
+
+
+def test_a_path_without_a_batch():
+    chain = OvershootingChain(
+        dist.Normal(torch.zeros(1), 1.0).to_event(1), lambda z, h: dist.Normal(z + 1, 1.0).to_event(1), 3,
+        part=1.0, recurrence=nn.GRU(1, 2),
+    )  # fmt: skip
+    torch.testing.assert_close(
+        chain.conditionals(torch.tensor([[0.0], [9.0], [9.0]])).steps.mean, torch.tensor([[1.0], [2.0]])
+    )
+
+
 def test_a_larger_batch_keeps_the_part():
     chain, _, tensors = build(0, 4, 5, 1.0)
     path = tensors.normal(3, 4, 5, 2)
