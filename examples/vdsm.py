@@ -288,6 +288,7 @@ def prior_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTrain
     return training(
         vdsm, ("priors", *PRIOR), plan, plan.prior_steps, plan.prior_rate,
         partial(vdsm.prior_model, rolled=plan.rolled), vdsm.guide, draw,
+        rate_factors={"priors.s": 0.1, "priors.d": 0.1} if vdsm.sizes.num_components else {},
         arguments=tuple, terms_per_step=3 * plan.num_clips, seed=seed + 2,
     )  # fmt: skip
 

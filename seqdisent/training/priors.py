@@ -233,7 +233,7 @@ def _batches(
     stream: str,
     priors: Mapping[str, nn.Module],
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield what model and guide take from each of some batches, on the priors' device, the noise seeded before each."""
+    """Yield what model and guide take from each of some batches, on the priors' device; the noise is seeded before."""
     device = next((parameter.device for prior in priors.values() for parameter in prior.parameters()), "cpu")
     for step in range(number):
         batch = draw(torch.Generator().manual_seed(step_seed(seed, stream, step, 0)))
