@@ -25,7 +25,9 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
         pictures |= {"swaps.png": film_strip(moments[None], gap=8), "swaps.gif": table}
     torch.manual_seed(seed)
     num_steps = int(clips.lengths.max())
-    pictures["prior_samples.png"] = film_strip(programs.generate(8, num_steps))
+    drawn = programs.generate(8, num_steps)
+    real = _blank_padding(batch.frames[:4], batch.mask[:4])[:, :num_steps]
+    pictures["prior_samples.png"] = film_strip(torch.cat([real, torch.ones_like(real[:1]), drawn]))
     if forecast_steps:
         rows = programs.forecast(batch.frames[:4], batch.mask[:4], num_steps=forecast_steps)
         truth = true_continuation(clips, spread[:4], rows.shape[1])
