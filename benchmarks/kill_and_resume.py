@@ -48,7 +48,7 @@ import vdsm
 
 from seqdisent.training import ELBOTraining, runs
 
-STAGES = ("stage1", "stage2", "transition")
+STAGES = ("stage1", "stage2", "priors")
 MOMENTS = ("any moment", "in a write", "between stages", "after a write", "Ctrl-C", "SIGTERM")
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}  # the others are SIGKILL
 KILLS_A_RUN = 4

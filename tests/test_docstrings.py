@@ -38,6 +38,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.training.TrainerOptions": "fit takes them",
     "seqdisent.training.load_weights": "save_weights shows it",
     "seqdisent.training.ELBOTraining": "fit shows it",
+    "seqdisent.training.Refit": "refit_priors shows it",
 }
 
 
