@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seqdisent.datasets import Clips
-from seqdisent.evaluation._programs import Programs, batches
+from seqdisent.evaluation._programs import Programs
 from seqdisent.metrics import (
     Judge,
     combination_scores,
@@ -27,6 +26,7 @@ def measure_generated(
     train: Clips,
     held_out: Clips,
     judge: Judge,
+    of_train: Tensor,
     features: Mapping[str, Tensor],
     said: Mapping[str, Mapping[str, Tensor]],
     seed: int,
@@ -34,16 +34,14 @@ def measure_generated(
 ) -> dict[str, Any]:
     """Measure clips from the prior, by the judge's features (N, F) and logits of real clips, reconstructions and these.
 
-    Beside them, "training clips" are as many real ones that training has seen.
+    `of_train` are the features of all training clips; among `features`, "training clips" are as many as are held out.
     """
-    of_train = torch.cat([judge.features(batch.frames, batch.mask) for _, batch in batches(train, batch_size)])
-    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: len(held_out)]
-    real, beside = features["real clips"], {"training clips": of_train[some], **features}
+    real = features["real clips"]
     found: dict[str, Any] = {}
-    if len(real) > NUM_NEIGHBOURS and len(some) > NUM_NEIGHBOURS:
+    if len(real) > NUM_NEIGHBOURS and len(features["training clips"]) > NUM_NEIGHBOURS:
         found["neighbours"] = {
             name: neighbour_scores(real, values, num_neighbours=NUM_NEIGHBOURS)._asdict()
-            for name, values in beside.items()
+            for name, values in features.items()
             if name != "real clips"
         }
     found["memorisation"] = {

@@ -47,12 +47,14 @@ def measure_judged(
             swaps["motion"] = programs.motion, (), SwapAccuracy(known, motion)
     consistency = AccuracyConsistency(factors)
     entropies = {name: GenerationEntropies(factors) for name in ("real clips", "reconstruction", "prior")}
-    distances = {
-        name: FrechetDistance(judge.features, judge.num_features, "the judge's features") for name in entropies
+    distances = {  # of features, which are computed once
+        name: FrechetDistance(lambda features: features, judge.num_features, "the judge's features")
+        for name in entropies
     }
-    for _, batch in batches(some(train, len(held_out), seed), batch_size):  # as many as are compared with them
-        for distance in distances.values():
-            distance.update(batch.frames, batch.mask, real=True)
+    of_train = torch.cat([judge.features(batch.frames, batch.mask) for _, batch in batches(train, batch_size)])
+    beside = of_train[some_rows(train, len(held_out), seed)]  # as many as are compared with them
+    for distance in distances.values():
+        distance.update(beside, real=True)
     features: dict[str, list[Tensor]] = {name: [] for name in entropies}
     answers: dict[str, list[dict[str, Tensor]]] = {name: [] for name in entropies}
     torch.manual_seed(seed)
@@ -66,7 +68,7 @@ def measure_judged(
             entropies[name].update(said[name])
             answers[name].append(said[name])
             features[name].append(judge.features(clips, batch.mask))
-            distances[name].update(clips, batch.mask, real=False)
+            distances[name].update(features[name][-1], real=False)
         consistency.update(said["real clips"], said["reconstruction"])
         if not swaps or donors is None:
             continue
@@ -75,11 +77,11 @@ def measure_judged(
             accuracy.update(judge(*programs.swap(batch, other, sites, keep)), batch.labels, other.labels)
     scores = {name: accuracy.compute() for name, (*_, accuracy) in swaps.items()}
     agreement = consistency.compute()
-    of_all = {name: torch.cat(parts) for name, parts in features.items()}
+    of_all = {"training clips": beside, **{name: torch.cat(parts) for name, parts in features.items()}}
     said_of_all = {
         name: {factor: torch.cat([of[factor] for of in parts]) for factor in factors} for name, parts in answers.items()
     }
-    generated = measure_generated(programs, train, held_out, judge, of_all, said_of_all, seed, batch_size)
+    generated = measure_generated(programs, train, held_out, judge, of_train, of_all, said_of_all, seed, batch_size)
     follow = {score.follows for of in scores.values() for score in of.values()}
     return {
         "judge": judge.accuracy,
@@ -97,7 +99,11 @@ def measure_judged(
 
 
 def some(clips: Clips, count: int, seed: int) -> Clips:
-    return clips.subset(torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:count])
+    return clips.subset(some_rows(clips, count, seed))
+
+
+def some_rows(clips: Clips, count: int, seed: int) -> Tensor:
+    return torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def measure_probes(
