@@ -36,6 +36,12 @@ def check_positive(**sizes: int) -> None:
             raise ValueError(f"{name}: got {size!r}, expected an integer >= 1")
 
 
+def check_context_dim(context_dim: int) -> None:
+    """Raise ValueError unless `context_dim` is an integer of at least 0, which is no context."""
+    if not is_integer(context_dim) or context_dim < 0:
+        raise ValueError(f"context_dim: got {context_dim!r}, expected an integer >= 0")
+
+
 def check_scale(**scales: float) -> None:
     """Raise ValueError unless every scale is a positive finite number."""
     for name, scale in scales.items():

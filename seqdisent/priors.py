@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import transforms
 from torch.nn import functional as F
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, is_integer
+from seqdisent._checks import check_context_dim, check_kind, check_last_dim, check_positive, check_scale
 from seqdisent.heads import check_precision, full_precision
 
 
@@ -27,8 +27,7 @@ class _Prior(nn.Module):
         super().__init__()
         check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim)
         check_scale(min_scale=min_scale)
-        if not is_integer(context_dim) or context_dim < 0:
-            raise ValueError(f"context_dim: got {context_dim!r}, expected an integer >= 0")
+        check_context_dim(context_dim)
         self.latent_dim, self.context_dim, self.min_scale = latent_dim, context_dim, min_scale
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_kind, check_last_dim, check_positive, check_scale, expand_to, is_integer
+from seqdisent._checks import check_context_dim, check_kind, check_last_dim, check_positive, check_scale, expand_to
 from seqdisent.heads import NormalHead, check_precision, diagonal_normal, full_precision
 from seqdisent.masks import check_mask, fill_padding
 
@@ -76,8 +76,7 @@ class GatedTransition(nn.Module):
         super().__init__()
         check_positive(latent_dim=latent_dim, hidden_dim=hidden_dim)
         check_scale(min_scale=min_scale)
-        if not is_integer(context_dim) or context_dim < 0:
-            raise ValueError(f"context_dim: got {context_dim!r}, expected an integer >= 0")
+        check_context_dim(context_dim)
         self.latent_dim, self.context_dim, self.min_scale = latent_dim, context_dim, min_scale
         in_features = latent_dim + context_dim
         self.gate = nn.Sequential(
