@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from seqdisent import IndependentSteps, NormalHead, fill_padding
 
@@ -43,6 +44,12 @@ def factor(name: str, log_factor: Tensor) -> None:
     """Be `pyro.factor` without its check of the values, which waits for the device."""
     unit = dist.Unit(log_factor, validate_args=False)
     pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True})
+
+
+def disagreement(one: TorchDistribution, other: TorchDistribution) -> Tensor:
+    """Return KL(one || other) + KL(other || one)."""
+    both: Tensor = kl_divergence(one, other) + kl_divergence(other, one)
+    return both
 
 
 def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:

@@ -2,10 +2,8 @@
 
     python examples/vdsm.py                                   train on pendula that it generates itself
     python examples/vdsm.py --data sprites                    or moving_mnist, or FOLDER_OR_NPZ: your own clips
-    python examples/vdsm.py --data sprites --preset ablation  with a single decoder (paper, appendix G)
     python examples/vdsm.py --plan.sizes.num_experts 12       change any setting; --config FILE.yaml, many
-    python examples/vdsm.py evaluate RUN                      judge, swaps, probes: tables beside the paper's numbers
-    python examples/vdsm.py generate RUN                      also: swap RUN, forecast RUN
+    python examples/vdsm.py evaluate RUN                      judge, swaps, probes; also: generate, swap, forecast RUN
 
 This file is the model as the paper has it, what the presets `cpu` add to it, and the stages of training. Presets are in
 `presets/vdsm/`, the command line is in `command_line.py`, data and pictures in `videos.py`.
@@ -20,11 +18,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import bernoulli, factor, real_frames
+from parts import bernoulli, disagreement, factor, real_frames
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from videos import VIDEOS, calibrate, encoded_draws
 
 from seqdisent import (
@@ -67,7 +64,6 @@ class Sizes:
     temperature: float = 0.1  # tau once it is annealed
     static_scale: float | None = None  # of q(s), around which training starts; None: about 0.69
     num_components: int | None = None  # of the mixtures that p(s), p(d) and p(z_1 | d) become in the end; None: Normals
-    prior_kind: str = "diagonal"
     single_decoder: bool = False  # the ablation of appendix G
 
 
@@ -98,6 +94,7 @@ class Plan:
     dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
     rolled: float = 0.0  # after stage 1: part of the chains that are scored on the prior's own roll-outs
     same_identity: float = 0.0  # stage 2: weight of the disagreement of q(s) between two clips of one identity
+    same_motion: float = 0.0  # stage 2: of q(d) between a clip and its motion with another's identity
     dynamics_weight: float = 1.0  # stage 2: of KL(d) at the end
     static_factor: float = 1.0  # stage 2: factor of the learning rate of the layers before s, learnt at stage 1
     pose_factor: float = 1.0  # the same for the layer before z
@@ -131,10 +128,9 @@ class VDSM(nn.Module):
             self.first_memory = nn.Linear(d_dim, memory_dim)
             self.past, self.future = (nn.GRU(sizes.pose_dim, memory_dim, batch_first=True) for _ in range(2))
         if sizes.num_components:
-            mixtures = {"s": (sizes.num_experts, 0), "d": (d_dim, 0), "z": (sizes.pose_dim, d_dim)}  # size, context
-            self.priors = nn.ModuleDict(
-                {name: MixturePrior(n, sizes.num_components, context_dim=c) for name, (n, c) in mixtures.items()}
-            )
+            mixture = partial(MixturePrior, num_components=sizes.num_components)
+            self.priors = nn.ModuleDict({"s": mixture(sizes.num_experts, full=True), "d": mixture(d_dim),
+                                         "z": mixture(sizes.pose_dim, context_dim=d_dim)})  # fmt: skip
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim, 1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours, image_size=image_size, channels=sizes.decoder_channels,
@@ -148,9 +144,13 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", num_sequences):
             s, z = self.latents(num_steps, mask, rolled, learnt)
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
-            if partner is not None:  # beyond the paper, and no density: a term that the ledger weighs by its name
-                one, other = self.static(features, mask), self.static(*partner)
-                factor("same_identity", -kl_divergence(one, other) - kl_divergence(other, one))
+            if partner is not None:  # beyond the paper, and no densities: terms that the ledger weighs by their names
+                factor("same_identity", -disagreement(self.static(features, mask), self.static(*partner)))
+                with torch.no_grad():  # each clip's motion done by another's identity, and seen again
+                    swapped = self.emission(s.roll(1, -2), z, mask, temperature).mean
+                    seen = self.encoder(real_frames(swapped, mask))
+                one, other = (self.dynamics(self.pose(clip).mean, mask) for clip in (features, seen))
+                factor("same_motion", -disagreement(one, other))
 
     def latents(self, num_steps: int, mask: Tensor | None, rolled: float, learnt: bool) -> tuple[Tensor, Tensor]:
         learnt = learnt and self.sizes.num_components is not None
@@ -246,8 +246,7 @@ def training(vdsm: VDSM, parts: tuple[str, ...], plan: Plan, num_steps: int, rat
 def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
     """Stage 1: encoder, static factors, poses of single frames and the bank of decoders."""
     calibrate(vdsm, clips, seed)
-    n = plan.pretraining_steps
-    change = AnnealingSchedule.geometric if plan.geometric else AnnealingSchedule.cosine
+    n, change = plan.pretraining_steps, AnnealingSchedule.geometric if plan.geometric else AnnealingSchedule.cosine
     return training(
         vdsm, ("encoder", "static", "pose", "decoder"), plan, n, plan.pretraining_rate,
         vdsm.pretraining_model, vdsm.pretraining_guide,
@@ -267,9 +266,10 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, peak), (n, end)])
         for site, peak, end in (("z", plan.peak_weight, 1.0), ("d", plan.dynamics_peak, plan.dynamics_weight))
     }
-    if plan.same_identity:
-        weights["same_identity"] = AnnealingSchedule.constant(plan.same_identity)
-    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=plan.same_identity > 0)
+    agree = plan.same_identity > 0 or plan.same_motion > 0
+    if agree:
+        weights |= {name: AnnealingSchedule.constant(getattr(plan, name)) for name in ("same_identity", "same_motion")}
+    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=agree)
     return training(
         vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,

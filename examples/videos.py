@@ -196,8 +196,7 @@ def _evaluate(example: Example, options: Namespace) -> None:
     data = load_data(example, settings)
     if not data.held_out.static_factors:
         sys.exit(f"--data {settings.data}: has no labels that belong to an identity, so there is nothing to judge")
-    # "motion" of Sprites is action and direction in one label
-    factors = [name for name, label in data.train.labels.items() if len(label.unique()) > 1 and name != "motion"]
+    factors = [name for name, label in data.train.labels.items() if len(label.unique()) > 1]
     judge = _find_judge(data, factors, run / "judge.pt", options.judge_steps)
     found = evaluation(example, network, data, settings.seed, judge=judge, factors=factors)
     beside = PAPER.get(settings.data)

@@ -138,11 +138,29 @@ def test_disagreement_of_one_identitys_clips_is_a_term_of_its_own(network):
     torch.testing.assert_close(itself.log_likelihood["same_identity"], torch.zeros(2).double())
 
 
+def test_disagreement_of_a_motion_done_by_another_is_a_term_of_its_own(network):
+    network, mask = network.double(), torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    clips = frames(3, 3).double()
+    features = network.encoder(clips)
+    torch.manual_seed(0)
+    drawn = infer(network.guide, clips, mask, sample=True)
+    torch.manual_seed(0)
+    terms = elbo_terms(network.model, network.guide, clips, mask, features, (features, None))
+    for n, length in enumerate((3, 2, 1)):
+        s, z = drawn["s"].value[n - 1 : n or None], drawn["z"].value[n : n + 1, :length]
+        seen = network.encoder(network.emission(s, z, None, None).mean)
+        one, other = (network.dynamics(network.pose(clip).mean) for clip in (seen, features[n : n + 1, :length]))
+        shift = (one.mean - other.mean).square()
+        wanted = 0.5 * ((one.variance + shift) / other.variance + (other.variance + shift) / one.variance - 2).sum()
+        torch.testing.assert_close(terms.log_likelihood["same_motion"][n], -wanted)
+    assert terms.log_likelihood["same_motion"].requires_grad
+
+
 def test_partners_show_the_same_identity(vdsm, network):
     from seqdisent.datasets import pendulum
 
     clips = pendulum(28, seed=0, num_steps=4, image_size=16)
-    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 4, num_clips=14, same_identity=2.0)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 4, num_clips=14, same_identity=2.0, same_motion=3.0)
     training = vdsm.sequence_training(network, plan, clips, 0)
     batch = training.draw(torch.Generator().manual_seed(0))
     colour = batch.frames.amax((1, 3, 4))
@@ -151,7 +169,7 @@ def test_partners_show_the_same_identity(vdsm, network):
     torch.testing.assert_close(clips.batch(partners).frames.amax((1, 3, 4)), colour)
     own = torch.cdist(batch.features.flatten(1), network.encoder(clips.batch(range(28)).frames).flatten(1)).argmin(1)
     assert (partners != own).any()
-    assert training.weights["same_identity"](0) == 2.0
+    assert (training.weights["same_identity"](0), training.weights["same_motion"](0)) == (2.0, 3.0)
 
 
 def test_cached_features_are_those_of_the_frames(vdsm, network):

@@ -178,7 +178,7 @@ def test_a_step_of_vdsm_waits_for_the_device_at_most_twice(stage, counted, tmp_p
     )  # fmt: skip
     plan = example.Plan(
         sizes, 4, 1e-3, 4, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=4, prior_steps=4,
-        same_identity=1.0, rolled=0.5,
+        same_identity=1.0, same_motion=1.0, rolled=0.5,
     )  # fmt: skip
     frames = torch.randint(256, (8, 8, 3, 16, 16), dtype=torch.uint8)
     clips = Clips(frames, lengths=torch.arange(1, 9), identity=torch.arange(8) // 2)

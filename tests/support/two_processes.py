@@ -26,7 +26,7 @@ def stage(name: str) -> ELBOTraining:
     )  # fmt: skip
     plan = example.Plan(
         sizes, NUM_STEPS, 1e-3, NUM_STEPS, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2,
-        prior_steps=NUM_STEPS, same_identity=1.0, rolled=0.5,
+        prior_steps=NUM_STEPS, same_identity=1.0, same_motion=1.0, rolled=0.5,
     )  # fmt: skip
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
     return getattr(example, name)(example.VDSM((3, 16, 16), sizes), plan, clips, 7)
