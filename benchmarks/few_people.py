@@ -4,7 +4,8 @@
     python examples/vdsm.py --data few_people.npz --held-out 2
 
 Nine people, four motions each and one clip of a motion: 50 to 150 frames of 64 x 64, in which the eight frames of the
-motion are repeated at the clip's own speed, from any of them on, by someone who sways a little before a wall of their own colour.
+motion are repeated at the clip's own speed, from any of them on, by someone who sways a little. Everyone's wall has
+colours of its own.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from parts import warmed_up
 from settings import (
     Example,
     Plan,
@@ -50,13 +51,12 @@ def single_stage(
     network: Any, plan: Plan, clips: Any, seed: int, *, model: Any = None, draw: Any = None, **options: Any
 ) -> ELBOTraining:
     """Return the training of everything at once on the bound of random clips, as most models have it."""
-    warm_up = AnnealingSchedule.linear(plan.learning_rate / plan.warm_up, plan.learning_rate, plan.warm_up)
     length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
     return ELBOTraining(
         network, model or network.model, network.guide,
         draw or partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
         num_steps=plan.num_steps,
-        learning_rate=warm_up.then(AnnealingSchedule.cosine(plan.learning_rate, 0.0, plan.num_steps - plan.warm_up)),
+        learning_rate=warmed_up(plan.learning_rate, plan.warm_up, plan.num_steps),
         weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
         terms_per_step=plan.batch_size * length,
         optimizer=partial(torch.optim.Adam, betas=plan.betas, weight_decay=plan.weight_decay), seed=seed, **options,

@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from seqdisent import IndependentSteps, NormalHead, fill_padding
+from seqdisent import AnnealingSchedule, IndependentSteps, NormalHead, fill_padding
 
 READ_AT_ONCE = ("cpu",)  # devices whose values can be looked at without waiting for them
 
@@ -41,7 +41,10 @@ def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> Torch
 
 
 def factor(name: str, log_factor: Tensor) -> None:
-    """Be `pyro.factor` without its check of the values, which waits for the device."""
+    """Be `pyro.factor` without its check of the values, which waits for the device.
+
+    It counts among the log-likelihoods of the ledger, whose sum is then no bound.
+    """
     unit = dist.Unit(log_factor, validate_args=False)
     pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True})
 
@@ -50,6 +53,13 @@ def disagreement(one: TorchDistribution, other: TorchDistribution) -> Tensor:
     """Return KL(one || other) + KL(other || one)."""
     both: Tensor = kl_divergence(one, other) + kl_divergence(other, one)
     return both
+
+
+def warmed_up(rate: float, warm_up: int, num_steps: int, *, decays: bool = True) -> AnnealingSchedule:
+    """Return a learning rate that rises over the first steps (half of all, at most), then falls to 0 along a cosine."""
+    warm_up = max(1, min(warm_up, num_steps // 2))
+    rises = AnnealingSchedule.linear(rate / warm_up, rate, warm_up)
+    return rises.then(AnnealingSchedule.cosine(rate, 0.0, max(1, num_steps - warm_up))) if decays else rises
 
 
 def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:

@@ -18,7 +18,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import bernoulli, disagreement, factor, real_frames
+from parts import bernoulli, disagreement, factor, real_frames, warmed_up
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """Both stages of training; the defaults are the paper's (Table 4, Figures 9 and 10)."""
+    """The stages of training; the defaults are the paper's (Table 4, Figures 9 and 10)."""
 
     sizes: Sizes
     pretraining_steps: int = 12_500
@@ -104,6 +104,12 @@ class Plan:
     clip_norm: float | None = None
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        if (self.sizes.num_components and not self.prior_steps) or (self.rolled and not self.sizes.memory_dim):
+            raise ValueError(
+                "plan: expected prior_steps where num_components are set, memory_dim where rolled is not 0"
+            )
+
 
 class VDSM(nn.Module):
     """Static factors s choose a decoder, dynamics d drive the poses z_1 ... z_T, decoder and pose make a frame x_t."""
@@ -116,21 +122,19 @@ class VDSM(nn.Module):
         )
         self.static = StaticEncoder(sizes.feature_dim, sizes.num_experts, initial_scale=sizes.static_scale)
         self.pose = NormalHead(sizes.feature_dim, sizes.pose_dim)
-        self.dynamics = Seq2SeqDynamicsEncoder(
-            sizes.pose_dim, sizes.dynamics_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers
-        )
-        d_dim, memory_dim = sizes.dynamics_dim, sizes.memory_dim or 0
-        self.combiner = Combiner(sizes.pose_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + d_dim + 2 * memory_dim)
-        self.initial_pose = nn.Parameter(torch.zeros(sizes.pose_dim))
-        self.transition = GatedTransition(sizes.pose_dim, sizes.transition_dim, context_dim=d_dim + memory_dim)
+        z_dim, d_dim, memory_dim = sizes.pose_dim, sizes.dynamics_dim, sizes.memory_dim or 0
+        self.dynamics = Seq2SeqDynamicsEncoder(z_dim, d_dim, hidden_dim=sizes.rnn_dim, num_layers=sizes.rnn_layers)
+        self.combiner = Combiner(z_dim, sizes.combiner_dim, context_dim=sizes.rnn_dim + d_dim + 2 * memory_dim)
+        self.initial_pose = nn.Parameter(torch.zeros(z_dim))
+        self.transition = GatedTransition(z_dim, sizes.transition_dim, context_dim=d_dim + memory_dim)
         if memory_dim:
-            self.memory = nn.GRU(sizes.pose_dim, memory_dim, batch_first=True)
+            self.memory = nn.GRU(z_dim, memory_dim, batch_first=True)
             self.first_memory = nn.Linear(d_dim, memory_dim)
-            self.past, self.future = (nn.GRU(sizes.pose_dim, memory_dim, batch_first=True) for _ in range(2))
+            self.past, self.future = (nn.GRU(z_dim, memory_dim, batch_first=True) for _ in range(2))
         if sizes.num_components:
             mixture = partial(MixturePrior, num_components=sizes.num_components)
             self.priors = nn.ModuleDict({"s": mixture(sizes.num_experts, full=True), "d": mixture(d_dim),
-                                         "z": mixture(sizes.pose_dim, context_dim=d_dim)})  # fmt: skip
+                                         "z": mixture(z_dim, context_dim=d_dim)})  # fmt: skip
         self.decoder = MixtureOfExpertsConvDecoder(
             sizes.num_experts + sizes.pose_dim, 1 if sizes.single_decoder else sizes.num_experts,
             out_channels=colours, image_size=image_size, channels=sizes.decoder_channels,
@@ -146,7 +150,7 @@ class VDSM(nn.Module):
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
             if partner is not None:  # beyond the paper, and no densities: terms that the ledger weighs by their names
                 factor("same_identity", -disagreement(self.static(features, mask), self.static(*partner)))
-                with torch.no_grad():  # each clip's motion done by another's identity, and seen again
+                with torch.no_grad():  # each motion decoded with another clip's s, and seen again
                     swapped = self.emission(s.roll(1, -2), z, mask, temperature).mean
                     seen = self.encoder(real_frames(swapped, mask))
                 one, other = (self.dynamics(self.pose(clip).mean, mask) for clip in (features, seen))
@@ -160,8 +164,7 @@ class VDSM(nn.Module):
         return s, pyro.sample("z", self.pose_prior(initial, d, num_steps, mask, rolled))
 
     def static_prior(self) -> TorchDistribution:
-        # variance, not deviation, 1 / N_s: at 1 / N_s as deviation the softmax of a prior sample is almost uniform
-        return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)
+        return self.normal(self.sizes.num_experts, scale=self.sizes.num_experts**-0.5)  # 1 / N_s is the variance
 
     def pose_prior(self, initial: TorchDistribution, d: Tensor, num_steps: int, mask: Tensor | None, rolled: float):
         def step(z_prev: Tensor, *memory: Tensor) -> TorchDistribution:
@@ -236,9 +239,7 @@ def training(vdsm: VDSM, parts: tuple[str, ...], plan: Plan, num_steps: int, rat
     """Return the training of some parts; its learning rate rises, and falls to 0 along a cosine if the plan says so."""
     for name, parameter in vdsm.named_parameters():
         parameter.requires_grad_(name.startswith(parts))
-    learning_rate = AnnealingSchedule.linear(rate / plan.warm_up, rate, plan.warm_up)
-    if plan.decays:
-        learning_rate = learning_rate.then(AnnealingSchedule.cosine(rate, 0.0, num_steps - plan.warm_up))
+    learning_rate = warmed_up(rate, plan.warm_up, num_steps, decays=plan.decays)
     options = {"num_steps": num_steps, "learning_rate": learning_rate, **options}
     return ELBOTraining(vdsm, *programs, optimizer=partial(torch.optim.Adam, betas=plan.betas), **options)
 
@@ -266,10 +267,9 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, peak), (n, end)])
         for site, peak, end in (("z", plan.peak_weight, 1.0), ("d", plan.dynamics_peak, plan.dynamics_weight))
     }
-    agree = plan.same_identity > 0 or plan.same_motion > 0
-    if agree:
-        weights |= {name: AnnealingSchedule.constant(getattr(plan, name)) for name in ("same_identity", "same_motion")}
-    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=agree)
+    agree = {"same_identity": plan.same_identity, "same_motion": plan.same_motion}
+    weights |= {name: AnnealingSchedule.constant(weight) for name, weight in agree.items() if any(agree.values())}
+    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=any(agree.values()))
     return training(
         vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,

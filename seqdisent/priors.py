@@ -152,22 +152,25 @@ class MixturePrior(_Prior):
         What was learnt before is lost, of the context too.
 
         Args:
-            samples: (\*S, D), posterior samples of z over the training data, say; at least `num_components`.
+            samples: (\*S, D), posterior samples of z over the training data, say; at least two, and `num_components`
+                different ones.
             seed: of its first components, which k-means finds.
 
         Raises:
-            ValueError: samples of another size, too few of them, or some that are not finite.
+            ValueError: samples of another size, too few (different) ones, or some that are not finite.
             ImportError: scikit-learn is not installed.
         """
         try:
             from sklearn.mixture import GaussianMixture
         except ImportError as error:
             raise ImportError("start needs scikit-learn; install it with: pip install 'seqdisent[metrics]'") from error
-        flat = self._checked_samples(samples, max(2, self.num_components)).double().cpu().numpy()
+        flat = self._checked_samples(samples, 2)
+        if (count := len(flat.unique(dim=0))) < self.num_components:
+            raise ValueError(f"samples: got {count} different ones, expected {self.num_components} or more")
         kind = "diag" if self.lower is None else "full"
         found = GaussianMixture(
             self.num_components, covariance_type=kind, reg_covar=self.min_scale**2, random_state=seed
-        ).fit(flat)
+        ).fit(flat.double().cpu().numpy())
         covariances = torch.from_numpy(found.covariances_)
         if self.lower is None:
             scale = covariances.sqrt()
@@ -329,10 +332,7 @@ class VampPrior(nn.Module):
         Args:
             encode: the guide's posterior of (K, \*E): a function that returns a distribution with batch (K,).
         """
-        if self.bounds is not None:  # a projection: clamped in the graph, a value outside would get no gradient back
-            with torch.no_grad():
-                self.pseudo_inputs.clamp_(*self.bounds)
-        components = encode(self.pseudo_inputs)
+        components = encode(self._inside())
         if components.batch_shape != self.logits.shape:
             raise ValueError(
                 f"encode: returned a distribution with batch {tuple(components.batch_shape)}, expected "
@@ -341,6 +341,15 @@ class VampPrior(nn.Module):
         weights = dist.Categorical(logits=self.logits, validate_args=False)
         mixture: TorchDistribution = dist.MixtureSameFamily(weights, components, validate_args=False)
         return mixture
+
+    def _inside(self) -> Tensor:
+        if self.bounds is None:
+            return self.pseudo_inputs
+        if not self.training:
+            return self.pseudo_inputs.clamp(*self.bounds)
+        with torch.no_grad():  # a projection: clamped in the graph, a value outside would get no gradient back
+            self.pseudo_inputs.clamp_(*self.bounds)
+        return self.pseudo_inputs.clone()  # of each call its own, which the next call does not change
 
 
 def _from_context(context_dim: int, hidden_dim: int, out_features: int) -> nn.Sequential | None:

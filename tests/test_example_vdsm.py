@@ -62,7 +62,17 @@ def test_both_stages_train_what_the_paper_trains(vdsm, network):
 
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
     plan = vdsm.Plan(
-        network.sizes, 3, 1e-3, 3, 1e-3, 8, num_groups=2, frames_per_group=3, num_clips=2, prior_steps=3, rolled=0.5
+        network.sizes,
+        3,
+        1e-3,
+        3,
+        1e-3,
+        8,
+        num_groups=2,
+        frames_per_group=3,
+        num_clips=2,
+        prior_steps=3,
+        rolled=0.5 if network.sizes.memory_dim else 0.0,
     )
     wanted = {
         "pretraining": {"encoder", "static", "pose", "decoder"},
@@ -89,7 +99,9 @@ def test_the_last_stage_changes_the_priors_alone(vdsm, network, tmp_path):
     from seqdisent.training import fit
 
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
-    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 8, num_clips=4, prior_steps=3, rolled=0.5)
+    plan = vdsm.Plan(
+        network.sizes, 3, 1e-3, 3, 1e-3, 8, num_clips=4, prior_steps=3, rolled=0.5 if network.sizes.memory_dim else 0.0
+    )
     before = reconstruct(network.model, network.guide, frames(2, 5))["x"].mean
     drawn = generate(network.model, num_sequences=3, num_steps=5, sample=True)["x"].mean
     with torch.enable_grad():
@@ -156,11 +168,34 @@ def test_disagreement_of_a_motion_done_by_another_is_a_term_of_its_own(network):
     assert terms.log_likelihood["same_motion"].requires_grad
 
 
+def test_a_stage_may_be_shorter_than_its_warm_up(vdsm):
+    from parts import warmed_up
+
+    for num_steps in (1, 2, 5):
+        rates = [warmed_up(0.1, 200, num_steps)(step) for step in range(num_steps + 1)]
+        assert max(rates) == pytest.approx(0.1)
+        assert rates[-1] == pytest.approx(0.0) or num_steps == 1
+    rate = warmed_up(0.1, 4, 12)
+    assert [round(rate(step), 3) for step in (0, 1, 4, 8, 12)] == [0.025, 0.044, 0.1, 0.05, 0.0]
+    assert warmed_up(0.1, 4, 12, decays=False)(12) == pytest.approx(0.1)
+
+
+def test_a_plan_without_what_it_needs_is_refused(vdsm, network):
+    if network.sizes.num_components:
+        with pytest.raises(ValueError, match="expected prior_steps where num_components are set"):
+            vdsm.Plan(network.sizes)
+    else:
+        with pytest.raises(ValueError, match="memory_dim where rolled is not 0"):
+            vdsm.Plan(network.sizes, rolled=0.5)
+
+
 def test_partners_show_the_same_identity(vdsm, network):
     from seqdisent.datasets import pendulum
 
     clips = pendulum(28, seed=0, num_steps=4, image_size=16)
-    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 4, num_clips=14, same_identity=2.0, same_motion=3.0)
+    plan = vdsm.Plan(
+        network.sizes, 3, 1e-3, 3, 1e-3, 4, num_clips=14, prior_steps=1, same_identity=2.0, same_motion=3.0
+    )
     training = vdsm.sequence_training(network, plan, clips, 0)
     batch = training.draw(torch.Generator().manual_seed(0))
     colour = batch.frames.amax((1, 3, 4))
@@ -176,7 +211,7 @@ def test_cached_features_are_those_of_the_frames(vdsm, network):
     from seqdisent.datasets import pendulum
 
     clips = pendulum(14, seed=0, num_steps=8, image_size=16)
-    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 5, num_groups=2, frames_per_group=3, num_clips=3)
+    plan = vdsm.Plan(network.sizes, 3, 1e-3, 3, 1e-3, 5, num_groups=2, frames_per_group=3, num_clips=3, prior_steps=1)
     training = vdsm.sequence_training(network, plan, clips, 0)
     batch = training.draw(torch.Generator().manual_seed(0))
     assert batch.frames.shape[1] == 5

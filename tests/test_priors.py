@@ -178,6 +178,31 @@ def test_the_ledger_estimates_the_kl_to_a_mixture_without_bias():
     assert abs(term.value.mean() - expected) < 4 * error
 
 
+def test_a_vamp_prior_is_evaluated_twice_in_one_graph_and_unchanged_by_evaluation():
+    prior = VampPrior(torch.full((2, 1), 0.5), bounds=(0.0, 1.0)).double()
+    with torch.no_grad():
+        prior.pseudo_inputs.fill_(1.5)
+
+    def encode(inputs):
+        return dist.Normal(inputs, 1.0).to_event(1)
+
+    prior.eval()
+    at_the_bound = prior(encode).log_prob(torch.ones(1).double())
+    assert (prior.pseudo_inputs == 1.5).all()
+    torch.testing.assert_close(at_the_bound.exp(), torch.tensor(1 / math.sqrt(2 * math.pi)).double())
+    prior.train()
+    (prior(encode).log_prob(torch.zeros(1)) + prior(encode).log_prob(-torch.ones(1))).backward()
+    assert (prior.pseudo_inputs == 1.0).all()
+    torch.testing.assert_close(prior.pseudo_inputs.grad, torch.full((2, 1), -1.5).double())  # (-1 - 2) / 2 each
+
+
+def test_a_mixture_has_no_more_components_than_different_samples():
+    samples = torch.arange(4.0).repeat(10).unsqueeze(-1)
+    MixturePrior(1, 4).start(samples)
+    with pytest.raises(ValueError, match="samples: got 4 different ones, expected 5 or more"):
+        MixturePrior(1, 5).start(samples)
+
+
 @pytest.mark.parametrize("build", [lambda: MixturePrior(2, 3, context_dim=4), lambda: FlowPrior(2, context_dim=4)])
 def test_a_learnt_prior_can_start_a_chain(build):
     torch.manual_seed(0)

@@ -109,6 +109,18 @@ def test_held_out_batches_are_measured_where_they_are_given(tmp_path):
     assert found[0] != found[1]
 
 
+def test_what_cannot_start_draws_nothing():
+    def draw(generator):
+        raise AssertionError("drawn")
+
+    start_priors(lambda x: None, draw, {"z": nn.Linear(1, 1)})
+
+
+def test_no_prior_to_refit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="priors: is empty"):
+        refit_priors(nn.Linear(1, 1), None, None, None, {}, tmp_path)
+
+
 def test_priors_start_from_samples_of_their_sites():
     network, priors = build()
     start_priors(network.guide, draw, priors, num_samples=500, arguments=QUIET["arguments"])

@@ -30,8 +30,8 @@ class OvershootingChain(RecurrentChain):
         transition: as of :class:`RecurrentChain`.
         num_steps: T, the number of steps.
         part: of the sequences, in [0, 1], that are rolled out: one half from z_1, one half from the middle of the
-            sequence. They are the first along the rightmost batch dimension (of one sequence alone, that one), so
-            batches should be large and in random order.
+            sequence, their numbers rounded up. They are the first along the rightmost batch dimension (of one sequence
+            alone, that one), so batches should be large and in random order.
         **options: the further arguments of :class:`RecurrentChain`.
 
     Shape:

@@ -129,7 +129,8 @@ def swap(
     """Decode the source with some sites taken from a donor.
 
     `sites` come from the donor, `keep` from the source, and every other latent is inferred again from the source given
-    those: in VDSM, swapping d alone gives the poses z that the donor's dynamics imply. The guide then reads the
+    those: in VDSM as in the paper, swapping d alone gives the poses z that the donor's dynamics imply; where q(z) reads
+    frames too, as in the presets ``cpu``, name both. The guide then reads the
     source's mask: where it sums over a trajectory of the donor that has other real steps, name the site of the sum in
     `sites` or `keep`.
 

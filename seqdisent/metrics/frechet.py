@@ -107,4 +107,4 @@ class FrechetDistance(FrechetInceptionDistance):
 
     def compute(self) -> FrechetScore:  # type: ignore[override]
         """Return the distance and the extractor's name."""
-        return FrechetScore(super().compute(), self.name)
+        return FrechetScore(super().compute().clamp(min=0.0), self.name)  # of like sets, rounding makes it negative

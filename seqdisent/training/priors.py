@@ -37,7 +37,8 @@ class Refit(NamedTuple):
     """What :func:`refit_priors` did for one site.
 
     Attributes:
-        before: its KL term, nats a sequence, with the prior as it was passed in.
+        before: its KL term, nats a sequence, with the prior as it was passed in; on training batches, unless others
+            were passed as `measured`.
         after: with the prior as it is now.
     """
 
@@ -90,7 +91,8 @@ def refit_priors(
         the model as it was trained.
 
     Raises:
-        ValueError: `priors` names a site that is not latent in the model, or a module that `network` does not own.
+        ValueError: `priors` is empty, or names a site that is not latent in the model, or a module that `network` does
+            not own.
         FloatingPointError: as :func:`fit`, and so all that it raises.
         FileExistsError: as :func:`fit`.
         CheckpointError: as :func:`fit`.
@@ -126,6 +128,8 @@ def refit_priors(
         (True, 2)
     """
     check_positive(num_batches=num_batches)
+    if not priors:
+        raise ValueError("priors: is empty, expected {site: the module that makes its prior}")
     owned = {id(parameter) for parameter in network.parameters()}
     for site, module in priors.items():
         if not owned.issuperset(map(id, module.parameters())):
@@ -182,6 +186,9 @@ def start_priors(
 ) -> None:
     """Start priors from posterior samples of their sites; of a chain, from those of its first step.
 
+    The guide runs in the mode that its modules are in: call ``eval()`` before, where it has dropout or running
+    statistics.
+
     Args:
         guide: a Pyro guide.
         draw: as of :func:`refit_priors`.
@@ -209,6 +216,8 @@ def start_priors(
     """
     check_positive(num_samples=num_samples)
     samples: dict[str, list[Tensor]] = {site: [] for site, prior in priors.items() if hasattr(prior, "start")}
+    if not samples:
+        return
     with kept_random_state():
         for args, named in _batches(draw, arguments, num_samples, seed, "start", priors):
             found = infer(guide, *args, sample=True, **named)
@@ -219,7 +228,7 @@ def start_priors(
                 if as_chain(distribution) is not None:
                     value = value.select(value.ndim - distribution.event_dim, 0)
                 values.append(value)
-            if not samples or sum(value.shape[:-1].numel() for value in next(iter(samples.values()))) >= num_samples:
+            if sum(value.shape[:-1].numel() for value in next(iter(samples.values()))) >= num_samples:
                 break
     for site, values in samples.items():
         priors[site].start(torch.cat(values))  # type: ignore[operator]
