@@ -64,10 +64,10 @@ def measure_judged(
         drawn = programs.generate(len(rows), batch.frames.shape[1])
         said = {}
         for name, clips in zip(entropies, (batch.frames, found, drawn), strict=True):
-            features[name].append(judge.features(clips, batch.mask))
-            said[name] = judge.of_features(features[name][-1])
+            said[name] = judge(clips, batch.mask)
             entropies[name].update(said[name])
             answers[name].append(said[name])
+            features[name].append(judge.features(clips, batch.mask))
             distances[name].update(features[name][-1], real=False)
         consistency.update(said["real clips"], said["reconstruction"])
         if not swaps or donors is None:

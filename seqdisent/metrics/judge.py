@@ -97,10 +97,7 @@ class Judge(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return the logits of each factor."""
-        return self.of_features(self.features(frames, mask))
-
-    def of_features(self, features: Tensor) -> dict[str, Tensor]:
-        """Return the logits of each factor, given :meth:`features` (N, num_features)."""
+        features = self.features(frames, mask)
         with torch.autocast(features.device.type, enabled=False):
             logits = self.heads(features).split(list(self.num_classes.values()), -1)
         return dict(zip(self.num_classes, logits, strict=True))

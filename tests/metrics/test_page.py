@@ -29,12 +29,13 @@ def pendula():
 
 
 def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
-    """Show colour s, the brighter the larger d is."""
+    """Show colour s, the brighter the larger d and the step's z are."""
     num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
     with pyro.plate("sequences", num_sequences):
         s = pyro.sample("s", dist.Normal(torch.zeros(num_sequences, 3), 1.0).to_event(1))
         d = pyro.sample("d", dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1))
-        logits = (s + d)[:, None, :, None, None].expand(-1, num_steps, -1, 16, 16)
+        z = pyro.sample("z", dist.Normal(torch.zeros(num_sequences, num_steps, 1), 1.0).to_event(2))
+        logits = ((s + d)[:, None] + z)[..., None, None].expand(-1, -1, -1, 16, 16)
         pyro.sample("x", dist.ContinuousBernoulli(logits=logits).to_event(4), obs=frames)
 
 
@@ -42,6 +43,7 @@ def guide(frames, mask=None):
     with pyro.plate("sequences", len(frames)):
         pyro.sample("s", dist.Normal(frames.mean((1, 3, 4)), 0.1).to_event(1))
         pyro.sample("d", dist.Normal(frames.std((1, 2, 3, 4)).unsqueeze(-1), 0.1).to_event(1))
+        pyro.sample("z", dist.Normal(frames.mean((2, 3, 4)).unsqueeze(-1), 0.1).to_event(2))
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
