@@ -71,7 +71,8 @@ class MixturePrior(_Prior):
 
     :meth:`start` takes the first mixture from samples. Without it, locations start as draws of N(0, 1) and scales at 1.
 
-    A KL to a mixture has no closed form. The ledger estimates it from the guide's sample, and says so.
+    A KL to a mixture has no closed form. The ledger estimates it from the guide's sample, and says so. The mean of a
+    mixture lies between its clusters: draw with ``sample=True``.
 
     Args:
         latent_dim: D, the size of z.
@@ -189,7 +190,7 @@ class FlowPrior(_Prior):
     r"""A normalising flow: affine couplings from N(0, I), with or without a context.
 
     Every coupling leaves one half of the coordinates alone and shifts and scales the other by functions of it; the
-    order is reversed in between. Density and sampling cost the same.
+    order is reversed in between. Density and sampling cost the same. It starts as N(0, I).
 
     Args:
         latent_dim: D, the size of z, two or more.
@@ -285,6 +286,9 @@ class VampPrior(nn.Module):
     r"""A mixture of the guide's own posteriors of learnt pseudo-inputs.
 
     .. math:: p(z) = \sum_{k=1}^K \pi_k \, q(z \mid u_k)
+
+    It is given the function of the guide that returns q(z | x), without ``pyro.sample``. For ragged sequences keep
+    their mask: ``prior(lambda u: posterior(u, mask))``.
 
     Args:
         pseudo_inputs: u, (K, \*E), where they start: K training clips of T frames, say, (K, T, C, H, W).

@@ -121,6 +121,14 @@ def test_no_prior_to_refit_is_refused(tmp_path):
         refit_priors(nn.Linear(1, 1), None, None, None, {}, tmp_path)
 
 
+def test_a_module_that_the_model_does_not_read_is_refused(tmp_path):
+    network, priors = build()
+    network.other = MixturePrior(1, 2)
+    for unread in (network.other, nn.Identity()):
+        with pytest.raises(ValueError, match="priors: the model's 'z' does not read this module"):
+            refit_priors(network, network.model, network.guide, draw, {"s": network.s, "z": unread}, tmp_path, **QUIET)
+
+
 def test_priors_start_from_samples_of_their_sites():
     network, priors = build()
     start_priors(network.guide, draw, priors, num_samples=500, arguments=QUIET["arguments"])

@@ -23,7 +23,8 @@ class OvershootingChain(RecurrentChain):
     steps. So whatever else the transition reads (a latent of dynamics) has to tell how the sequence goes on.
 
     Of the sequences that are rolled out the score is no log-density, and their KL term no part of a bound. Evaluate
-    with a :class:`RecurrentChain`.
+    with a :class:`RecurrentChain`: ``kind = OvershootingChain if self.training else RecurrentChain``. Train with it
+    once the emission is trained, and frozen: from the start of training, the posterior may collapse.
 
     Args:
         initial: as of :class:`RecurrentChain`.

@@ -210,6 +210,9 @@ def generate(
 ) -> dict[str, TorchDistribution]:
     """Draw from the prior, at any length.
 
+    The mean of what is returned leaves out the emission's noise; ``.sample()`` has it. Lengths are no part of the
+    model: pass a mask for ragged sequences.
+
     Args:
         model: a Pyro model.
         num_sequences: how many.

@@ -92,7 +92,7 @@ def refit_priors(
 
     Raises:
         ValueError: `priors` is empty, or names a site that is not latent in the model, or a module that `network` does
-            not own.
+            not own or the site does not read.
         FloatingPointError: as :func:`fit`, and so all that it raises.
         FileExistsError: as :func:`fit`.
         CheckpointError: as :func:`fit`.
@@ -154,11 +154,24 @@ def refit_priors(
             raise ValueError(f"priors: the model has no latent site {unknown}, expected some of {known}")
         return {site: sum(terms.kl[site].mean().item() for terms in ledgers) / num_batches for site in priors}
 
+    def is_read(module: nn.Module, site: str) -> bool:
+        parameters = list(module.parameters())
+        with kept_random_state():
+            args, named = next(_batches(draw, arguments, 1, seed, "read", priors))
+            term = elbo_terms(model, guide, *args, **named).kl[site].sum()
+        found = torch.autograd.grad(term, parameters, allow_unused=True) if term.requires_grad and parameters else []
+        return any(gradient is not None for gradient in found)
+
     network.requires_grad_(False).eval()
     for module in priors.values():
         module.requires_grad_(True)
     try:
         before = kl()
+        for site, module in priors.items():
+            if not is_read(module, site):
+                raise ValueError(
+                    f"priors: the model's {site!r} does not read this module, expected the one of its prior"
+                )
         start_priors(guide, draw, priors, num_samples=num_samples, arguments=arguments, seed=seed)
         with kept_random_state():
             network.train()

@@ -47,6 +47,7 @@ def train_stages(
         FileExistsError: the folder holds a stage of an earlier run and `resume` is False.
         CheckpointError: the weights of a finished stage, or a checkpoint, are damaged or another network's.
         ValueError: as :func:`~seqdisent.training.fit`.
+        TypeError: a stage returns something else than :class:`ELBOTraining` or None.
         TypeError: as :func:`~seqdisent.training.fit`.
         FloatingPointError: as :func:`~seqdisent.training.fit`.
         OSError: as :func:`~seqdisent.training.fit`.
@@ -90,6 +91,8 @@ def train_stages(
         training = make()
         if training is None:
             continue
+        if not isinstance(training, ELBOTraining):
+            raise TypeError(f"stages[{name!r}]: returned {type(training).__name__}, expected ELBOTraining or None")
         trainings[name] = training
         finished, minutes = (Path(folder) / name / file for file in ("model.pt", "minutes.json"))
         if not finished.exists():
