@@ -65,7 +65,7 @@ def start(*batch_shape):
     ("a context where there is none", lambda: MixturePrior(2, 3)(ones(5, 4)), ValueError,
      r"context: got shape \(5, 4\), expected None since context_dim=0"),
     ("fewer samples than components", lambda: MixturePrior(2, 3).start(ones(2, 2)), ValueError,
-     "samples: got 2, expected 3 or more"),
+     "samples: got 1 different ones, expected 3 or more"),
     ("samples of another size", lambda: MixturePrior(2, 3).start(ones(9, 3)), ValueError,
      r"samples: .*3.*expected.*latent_dim"),
     ("samples that are not finite", lambda: FlowPrior(2).start(torch.full((9, 2), math.nan)), ValueError,
