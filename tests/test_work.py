@@ -171,7 +171,7 @@ def waits_of(training, folder, monkeypatch):
 
 @pytest.mark.parametrize(("stage", "counted"), [("pretraining", 1), ("sequence_training", 4), ("prior_training", 2)])
 def test_a_step_of_vdsm_seldom_waits_for_the_device(stage, counted, tmp_path, monkeypatch):
-    """For whether the ledger is finite, and for the lengths of packed sequences, each time that dynamics are inferred."""
+    """For whether the ledger is finite, and for the lengths of packed sequences, each time dynamics are inferred."""
     sizes = example.Sizes(
         num_experts=3, pose_dim=2, dynamics_dim=4, feature_dim=6, encoder_channels=(4, 4), decoder_channels=(4, 4),
         rnn_dim=5, rnn_layers=1, transition_dim=4, combiner_dim=5, memory_dim=3, num_components=2,
