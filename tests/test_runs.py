@@ -95,3 +95,8 @@ def test_a_stage_that_an_option_ended_early_is_not_done(whole, tmp_path):
     assert not (tmp_path / "first" / "model.pt").exists()
     network = trained(tmp_path, resume=True)
     torch.testing.assert_close(dict(network.state_dict()), dict(whole[0].state_dict()), rtol=0, atol=0)
+
+
+def test_a_stage_that_returns_no_training_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"stages\['priors'\]: returned dict, expected ELBOTraining or None"):
+        training.train_stages(torch.nn.Linear(1, 1), {"skipped": lambda: None, "priors": dict}, tmp_path)

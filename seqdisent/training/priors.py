@@ -154,24 +154,27 @@ def refit_priors(
             raise ValueError(f"priors: the model has no latent site {unknown}, expected some of {known}")
         return {site: sum(terms.kl[site].mean().item() for terms in ledgers) / num_batches for site in priors}
 
-    def is_read(module: nn.Module, site: str) -> bool:
-        parameters = list(module.parameters())
+    def check_that_modules_are_read() -> None:
         with kept_random_state():
             args, named = next(_batches(draw, arguments, 1, seed, "read", priors))
-            term = elbo_terms(model, guide, *args, **named).kl[site].sum()
-        found = torch.autograd.grad(term, parameters, allow_unused=True) if term.requires_grad and parameters else []
-        return any(gradient is not None for gradient in found)
+            terms = elbo_terms(model, guide, *args, **named).kl
+        for site, module in priors.items():
+            term, parameters = terms[site].sum(), list(module.parameters())
+            is_read = term.requires_grad and len(parameters) > 0
+            if not is_read or all(
+                gradient is None
+                for gradient in torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
+            ):
+                raise ValueError(
+                    f"priors: the model's {site!r} does not read this module, expected the one of its prior"
+                )
 
     network.requires_grad_(False).eval()
     for module in priors.values():
         module.requires_grad_(True)
     try:
         before = kl()
-        for site, module in priors.items():
-            if not is_read(module, site):
-                raise ValueError(
-                    f"priors: the model's {site!r} does not read this module, expected the one of its prior"
-                )
+        check_that_modules_are_read()
         start_priors(guide, draw, priors, num_samples=num_samples, arguments=arguments, seed=seed)
         with kept_random_state():
             network.train()

@@ -47,8 +47,8 @@ def train_stages(
         FileExistsError: the folder holds a stage of an earlier run and `resume` is False.
         CheckpointError: the weights of a finished stage, or a checkpoint, are damaged or another network's.
         ValueError: as :func:`~seqdisent.training.fit`.
-        TypeError: a stage returns something else than :class:`ELBOTraining` or None.
-        TypeError: as :func:`~seqdisent.training.fit`.
+        TypeError: a stage returns something else than :class:`ELBOTraining` or None, or as
+            :func:`~seqdisent.training.fit`.
         FloatingPointError: as :func:`~seqdisent.training.fit`.
         OSError: as :func:`~seqdisent.training.fit`.
         KeyboardInterrupt: as :func:`~seqdisent.training.fit`.
