@@ -55,6 +55,12 @@ def disagreement(one: TorchDistribution, other: TorchDistribution) -> Tensor:
     return both
 
 
+def unstack(normals: TorchDistribution) -> list[TorchDistribution]:
+    """Return the Normals of vectors that a batch (N, *B) of them holds, N of them."""
+    loc, scale = normals.base_dist.loc, normals.base_dist.scale
+    return [dist.Normal(*each, validate_args=False).to_event(1) for each in zip(loc, scale, strict=True)]
+
+
 def warmed_up(rate: float, warm_up: int, num_steps: int, *, decays: bool = True) -> AnnealingSchedule:
     """Return a learning rate that rises over the first steps (half of all, at most), then falls to 0 along a cosine."""
     warm_up = max(1, min(warm_up, num_steps // 2))

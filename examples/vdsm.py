@@ -18,7 +18,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main
-from parts import bernoulli, disagreement, factor, real_frames, warmed_up
+from parts import bernoulli, disagreement, factor, real_frames, unstack, warmed_up
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
@@ -153,8 +153,8 @@ class VDSM(nn.Module):
                 with torch.no_grad():  # each motion decoded with another clip's s, and seen again
                     swapped = self.emission(s.roll(1, -2), z, mask, temperature).mean
                     seen = self.encoder(real_frames(swapped, mask))
-                one, other = (self.dynamics(self.pose(clip).mean, mask) for clip in (features, seen))
-                factor("same_motion", -disagreement(one, other))
+                both = self.dynamics(self.pose(torch.stack([features, seen])).mean, mask)  # one wait for lengths
+                factor("same_motion", -disagreement(*unstack(both)))
 
     def latents(self, num_steps: int, mask: Tensor | None, rolled: float, learnt: bool) -> tuple[Tensor, Tensor]:
         learnt = learnt and self.sizes.num_components is not None
@@ -282,7 +282,7 @@ def prior_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTrain
     """Stage 3: the priors alone, transition and all; only KL terms depend on them, so a step decodes nothing."""
     if plan.prior_steps == 0:
         return None
-    draw = encoded_draws(vdsm.encoder, clips, 3 * plan.num_clips, plan.clip_length)
+    draw = encoded_draws(vdsm.encoder, clips, 3 * plan.num_clips, plan.clip_length, decodes=False)
     if vdsm.sizes.num_components:
         start_priors(vdsm.guide, draw, vdsm.priors, arguments=tuple, seed=seed)
     return training(

@@ -112,9 +112,13 @@ class EncodedBatch(NamedTuple):
 
 
 def encoded_draws(
-    encoder: nn.Module, clips: Clips, num_clips: int, num_steps: int, *, partners: bool = False
+    encoder: nn.Module, clips: Clips, num_clips: int, num_steps: int, *, partners: bool = False, decodes: bool = True
 ) -> Callable[[torch.Generator], EncodedBatch]:
-    """Return what draws random clips with their features, which are computed once, when training starts."""
+    """Return what draws random clips with their features, which are computed once, when training starts.
+
+    Where nothing is decoded, of the frames one pixel is left.
+    """
+    shown = clips if decodes else Clips(clips.frames[..., :1, :1], lengths=clips.lengths, identity=clips.identity)
 
     @cache
     @torch.no_grad()
@@ -124,7 +128,7 @@ def encoded_draws(
         return torch.cat([encoder(chunk.to(device) / 255).cpu() for chunk in frames])
 
     def draw(generator: torch.Generator) -> EncodedBatch:
-        batch = clips.draw_clips(num_clips, generator, num_steps=num_steps)
+        batch = shown.draw_clips(num_clips, generator, num_steps=num_steps)
         partner = None
         if partners:
             rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)

@@ -169,7 +169,7 @@ def waits_of(training, folder, monkeypatch):
     return count.steps[2]  # the first step looks for parameters that nobody owns, the last one writes the log
 
 
-@pytest.mark.parametrize(("stage", "counted"), [("pretraining", 1), ("sequence_training", 4), ("prior_training", 2)])
+@pytest.mark.parametrize(("stage", "counted"), [("pretraining", 1), ("sequence_training", 3), ("prior_training", 2)])
 def test_a_step_of_vdsm_seldom_waits_for_the_device(stage, counted, tmp_path, monkeypatch):
     """For whether the ledger is finite, and for the lengths of packed sequences, each time dynamics are inferred."""
     sizes = example.Sizes(
