@@ -22,7 +22,7 @@ from parts import bernoulli, disagreement, factor, real_frames, unstack, warmed_
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
-from videos import VIDEOS, calibrate, encoded_draws
+from videos import VIDEOS, calibrate, encoded_draws, group_draws
 
 from seqdisent import (
     AnnealingSchedule,
@@ -89,6 +89,7 @@ class Plan:
     pose_part: float = 1.0
     static_part: float = 1.0
     temperature_part: float = 1.0
+    recolour: float = 0.0  # stage 1: part of the groups whose colours are changed at random, if identities are few
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
     peak_weight: float = 1.0  # stage 2: of KL(z) half way; above 1, it squeezes identity out
     dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
@@ -106,9 +107,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if (self.sizes.num_components and not self.prior_steps) or (self.rolled and not self.sizes.memory_dim):
-            raise ValueError(
-                "plan: expected prior_steps where num_components are set, memory_dim where rolled is not 0"
-            )
+            raise ValueError("plan: expected prior_steps where num_components are set, memory_dim where rolled is > 0")
 
 
 class VDSM(nn.Module):
@@ -251,7 +250,7 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
     return training(
         vdsm, ("encoder", "static", "pose", "decoder"), plan, n, plan.pretraining_rate,
         vdsm.pretraining_model, vdsm.pretraining_guide,
-        partial(clips.draw_groups, plan.num_groups, plan.frames_per_group),
+        group_draws(clips, plan.num_groups, plan.frames_per_group, plan.recolour),
         weights={"z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
                  "s": change(plan.static_weight, 1.0, round(n * plan.static_part))},
         inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},

@@ -16,14 +16,16 @@ from command_line import load_data, load_run, single_stage
 from jsonargparse import Namespace
 from settings import Command, Example, Plan, Task
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqdisent import ConvDecoder, forecast, generate, swap
-from seqdisent.datasets import Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
+from seqdisent.datasets import Batch, Clips, load_clips, load_frames, moving_mnist, pendulum, sprites
 from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.metrics import Judge
 from seqdisent.plotting import film_strip, save_gif, save_png
 from seqdisent.training import ELBOTraining
 
+FEW_IDENTITIES = 30  # below, colours are learnt by heart
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
 
 # Vowels et al., tables 1 and 2, in per cent: consistency; what is told from the identity's and the dynamics' embedding
@@ -100,6 +102,46 @@ def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **
     """Return `command_line.single_stage`, calibrated."""
     calibrate(network, clips, seed)
     return single_stage(network, plan, clips, seed, **options)
+
+
+def group_draws(
+    clips: Clips, num_groups: int, frames_per_group: int, recolour: float = 0.0
+) -> Callable[[torch.Generator], Batch]:
+    """Return what draws groups of frames of one identity each.
+
+    Where identities are few, a part `recolour` of the groups has other colours, as if of another identity.
+    """
+    if clips.num_identities >= FEW_IDENTITIES or clips.frames.shape[2] != 3:
+        recolour = 0.0
+
+    def draw(generator: torch.Generator) -> Batch:
+        batch = clips.draw_groups(num_groups, frames_per_group, generator)
+        if recolour == 0.0:
+            return batch
+        chosen = torch.rand(num_groups, generator=generator) < recolour
+        frames = torch.where(chosen[:, None, None, None, None], recoloured(batch.frames, generator), batch.frames)
+        return batch._replace(frames=frames)
+
+    return draw
+
+
+def recoloured(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Return clips (B, T, 3, H, W) with a random change of colours each: more identities, where a data set has few.
+
+    A change is a smooth function from colours to colours, by linear interpolation in a table of 3 x 3 x 3: red, green
+    and blue in another order, each as it is or inverted, and up to half of the way from there to random colours.
+    """
+    axis, count = torch.linspace(0, 1, 3), len(frames)
+    blue, green, red = torch.meshgrid(axis, axis, axis, indexing="ij")
+    order = torch.rand(count, 3, generator=generator).argsort(1)
+    tables = torch.stack([red, green, blue])[order]
+    inverted = torch.rand(count, 3, 1, 1, 1, generator=generator) < 0.5
+    tables = torch.where(inverted, 1 - tables, tables)
+    way = 0.5 * torch.rand(count, 1, 1, 1, 1, generator=generator)
+    tables = torch.lerp(tables, torch.rand(tables.shape, generator=generator), way)
+    colours = frames.movedim(2, -1).flatten(1, 3)  # (B, pixels, 3)
+    changed = F.grid_sample(tables, 2 * colours[:, :, None, None] - 1, padding_mode="border", align_corners=True)
+    return changed.reshape(count, 3, frames.shape[1], *frames.shape[3:]).movedim(1, 2)
 
 
 class EncodedBatch(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
+from seqdisent.datasets import Clips
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 pytest.importorskip("lightning")
@@ -185,7 +186,7 @@ def test_a_plan_without_what_it_needs_is_refused(vdsm, network):
         with pytest.raises(ValueError, match="expected prior_steps where num_components are set"):
             vdsm.Plan(network.sizes)
     else:
-        with pytest.raises(ValueError, match="memory_dim where rolled is not 0"):
+        with pytest.raises(ValueError, match="memory_dim where rolled is > 0"):
             vdsm.Plan(network.sizes, rolled=0.5)
 
 
@@ -205,6 +206,39 @@ def test_partners_show_the_same_identity(vdsm, network):
     own = torch.cdist(batch.features.flatten(1), network.encoder(clips.batch(range(28)).frames).flatten(1)).argmin(1)
     assert (partners != own).any()
     assert (training.weights["same_identity"](0), training.weights["same_motion"](0)) == (2.0, 3.0)
+
+
+def test_few_identities_are_seen_in_other_colours(vdsm):
+    from videos import FEW_IDENTITIES, group_draws, recoloured
+
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(3, 1, 3, 1, 1, generator=generator).expand(3, 2, 3, 4, 4).clone()
+    frames[:, :, :, 0] = 0.2
+    changed = recoloured(frames, generator)
+    assert changed.shape == frames.shape
+    assert ((changed >= 0) & (changed <= 1)).all()
+    for part in (changed[:, :, :, :1], changed[:, :, :, 1:]):  # one change for all of a clip: what was of one colour is
+        assert (part - part[:, :1, :, :1, :1]).abs().max() < 1e-6
+    assert torch.pdist(changed[:, 0, :, 0, 0]).min() > 0.01  # and another one for each clip
+    greys = torch.linspace(0, 1, 256).expand(300, 3, 256)[:, None, :, None]
+    contrast = recoloured(greys, generator).std(-1).mean()
+    assert greys.std() / 2 < contrast < greys.std()  # colours stay vivid
+
+    def drawn(num_identities, recolour):
+        clips = Clips(
+            torch.arange(256, dtype=torch.uint8)
+            .expand(3, 256)
+            .reshape(1, 1, 3, 16, 16)
+            .repeat(num_identities, 2, 1, 1, 1),
+            identity=torch.arange(num_identities),
+        )
+        batch = group_draws(clips, 100, 2, recolour)(torch.Generator().manual_seed(1))
+        real = clips.draw_groups(100, 2, torch.Generator().manual_seed(1))
+        assert (batch.positions == real.positions).all()
+        return (batch.frames != real.frames).flatten(1).any(1).double().mean()
+
+    assert drawn(FEW_IDENTITIES - 1, 0.0) == drawn(FEW_IDENTITIES, 0.7) == 0.0
+    assert 0.5 < drawn(FEW_IDENTITIES - 1, 0.7) < 0.9
 
 
 def test_cached_features_are_those_of_the_frames(vdsm, network):
