@@ -12,11 +12,12 @@ from seqdisent.inference import (
     elbo_terms,
     forecast,
     generate,
+    impute,
     infer,
     reconstruct,
     swap,
 )
-from seqdisent.masks import fill_padding, overwrite_padding
+from seqdisent.masks import fill_padding, mark_missing, overwrite_padding
 from seqdisent.priors import FlowPrior, MixturePrior, VampPrior
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.transitions import Combiner, GatedTransition
@@ -47,7 +48,9 @@ __all__ = [
     "fill_padding",
     "forecast",
     "generate",
+    "impute",
     "infer",
+    "mark_missing",
     "overwrite_padding",
     "read_backward",
     "reconstruct",

@@ -21,7 +21,7 @@ from seqdisent._checks import (
     upsampling_channels,
 )
 from seqdisent.heads import NormalHead
-from seqdisent.masks import check_mask, fill_padding, overwrite_padding
+from seqdisent.masks import check_mask, fill_padding, observed_steps, overwrite_padding
 
 
 def _blur_pool(channels: int) -> nn.Module:
@@ -151,8 +151,8 @@ class StaticEncoder(nn.Module):
     .. math:: q(s | x_{1:T}) = \mathcal N(f_{loc}(\bar e), f_{scale}(\bar e)), \quad
         \bar e = \tfrac1T \sum_t \mathrm{LeakyReLU}(W e_t + b)
 
-    (paper, equation 2: averaging over time removes what changes). The average is over real steps only and ignores
-    their order, so the steps may be any group of frames of one identity.
+    (paper, equation 2: averaging over time removes what changes). The average is over real, observed steps only (0
+    where there are none) and ignores their order, so the steps may be any group of frames of one identity.
 
     Args:
         feature_dim: size of each step's features.
@@ -163,10 +163,11 @@ class StaticEncoder(nn.Module):
     Shape:
         - features: (\*B, T, feature_dim)
         - mask: (\*B, T) bool, or None if every step is real
+        - observed: (\*B, T) bool, or None if every real step was measured
         - output: Normal, batch \*B, event (static_dim,)
 
     Raises:
-        TypeError: a mask that is not bool, or features that are not of the parameters' dtype.
+        TypeError: a mask or `observed` that is not bool, or features that are not of the parameters' dtype.
         ValueError: features of another size, of length 0 or on another device, or a mask with a hole or an empty row.
 
     Example:
@@ -192,17 +193,19 @@ class StaticEncoder(nn.Module):
         nn.init.zeros_(self.embedding.bias)
         self.head = NormalHead(hidden_dim, static_dim, initial_scale=initial_scale)
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> dist.Independent:
+    def forward(self, features: Tensor, mask: Tensor | None = None, observed: Tensor | None = None) -> dist.Independent:
         """Return q(s | features)."""
         check_last_dim("features", features, self.feature_dim, "feature_dim", ndim=2)
         check_steps("features", features)
         check_kind("features", features, self.embedding.weight)
-        if mask is None:
+        if mask is not None:
+            mask = check_mask(mask, features.shape[:-2], features.shape[-2], features.device)
+        counted = observed_steps(observed, mask, features.shape[:-1])
+        if counted is None:
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
         else:
-            mask = check_mask(mask, features.shape[:-2], features.shape[-2], features.device)
-            embedded = F.leaky_relu(self.embedding(fill_padding(features, mask)))
-            mean = overwrite_padding(embedded, mask).sum(-2) / mask.sum(-1, keepdim=True)
+            embedded = F.leaky_relu(self.embedding(overwrite_padding(features, counted)))
+            mean = overwrite_padding(embedded, counted).sum(-2) / counted.sum(-1, keepdim=True).clamp(min=1)
         posterior: dist.Independent = self.head(mean)
         return posterior
 
@@ -224,7 +227,8 @@ class Seq2SeqDynamicsEncoder(nn.Module):
     layer for the cell, and one followed by tanh for the hidden state. It unrolls d to :math:`\bar h_{1:T}`, which a
     :class:`~seqdisent.Combiner` reads step by step.
 
-    Ragged batches are packed, so the backward direction starts at the last real step of each sequence.
+    Ragged batches are packed, so the backward direction starts at the last real step of each sequence. A step without
+    an observation is read as 0.
 
     Args:
         input_dim: size of each step's embedding.
@@ -236,10 +240,11 @@ class Seq2SeqDynamicsEncoder(nn.Module):
     Shape:
         - embeddings: (\*B, T, input_dim)
         - mask: (\*B, T) bool, or None if every step is real
+        - observed: (\*B, T) bool, or None if every real step was measured
         - output: Normal, batch \*B, event (dynamics_dim,)
 
     Raises:
-        TypeError: a mask that is not bool, or embeddings that are not of the parameters' dtype.
+        TypeError: a mask or `observed` that is not bool, or embeddings that are not of the parameters' dtype.
         ValueError: embeddings of another size or on another device, no embeddings, a mask with a hole, or a sequence of
             length 0.
 
@@ -277,13 +282,16 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         self.decoder_input = nn.Parameter(torch.zeros(hidden_dim))
         self.decoder = nn.LSTM(hidden_dim, hidden_dim, num_layers, batch_first=True, dropout=dropout)
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> dist.Independent:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor | None = None, observed: Tensor | None = None
+    ) -> dist.Independent:
         """Return q(d | embeddings)."""
         check_last_dim("embeddings", embeddings, self.input_dim, "input_dim", ndim=2)
         batch_shape, num_steps = embeddings.shape[:-2], embeddings.shape[-2]
         check_steps("embeddings", embeddings)
         check_not_empty("embeddings", batch_shape)
         check_kind("embeddings", embeddings, self.decoder_input)
+        embeddings = _without_holes(embeddings, observed)
         if mask is None:
             _, (final, _) = self.encoder(embeddings.reshape(-1, num_steps, self.input_dim))
         else:
@@ -311,13 +319,16 @@ class Seq2SeqDynamicsEncoder(nn.Module):
         return output.reshape(*batch_shape, num_steps, hidden_dim)
 
 
-def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+def read_backward(
+    recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = None, observed: Tensor | None = None
+) -> Tensor:
     r"""Run a recurrent network backward in time: the output of a step depends on it and on all later steps.
 
     Args:
         recurrence: an ``nn.GRU``, ``nn.LSTM`` or ``nn.RNN`` with one direction.
         inputs: (\*B, T, I).
         mask: (\*B, T) bool, True where a step is real. Each sequence is read from its last real step.
+        observed: (\*B, T) bool, True where a step was measured; the inputs of another one are read as 0.
 
     Returns:
         (\*B, T, H), 0 at padding.
@@ -340,7 +351,7 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
         raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected (*B, T, {recurrence.input_size})")
     if 0 in inputs.shape:
         raise ValueError(f"inputs: has shape {tuple(inputs.shape)}, expected at least one sequence and one step")
-    num_steps = inputs.shape[-2]
+    num_steps, inputs = inputs.shape[-2], _without_holes(inputs, observed)
     steps = torch.arange(num_steps, device=inputs.device)
     if mask is not None:
         mask = check_mask(mask, inputs.shape[:-2], num_steps, inputs.device)
@@ -355,6 +366,12 @@ def read_backward(recurrence: nn.RNNBase, inputs: Tensor, mask: Tensor | None = 
     output, _ = recurrence(flat.movedim(1, time))
     futures = reverse(output.movedim(time, 1).reshape(*inputs.shape[:-1], -1))
     return futures if mask is None else overwrite_padding(futures, mask)
+
+
+def _without_holes(inputs: Tensor, observed: Tensor | None) -> Tensor:
+    """Return inputs (*B, T, I) with 0 at steps without an observation."""
+    counted = observed_steps(observed, None, inputs.shape[:-1])
+    return inputs if counted is None else overwrite_padding(inputs, counted)
 
 
 def _standardise(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:

@@ -1,4 +1,9 @@
-"""Masks of ragged batches: bool (B, T), True where a step is real, padding on the right."""
+"""Masks of ragged batches, and what was observed of their steps.
+
+A mask is bool (B, T), True where a step is real, with padding on the right. `observed` says what was measured: bool
+(B, T), or (B, T, *E) where a step may be measured in part. What stands in padding or in a hole, NaN or anything else,
+reaches no value and no gradient.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +89,76 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
     """
     _check_fits(values, mask, event_dims)
     return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
+
+
+def check_observed(
+    observed: Tensor, batch_shape: torch.Size, event_shape: torch.Size, device: torch.device | None = None
+) -> Tensor:
+    r"""Return `observed` as bool (\*B, T), or (\*B, T, \*E) where it says so of each coordinate.
+
+    Args:
+        observed: bool, of one of these shapes, or what broadcasts to it from the left.
+        batch_shape: (\*B, T).
+        event_shape: E.
+        device: where it should be.
+
+    Raises:
+        TypeError: no bool tensor.
+        ValueError: a shape that is neither, or another device.
+    """
+    if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+        found = f"dtype {observed.dtype}" if isinstance(observed, Tensor) else type(observed).__name__
+        raise TypeError(f"observed: got {found}, expected a bool tensor, True where measured: ~values.isnan(), say")
+    if device is not None and observed.device != device:
+        raise ValueError(f"observed: is on {observed.device}, expected {device}, where the values are")
+    for wanted, num_own in ((batch_shape, 1), (batch_shape + event_shape, 1 + len(event_shape))):
+        own, rest = observed.shape[-num_own:], observed.shape[: max(0, observed.ndim - num_own)]
+        if own == wanted[-num_own:] and _fits_left(rest, wanted[:-num_own]):
+            return observed.expand(wanted)
+    or_by_coordinate = f" or {tuple(batch_shape + event_shape)}" if event_shape else ""
+    raise ValueError(f"observed: has shape {tuple(observed.shape)}, expected {tuple(batch_shape)}{or_by_coordinate}")
+
+
+def _fits_left(rest: torch.Size, wanted: torch.Size) -> bool:
+    return len(rest) <= len(wanted) and all(a in (1, b) for a, b in zip(rest[::-1], wanted[::-1], strict=False))
+
+
+def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Return what a network reads of sequences with holes: 0 in each hole, and beside the values what was observed.
+
+    Args:
+        values: (\*B, T, X); NaN or any filler where `observed` is False.
+        observed: (\*B, T) or (\*B, T, X) bool, True where measured.
+        mask: (\*B, T) bool, which steps are real; padding is no observation.
+
+    Returns:
+        (\*B, T, X + 1), or (\*B, T, 2 X) if `observed` says so of each coordinate.
+
+    Raises:
+        TypeError: `observed` or `mask` is no tensor of bool.
+        ValueError: `observed` or `mask` does not fit the values.
+
+    Example:
+        >>> values = torch.tensor([[[3.0, 4.0], [torch.nan, 5.0]]])
+        >>> mark_missing(values, ~values.isnan())
+        tensor([[[3., 4., 1., 1.],
+                 [0., 5., 0., 1.]]])
+    """
+    if values.ndim < 2:
+        raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, T, X)")
+    observed = check_observed(observed, values.shape[:-1], values.shape[-1:], values.device)
+    observed = observed.unsqueeze(-1) if observed.ndim < values.ndim else observed
+    if mask is not None:
+        observed = observed & check_mask(mask, values.shape[:-2], values.shape[-2], values.device).unsqueeze(-1)
+    return torch.cat([torch.where(observed, values, values.new_zeros(())), observed.to(values.dtype)], -1)
+
+
+def observed_steps(observed: Tensor | None, mask: Tensor | None, steps: torch.Size) -> Tensor | None:
+    r"""Return which of the steps (\*B, T) are real and were observed; None for all of them."""
+    if observed is None:
+        return mask
+    observed = check_observed(observed, steps, torch.Size())
+    return observed if mask is None else observed & mask
 
 
 def fill_inputs(inputs: Tensor, mask: Tensor) -> Tensor:

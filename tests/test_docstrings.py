@@ -22,6 +22,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.datasets.moving_mnist": "needs MNIST's files",
     "seqdisent.datasets.sprites": "needs the sheets",
     "seqdisent.evaluation.Evaluation": "evaluate shows it",
+    "seqdisent.inference.Imputed": "impute shows it",
     "seqdisent.inference.Inferred": "infer shows it",
     "seqdisent.inference.Term": "elbo_terms shows it",
     "seqdisent.metrics.CombinationScores": "combination_scores shows it",

@@ -7,14 +7,15 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 from typing_extensions import Self
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.draws import Draw, is_flow
 from seqdisent.chains.protocol import Chain, Conditionals, fill_path, overwrite_steps
-from seqdisent.masks import check_mask
+from seqdisent.masks import check_mask, check_observed
 
 
 class IndependentSteps(TorchDistribution):
@@ -26,15 +27,19 @@ class IndependentSteps(TorchDistribution):
     Args:
         step: the distribution of every step, batch (\*B, T), event E. With T = 1, every step of what is observed has
             that one distribution.
-        mask: (\*B, T) bool, True where a step is real, padding on the right; None if all are. What stands in padding
-            reaches no value and no gradient.
+        mask: (\*B, T) bool, True where a step is real, padding on the right; None if all are.
+        observed: of an emission, what of it was measured: (\*B, T) bool, or (\*B, T, \*E) for each coordinate of steps
+            whose coordinates are independent; None for all. The rest counts nothing. It has no bearing on draws.
+
+    What stands in padding or in a hole, NaN say, reaches no value and no gradient.
 
     Shape:
         - batch \*B, event (T, \*E)
 
     Raises:
-        TypeError: a mask that is not bool.
-        ValueError: a step without a batch dimension for time, or a mask of another shape or with a hole.
+        TypeError: a mask or `observed` that is not bool.
+        ValueError: a step without a batch dimension for time, a mask of another shape or with a hole, `observed` of
+            another shape, or by coordinates where these are not independent.
 
     Example:
         >>> step = dist.Normal(torch.zeros(2, 3, 4), 1.0).to_event(1)
@@ -42,23 +47,37 @@ class IndependentSteps(TorchDistribution):
         >>> x.batch_shape, x.event_shape, x.log_prob_per_step(torch.zeros(2, 3, 4))
         (torch.Size([2]), torch.Size([3, 4]), tensor([[-3.6758, -3.6758, -3.6758],
                 [-3.6758,  0.0000,  0.0000]]))
+
+        Two numbers a step, of which one was not measured at the second step.
+
+        >>> values = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
+        >>> step = dist.Normal(torch.zeros(2, 2), 1.0).to_event(1)
+        >>> IndependentSteps(step, observed=~values.isnan()).log_prob_per_step(values)
+        tensor([-1.8379, -0.9189])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, step: TorchDistribution, mask: Tensor | None = None) -> None:
+    def __init__(self, step: TorchDistribution, mask: Tensor | None = None, observed: Tensor | None = None) -> None:
         if not step.batch_shape:
             raise ValueError(
                 f"step: has batch shape (), expected (*B, T): the last batch dimension of a {type(step).__name__} with "
                 f"event {tuple(step.event_shape)} is time"
             )
+        num_steps = step.batch_shape[-1]
+        if num_steps == 1:  # one distribution for every step of what is observed
+            num_steps = _num_steps(step, mask, observed)
+            step = step.expand((*step.batch_shape[:-1], num_steps)) if num_steps > 1 else step
         if mask is not None:
-            num_steps = step.batch_shape[-1]
-            if num_steps == 1 and isinstance(mask, Tensor) and mask.ndim:
-                num_steps = mask.shape[-1]
-                step = step.expand((*step.batch_shape[:-1], num_steps))
             mask = check_mask(mask, step.batch_shape[:-1], num_steps)
-        self.step_distribution, self._step_mask = step, mask
+        if observed is not None:
+            observed = check_observed(observed, step.batch_shape, step.event_shape)
+            if observed.ndim > len(step.batch_shape) and _coordinates(step) is None:
+                raise ValueError(
+                    f"observed: has shape {tuple(observed.shape)}, but the coordinates of a {type(step).__name__} are "
+                    f"not independent; expected {tuple(step.batch_shape)}, a whole step or nothing of it"
+                )
+        self.step_distribution, self._step_mask, self._observed = step, mask, observed
         event_shape = torch.Size((step.batch_shape[-1], *step.event_shape))
         super().__init__(step.batch_shape[:-1], event_shape, validate_args=False)
 
@@ -66,6 +85,11 @@ class IndependentSteps(TorchDistribution):
     def step_mask(self) -> Tensor | None:
         r"""Which steps are real, bool (\*B, T), or None if all are."""
         return self._step_mask
+
+    @property
+    def observed(self) -> Tensor | None:
+        r"""What was measured, bool (\*B, T) or (\*B, T, \*E), or None if all was."""
+        return self._observed
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -94,6 +118,9 @@ class IndependentSteps(TorchDistribution):
         shape = (*batch_shape, self.event_shape[0])
         steps = type(self)(self.step_distribution.expand(shape))
         steps._step_mask = None if self._step_mask is None else self._step_mask.expand(shape)
+        if self._observed is not None:
+            by_coordinate = self._observed.shape[len(self.batch_shape) + 1 :]
+            steps._observed = self._observed.expand(shape + by_coordinate)
         return steps
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
@@ -122,8 +149,22 @@ class IndependentSteps(TorchDistribution):
         return Draw(fill_path(self, path), None, log_prob)
 
     def log_prob_per_step(self, path: Tensor) -> Tensor:
-        r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, \*E), in nats; 0 at padding."""
-        return overwrite_steps(self, self.step_distribution.log_prob(fill_path(self, path)))
+        r"""Return the log-density (\*S, \*B, T) of each step of `path` (\*S, \*B, T, \*E), in nats; 0 at padding.
+
+        Of what was not measured, it is 0 too.
+        """
+        if self._observed is None:
+            return overwrite_steps(self, self.step_distribution.log_prob(fill_path(self, path)))
+        counted, num_coordinates = self._observed, self._observed.ndim - len(self.batch_shape) - 1
+        if self._step_mask is not None:
+            counted = counted & self._step_mask.reshape(self._step_mask.shape + (1,) * num_coordinates)
+        path = path.expand(torch.broadcast_shapes(path.shape, self.batch_shape + self.event_shape))
+        # to leave a hole out is not enough: the gradient of what is left out may be 0 * NaN
+        is_known = counted.reshape(counted.shape + (1,) * (len(self.event_shape) - 1 - num_coordinates))
+        path = torch.where(is_known, path, _inside(self.step_distribution, path))
+        step = _coordinates(self.step_distribution) if num_coordinates else self.step_distribution
+        per_step: Tensor = sum_rightmost(torch.where(counted, step.log_prob(path), 0.0), num_coordinates)
+        return per_step
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log-density (\*S, \*B) of sequences (\*S, \*B, T, \*E), in nats."""
@@ -183,6 +224,37 @@ class IndependentSteps(TorchDistribution):
         step = self.step_distribution
         base = step.base_dist if type(step) is dist.Independent else None
         return type(base) is dist.Normal and len(self.event_shape) == 2
+
+
+def _num_steps(step: TorchDistribution, mask: Any, observed: Any) -> int:
+    if isinstance(mask, Tensor) and mask.ndim:
+        return mask.shape[-1]
+    if isinstance(observed, Tensor) and observed.ndim:
+        by_coordinate = observed.ndim > len(step.batch_shape)
+        return observed.shape[-1 - len(step.event_shape)] if by_coordinate else observed.shape[-1]
+    return 1
+
+
+def _coordinates(step: TorchDistribution) -> Any:
+    """Return a step's independent coordinates, as many as its event has, or None if it has no such."""
+    is_independent = type(step) is dist.Independent and not step.base_dist.event_shape
+    return step.base_dist if is_independent and type(step.base_dist) is not dist.MaskedDistribution else None
+
+
+def _inside(step: Any, values: Tensor) -> Tensor:
+    """Return a value that a distribution of a step has a density for; in which class or where does not matter."""
+    while isinstance(step, dist.Independent):
+        step = step.base_dist
+    zeros = values.new_zeros((*step.batch_shape, *step.event_shape))
+    try:
+        support = step.support
+        if not support.is_discrete:
+            return transform_to(support)(zeros).detach()  # type: ignore[no-any-return]
+    except NotImplementedError:  # it does not say, or of no kind that torch knows
+        return zeros
+    if step.event_shape:  # one-hot
+        zeros[..., 0] = 1
+    return zeros
 
 
 def without_mask(fn: Any, mask: Any = None) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """What follows from a model and a guide: the ledger of the bound, a loss for Pyro, interventions by site name."""
 
 from seqdisent.inference.elbo import ELBOTerms, Term, elbo_terms
+from seqdisent.inference.imputation import Imputed, impute
 from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import batch_sizes
 from seqdisent.inference.svi import DecomposedELBO
@@ -8,12 +9,14 @@ from seqdisent.inference.svi import DecomposedELBO
 __all__ = [
     "DecomposedELBO",
     "ELBOTerms",
+    "Imputed",
     "Inferred",
     "Term",
     "batch_sizes",
     "elbo_terms",
     "forecast",
     "generate",
+    "impute",
     "infer",
     "reconstruct",
     "swap",

@@ -8,8 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from seqdisent._checks import reads_at_once
 from seqdisent.chains import IndependentSteps
 from seqdisent.chains.factorised import as_chain, without_mask
+from seqdisent.chains.protocol import fill_path
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
 from seqdisent.inference.programs import bare
 
@@ -79,6 +81,29 @@ def check_observed(name: str, site: Site) -> None:
                     f"site {name!r}: what is observed has batch shape {tuple(batch_shape)}, expected {frame.size} at "
                     f"dimension {frame.dim}, that of the plate {frame.name!r}"
                 )
+
+
+def check_no_nan(name: str, site: Site) -> None:
+    """Raise if there is NaN under a mask of an observed site: its term is finite, and the gradient is NaN.
+
+    IndependentSteps fill what they leave out. Values are looked at only where that waits for no device.
+    """
+    fn, value = site["fn"], site["value"]
+    if not (value.is_floating_point() and torch.is_grad_enabled() and reads_at_once(value)):
+        return
+    chain, kept = as_chain(fn), None if isinstance(fn, IndependentSteps) else counted(fn)
+    if site["mask"] is None and kept is None:
+        return
+    nan = (value if chain is None else fill_path(chain, value)).isnan()  # where it counts, its term is NaN too
+    left_out = torch.zeros_like(nan) if kept is None else nan & ~kept
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"])
+        left_out = left_out | nan & ~mask.reshape(mask.shape + (1,) * fn.event_dim)
+    if left_out.any():
+        raise ValueError(
+            f"site {name!r}: what is observed has NaN under a mask, so that gradients would be NaN; expected "
+            "IndependentSteps(step, mask, observed), which leaves holes out"
+        )
 
 
 def check_steps_masked(observed: dict[str, Site], latent: dict[str, Site]) -> None:
@@ -170,6 +195,9 @@ def check_agreement(name: str, q_site: Site, p_site: Site, q_mask: Any, p_mask: 
         )
     if not same(q_mask, p_mask):
         raise ValueError(f"site {name!r}: has different masks in model and guide, expected the same")
+    for site in (q_site, p_site):
+        if getattr(without_mask(site["fn"])[0], "observed", None) is not None:
+            raise ValueError(f"site {name!r}: is latent and has `observed`, which is for emissions")
 
 
 def check_coordinates(name: str, q: Any, p: Any) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -17,7 +16,7 @@ from seqdisent._distributed import all_processes
 from seqdisent._random import kept_random_state
 from seqdisent.inference.checks import same
 from seqdisent.inference.kl import How
-from seqdisent.inference.plates import PARTICLES, is_in, per_sequence, sequences_plate
+from seqdisent.inference.plates import in_particle_plate, is_in, num_plates, per_sequence, sequences_plate
 from seqdisent.inference.programs import run_both, sample_sites
 from seqdisent.inference.scoring import score
 
@@ -283,6 +282,7 @@ def elbo_terms(
     Example:
         Under the exact posterior the Monte Carlo bound is the evidence, whatever was drawn: here log N(1; 0, 2).
 
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("sequences", len(x)):
@@ -306,8 +306,8 @@ def elbo_terms(
     if num_particles == 1 and not vectorize_particles:
         return _one_run(model, guide, args, kwargs, analytic, None)
     if vectorize_particles:
-        dim = -1 - _max_plate_nesting(model, guide, args, kwargs)
-        model, guide = (_in_particle_plate(fn, num_particles, dim) for fn in (model, guide))
+        nesting = _max_plate_nesting(model, guide, args, kwargs)
+        model, guide = (in_particle_plate(fn, num_particles, nesting) for fn in (model, guide))
         try:
             return _one_run(model, guide, args, kwargs, analytic, num_particles)
         except torch.cuda.OutOfMemoryError:
@@ -348,17 +348,7 @@ def _stacked(runs: list[ELBOTerms]) -> ELBOTerms:
     return ELBOTerms(terms, runs[0].num_sequences, len(runs))
 
 
-def _in_particle_plate(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(PARTICLES, num_particles, dim=dim):
-            return fn(*args, **kwargs)
-
-    return run
-
-
 def _max_plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> int:
     """Run both once, without touching the random state, to find the leftmost plate."""
     with kept_random_state(), torch.no_grad(), poutine.block():
-        traces = run_both(model, guide, args, kwargs)
-    frames = [f for trace in traces for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+        return num_plates(*(sample_sites(trace) for trace in run_both(model, guide, args, kwargs)))

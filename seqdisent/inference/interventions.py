@@ -1,4 +1,4 @@
-"""Inference with a trained model: infer, reconstruct, swap, generate, forecast; for any model and guide, by site name.
+r"""Inference with a trained model: infer, reconstruct, swap, generate, forecast; for any model and guide, by site name.
 
 Models and guides are Pyro programs of this form:
 
@@ -10,6 +10,8 @@ Models and guides are Pyro programs of this form:
 A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
 `reconstruct` and `forecast` give it ``(frames, mask)``, which it reads in place of its own frames. Beyond them, and in
 `generate` and `swap`, it reads what it makes itself (:func:`~seqdisent.feedback` makes such inputs).
+
+Where sequences have holes, pass ``observed=``, bool (B, T) or (B, T, \*E): guide and model have that argument too.
 
 No function here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as with a module.
 """
@@ -24,9 +26,19 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
-from seqdisent.inference.checks import is_auxiliary
 from seqdisent.inference.plates import Site
-from seqdisent.inference.programs import carries_on, check_means, emit, past_of, run, taken_apart, without_factors
+from seqdisent.inference.programs import (
+    carries_on,
+    check_means,
+    drawn_at_once,
+    emit,
+    inferred,
+    past_of,
+    run,
+    taken_apart,
+    values_of,
+    without_factors,
+)
 
 
 class Inferred(NamedTuple):
@@ -111,8 +123,8 @@ def reconstruct(
         >>> reconstruct(model, guide, torch.tensor([[1.0, 2.0, 6.0]]))["x"].mean
         tensor([[3., 3., 3.]])
     """
-    frames, mask, sites, read = _inferred(guide, args, sample, history, inputs)
-    return emit(model, _values(sites), frames.shape[:2], mask, sample, read)[0]
+    frames, mask, sites, read = inferred(guide, args, sample, history, inputs)
+    return emit(model, values_of(sites), frames.shape[:2], mask, sample, read)[0]
 
 
 def swap(
@@ -186,11 +198,11 @@ def swap(
         raise ValueError(f"sites: is empty, expected at least one of {sorted(donor_sites)}")
     if both := sorted(set(sites) & set(keep)):
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
-    source_values = _values(run(guide, {}, sample, source_args, inputs)) if keep else {}
+    source_values = values_of(run(guide, {}, sample, source_args, inputs)) if keep else {}
     latents = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
     trajectories = [name for name in sites if as_chain(donor_sites[name]["fn"]) is not None]
     if set(latents) != set(donor_sites):  # something is left to infer, given these
-        latents = _values(run(guide, latents, sample, source_args, inputs))
+        latents = values_of(run(guide, latents, sample, source_args, inputs))
     if not trajectories:
         return emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
     followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
@@ -269,6 +281,7 @@ def forecast(
     guide: Callable[..., Any],
     *args: Any,
     num_steps: int,
+    num_samples: int | None = None,
     sample: bool = True,
     history: bool = False,
     **inputs: Any,
@@ -281,12 +294,16 @@ def forecast(
         *args: one frame or more, (B, T, ...), and a mask where they are ragged: a shorter sequence is continued from
             its own last frame.
         num_steps: how many steps to add.
+        num_samples: S, how many futures of each sequence; they are drawn at once, in a plate on the left of the
+            programs' own. None for one.
         sample: draw the latents, or feed each conditional's mean forward.
         history: give the model ``history=(frames, mask)``.
         **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
 
     Returns:
-        {emission site: its distribution} over T + num_steps steps, those of the given frames first.
+        {emission site: its distribution} over T + num_steps steps, those of the given frames first; with `num_samples`,
+        its batch is (S, B). Its mean leaves out the emission's noise: ``.sample()`` draws observations, whose quantiles
+        are intervals.
 
     Raises:
         TypeError: as :func:`reconstruct`.
@@ -313,26 +330,25 @@ def forecast(
         tensor([[1., 2., 4., 8.]])
     """
     check_positive(num_steps=num_steps)
-    frames, mask, sites, read = _inferred(guide, args, sample, history, inputs)
+    if num_samples is not None and not sample:
+        raise ValueError(f"num_samples: got {num_samples} with sample=False, expected None for means")
+    guide, model = drawn_at_once(model, guide, args, num_samples, inputs)
+    frames, mask, sites, read = inferred(guide, args, sample, history, inputs)
+    read = {name: value for name, value in read.items() if name != "observed"}  # nothing is, of the future
     total, past = frames.shape[1] + num_steps, past_of(sites, len(frames), dict.fromkeys(sites, mask))
-    emitted, trace = emit(model, _values(sites), (len(frames), total), None, sample, read, past)
+    emitted, trace = emit(model, values_of(sites), (len(frames), total), None, sample, read, past)
     for name, fn in emitted.items():
         if not history and as_chain(fn) is not None and carries_on(fn):
             raise ValueError(
                 f"site {name!r}: is a chain of frames, whose forecast would not follow the given ones; expected "
                 f"independent steps, or go on with extend(frames, num_steps) of the chain that `reconstruct` returns"
             )
-    if not history and not any(carries_on(trace[name]["fn"]) for name in _values(sites)):
+    if not history and not any(carries_on(trace[name]["fn"]) for name in values_of(sites)):
         raise ValueError(
             "model: has no latent that carries the frames into the future, so the forecast would ignore them; expected "
             "a chain or a static latent, or history=True for a model that reads its own frames"
         )
     return emitted
-
-
-def _values(sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    """Return the values of a guide's sites that the model has too."""
-    return {name: site["value"] for name, site in sites.items() if not is_auxiliary(site)}
 
 
 def _check_names(argument: str, names: Sequence[str], program: str, sites: Mapping[str, Site]) -> None:
@@ -341,14 +357,3 @@ def _check_names(argument: str, names: Sequence[str], program: str, sites: Mappi
         raise ValueError(f"{argument}: got the string {names!r}, expected a sequence of site names such as [{names!r}]")
     if unknown := sorted(set(names) - set(sites)):
         raise ValueError(f"{argument}: the {program} has no site {unknown}, expected some of {sorted(sites)}")
-
-
-def _inferred(
-    guide: Callable[..., Any], args: tuple[Any, ...], sample: bool, history: bool, inputs: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, dict[str, Site], dict[str, Any]]:
-    """Run the guide on frames; return them, their mask, the guide's sites and the further inputs of the model."""
-    if "mask" in inputs:
-        args = (*args, inputs.pop("mask"))
-    args, frames, mask = taken_apart("args", args)
-    sites = run(guide, {}, sample, args, inputs)
-    return frames, mask, sites, {"history": (frames, mask), **inputs} if history else inputs

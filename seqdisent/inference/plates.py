@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -16,6 +17,22 @@ def sequences_plate(sites: Mapping[str, Site], size: int | None = None) -> Any:
     """Return the plate of the sequences, the leftmost of these sites (batch first) of that size, or None."""
     frames = [frame for site in sites.values() for frame in site["cond_indep_stack"] if _is_users(frame)]
     return min((f for f in frames if size in (None, f.size)), key=lambda frame: frame.dim, default=None)
+
+
+def in_particle_plate(program: Callable[..., Any], num_particles: int, num_plates: int) -> Callable[..., Any]:
+    """Return a program that draws particles as a dimension on the left of its own `num_plates`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(PARTICLES, num_particles, dim=-1 - num_plates):
+            return program(*args, **kwargs)
+
+    return run
+
+
+def num_plates(*runs: Mapping[str, Site]) -> int:
+    """Return how far to the left the plates of some programs' sites reach."""
+    frames = [frame for sites in runs for site in sites.values() for frame in site["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def is_in(site: Mapping[str, Any], plate: Any) -> bool:

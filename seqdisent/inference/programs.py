@@ -13,10 +13,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from seqdisent._checks import check_positive
+from seqdisent._random import kept_random_state
 from seqdisent.chains import Chain, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps
-from seqdisent.inference.plates import Site, by_row, check_plates, sequences_plate
-from seqdisent.masks import check_mask
+from seqdisent.inference.plates import Site, by_row, check_plates, in_particle_plate, num_plates, sequences_plate
+from seqdisent.masks import check_mask, check_observed
 
 
 def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
@@ -44,7 +46,7 @@ def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int
     return num_sequences, num_steps
 
 
-def taken_apart(name: str, given: Any) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
+def taken_apart(name: str, given: Any, observed: Tensor | None = None) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
     """Return frames, or (frames, mask), as the guide's arguments, and the two."""
     args = (given,) if isinstance(given, Tensor) else given
     if not isinstance(args, tuple | list) or not args:
@@ -58,9 +60,14 @@ def taken_apart(name: str, given: Any) -> tuple[tuple[Any, ...], Tensor, Tensor 
         )
     if mask is not None:
         mask = check_mask(mask, frames.shape[:1], frames.shape[1])
-    real = frames if mask is None else frames[mask]
-    if not torch.isfinite(real).all():
-        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers")
+    seen = frames
+    if observed is not None:
+        observed = check_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
+        observed = observed.reshape(observed.shape + (1,) * (frames.ndim - observed.ndim))
+        seen = torch.where(observed, frames, 0.0)
+    if not torch.isfinite(seen if mask is None else seen[mask]).all():
+        hint = "; what was not measured is for `observed` to say" if observed is None else " where `observed` is True"
+        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers{hint}")
     return tuple(args), frames, mask
 
 
@@ -273,3 +280,35 @@ def past_of(guide_sites: Mapping[str, Site], num_sequences: int, masks: Mapping[
 def without_factors(sites: Mapping[str, Site]) -> list[str]:
     """Return the sites that are not ``pyro.factor``, which has no picture."""
     return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
+
+
+def values_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Return the values of a guide's sites that the model has too."""
+    return {name: site["value"] for name, site in sites.items() if not (site["infer"] or {}).get("is_auxiliary")}
+
+
+def inferred(
+    guide: Callable[..., Any], args: tuple[Any, ...], sample: bool, history: bool, inputs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, dict[str, Site], dict[str, Any]]:
+    """Run the guide on frames; return them, their mask, the guide's sites and the further inputs of the model."""
+    if "mask" in inputs:
+        args = (*args, inputs.pop("mask"))
+    args, frames, mask = taken_apart("args", args, inputs.get("observed"))
+    sites = run(guide, {}, sample, args, inputs)
+    return frames, mask, sites, {"history": (frames, mask), **inputs} if history else inputs
+
+
+def drawn_at_once(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    num_samples: int | None,
+    inputs: Mapping[str, Any],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return guide and model, which draw `num_samples` values of each site as a dimension on the left of their own."""
+    if num_samples is None:
+        return guide, model
+    check_positive(num_samples=num_samples)
+    with kept_random_state(), torch.no_grad():
+        nesting = num_plates(run(guide, {}, True, args, inputs))
+    return in_particle_plate(guide, num_samples, nesting), in_particle_plate(model, num_samples, nesting)

@@ -16,6 +16,7 @@ from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
     check_density,
     check_gradient,
+    check_no_nan,
     check_observed,
     check_sites,
     check_steps_masked,
@@ -59,6 +60,7 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
     check_sites(observed, latent, guide_sites)
     for name, site in observed.items():
         check_observed(name, site)
+        check_no_nan(name, site)
     for name, site in guide_sites.items():
         check_gradient(name, site)
     of_guide.check()

@@ -112,15 +112,21 @@ class StateSpace:
     def transition(self, z_prev: Tensor) -> Any:
         return self.prior(z_prev @ self.matrix.T + self.offset, self.scale)
 
-    def model(self, frames: Tensor | None = None, mask: Tensor | None = None, *, num_sequences=None, num_steps=None):
+    def model(
+        self, frames: Tensor | None = None, mask: Tensor | None = None, observed: Tensor | None = None,
+        *, num_sequences=None, num_steps=None,
+    ):  # fmt: skip
         if frames is not None:
             num_sequences, num_steps = frames.shape[:2]
-            frames = without_padding(frames, mask)
+            frames = without_padding(frames, mask) if observed is None else frames
         with pyro.plate("sequences", num_sequences):
             initial = self.prior(self.loc.expand(num_sequences, -1), self.first_scale)
             z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
             loc = z @ self.decode.T + self.decode_offset
-            pyro.sample("x", emission(loc, self.frame_scale, mask), obs=frames)
+            x = emission(loc, self.frame_scale, mask)
+            if observed is not None:
+                x = IndependentSteps(normal(loc, self.frame_scale), mask, observed)
+            pyro.sample("x", x, obs=frames)
 
     def guide(self, frames: Tensor, mask: Tensor | None = None):
         """A rough guide: q(z_t | z_{t-1}, x_t), linear."""
@@ -143,6 +149,7 @@ class StateSpace:
         return self.loc, torch.diag(self.first_scale**2), step, seen
 
     def log_evidence(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """NaN is what was not seen."""
         loc, covariance, step, seen = self._parts()
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask
         return torch.stack(
@@ -152,8 +159,10 @@ class StateSpace:
             ]
         )
 
-    def exact_guide(self, frames: Tensor, mask: Tensor | None = None):
+    def exact_guide(self, frames: Tensor, mask: Tensor | None = None, observed: Tensor | None = None):
         """q(z_t | z_{t-1}, x), exact: each step's matrix, offset and Cholesky factor are its inputs."""
+        if observed is not None:  # NaN is what was not seen
+            frames = torch.where(reference.by_coordinate(observed, frames), frames, float("nan"))
         num_sequences, num_steps = frames.shape[:2]
         size = self.latent_dim
         lengths = [num_steps] * num_sequences if mask is None else mask.sum(1).tolist()

@@ -258,10 +258,18 @@ def as_linear_steps(mean: Tensor, covariance: Tensor, size: int) -> tuple[Tensor
     return mean[:size], covariance[:size, :size], steps
 
 
+def by_coordinate(observed: Tensor, values: Tensor) -> Tensor:
+    """Return what was observed of values (B, T, *E), (B, T) or (B, T, *E), as (B, T, *E)."""
+    return observed.reshape(observed.shape + (1,) * (values.ndim - observed.ndim)).expand(values.shape)
+
+
 def posterior_chain(
     mean: Tensor, covariance: Tensor, steps: Sequence[LinearStep], emission: LinearStep, frames: Tensor
 ) -> tuple[Tensor, Tensor, list[LinearStep]]:
-    """Return the exact posterior of a chain seen through x_t = C z_t + c + noise of covariance R, itself a chain."""
+    """Return the exact posterior of a chain seen through x_t = C z_t + c + noise of covariance R, itself a chain.
+
+    NaN is what was not seen.
+    """
     z_mean, z_covariance = dense_chain(mean, covariance, steps)
     matrix, offset, noise = emission
     num_steps = len(frames)
@@ -274,19 +282,26 @@ def posterior_chain(
             torch.cat([decode @ z_covariance, x_covariance], 1),
         ]
     )
-    return as_linear_steps(*conditioned(torch.cat([z_mean, x_mean]), joint, frames.reshape(-1)), len(mean))
+    seen = ~frames.reshape(-1).isnan()
+    kept = torch.cat([torch.ones_like(z_mean, dtype=torch.bool), seen])
+    known = frames.reshape(-1)[seen]
+    return as_linear_steps(*conditioned(torch.cat([z_mean, x_mean])[kept], joint[kept][:, kept], known), len(mean))
 
 
 def kalman_log_evidence(
     mean: Tensor, covariance: Tensor, steps: Sequence[LinearStep], emission: LinearStep, frames: Tensor
 ) -> Tensor:
-    """Return log p(x_1, ..., x_T) of one sequence (T, X) by the Kalman filter: predict, score, update."""
-    matrix, offset, noise = emission
+    """Return log p(x_1, ..., x_T) of one sequence (T, X) by the Kalman filter: predict, score, update.
+
+    NaN is what was not seen.
+    """
     total = torch.zeros((), dtype=mean.dtype)
     for t, frame in enumerate(frames):
         if t > 0:
             step, shift, drift = steps[t - 1]
             mean, covariance = step @ mean + shift, step @ covariance @ step.T + drift
+        seen = ~frame.isnan()
+        frame, matrix, offset, noise = frame[seen], emission[0][seen], emission[1][seen], emission[2][seen][:, seen]
         spread = matrix @ covariance @ matrix.T + noise
         total = total + gaussian_log_prob(frame, matrix @ mean + offset, spread)
         gain = covariance @ matrix.T @ torch.linalg.inv(spread)
