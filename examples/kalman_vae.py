@@ -11,7 +11,7 @@ dynamics by the codes; here there is one. The command line is in `command_line.p
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -23,18 +23,7 @@ from torch import nn
 from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent import ConvDecoder, ConvEncoder, IndependentSteps, MarkovChain, NormalHead, batch_sizes
-
-
-def in_full_precision(function):
-    """Keep autocast away from linear algebra: in half precision the exact posterior is not exact."""
-
-    @wraps(function)
-    def run(*args):
-        with torch.autocast(next(x for x in args if isinstance(x, torch.Tensor)).device.type, enabled=False):
-            return function(*args)
-
-    return run
+from seqdisent import ConvDecoder, ConvEncoder, IndependentSteps, LinearGaussianChain, NormalHead, batch_sizes
 
 
 class KalmanVAE(nn.Module):
@@ -59,72 +48,24 @@ class KalmanVAE(nn.Module):
     def scale(self, name):
         return softplus(self.noises[name]) + 1e-2  # less, and float32 is too coarse for the recursion below
 
+    def chain(self, num_sequences, num_steps, mask):
+        loc = self.noises["z_1"].new_zeros(num_sequences, len(self.dynamics))
+        return LinearGaussianChain(loc, self.scale("z_1"), self.dynamics, self.scale("z"), num_steps, mask=mask)
+
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
-            initial = self.state(self.noises["z_1"].new_zeros(num_sequences, len(self.dynamics)), "z_1")
-            z = pyro.sample("z", MarkovChain(initial, self.transition, num_steps, mask=mask))
-            a = pyro.sample("a", IndependentSteps(self.emission(z), mask))
+            z = pyro.sample("z", self.chain(num_sequences, num_steps, mask))
+            with torch.autocast(z.device.type, enabled=False):  # in half precision, the posterior is not exact
+                codes = dist.Normal(z @ self.reading.T, self.scale("a"), validate_args=False).to_event(1)
+            a = pyro.sample("a", IndependentSteps(codes, mask))
             pyro.sample("x", bernoulli(self.decoder(a), mask, 3), obs=real_frames(frames, mask))
 
-    @in_full_precision
-    def emission(self, z):
-        return dist.Normal(z @ self.reading.T, self.scale("a"), validate_args=False).to_event(1)
-
-    @in_full_precision
-    def transition(self, z_prev):
-        return self.state(z_prev @ self.dynamics.T, "z")
-
-    def state(self, loc, name):
-        return dist.MultivariateNormal(loc, scale_tril=self.scale(name).diag(), validate_args=False)
-
     def guide(self, frames, mask=None):
-        with pyro.plate("sequences", len(frames)):
+        num_sequences, num_steps = frames.shape[:2]
+        with pyro.plate("sequences", num_sequences):
             a = pyro.sample("a", IndependentSteps(self.code(self.encoder(real_frames(frames, mask))), mask))
-            pyro.sample("z", self.smoothed(a, mask))
-
-    @in_full_precision
-    def smoothed(self, a, mask=None):
-        """The exact posterior p(z_{1:T} | a_{1:T}): a chain again, p(z_t | z_{t-1}, a_{t:T}), linear-Gaussian."""
-        size = len(self.dynamics)
-        seen = self.reading / self.scale("a").unsqueeze(-1).square()  # R^-1 C
-        real = a.new_ones(a.shape[:-1]) if mask is None else mask.to(a)
-        # What a_t ... a_T say of z_t is exp(-1/2 z' L z + z' l): L and l, from the end on
-        precision, shift = a.new_zeros(*a.shape[:-2], size, size), a.new_zeros(*a.shape[:-2], size, 1)
-        messages = []
-        for a_t, real_t in zip(reversed(a.unbind(-2)), reversed(real.unbind(-1)), strict=True):
-            precision = precision + real_t[..., None, None] * (seen.T @ self.reading)
-            shift = shift + real_t[..., None, None] * (a_t @ seen).unsqueeze(-1)
-            messages.append((precision, shift))
-            # through the transition: A' (I + L Q)^-1 (L A, l)
-            mixed = torch.eye(size).to(a) + precision * self.scale("z").square()
-            both = self.dynamics.T @ torch.linalg.solve(mixed, torch.cat([precision @ self.dynamics, shift], -1))
-            precision, shift = both[..., :size], both[..., size:]
-        precision, shift = (torch.stack(parts[::-1], -3) for parts in zip(*messages, strict=True))
-
-        def posterior(name, prior_loc, precision, shift):
-            """Combine a state's prior N(loc, Q), loc linear in the state before, with what is said of it."""
-            inverse = self.scale(name).square().reciprocal()
-            factor = torch.linalg.cholesky(precision + inverse.diag())
-            covariance = torch.cholesky_inverse(factor)
-            return (
-                covariance @ (inverse.unsqueeze(-1) * prior_loc),
-                covariance @ shift,
-                torch.linalg.cholesky(covariance),
-            )
-
-        gain, offset, factor = posterior("z", self.dynamics, precision, shift)
-        inputs = torch.cat([gain.flatten(-2), offset.flatten(-2), factor.flatten(-2)], -1)
-
-        @in_full_precision
-        def step(z_prev, inputs):
-            gain, offset, factor = inputs.split([size * size, size, size * size], -1)
-            loc = (gain.unflatten(-1, (size, size)) @ z_prev.unsqueeze(-1)).squeeze(-1) + offset
-            return dist.MultivariateNormal(loc, scale_tril=factor.unflatten(-1, (size, size)), validate_args=False)
-
-        _, loc, factor = posterior("z_1", self.dynamics, precision[..., 0, :, :], shift[..., 0, :, :])
-        initial = dist.MultivariateNormal(loc.squeeze(-1), scale_tril=factor, validate_args=False)
-        return MarkovChain(initial, step, a.shape[-2], inputs=inputs, mask=mask)
+            pyro.sample("z", self.chain(num_sequences, num_steps, mask).posterior(a, self.reading, self.scale("a")))
 
 
 EXAMPLE = Example(

@@ -89,7 +89,8 @@ class Plan:
     pose_part: float = 1.0
     static_part: float = 1.0
     temperature_part: float = 1.0
-    recolour: float = 0.0  # stage 1: part of the groups whose colours are changed at random, if identities are few
+    recolour: float = 0.0  # stage 1: part of the groups in other colours, if clips have three and identities are few
+    few_identities: int = 30  # fewer than that
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
     peak_weight: float = 1.0  # stage 2: of KL(z) half way; above 1, it squeezes identity out
     dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
@@ -250,7 +251,7 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
     return training(
         vdsm, ("encoder", "static", "pose", "decoder"), plan, n, plan.pretraining_rate,
         vdsm.pretraining_model, vdsm.pretraining_guide,
-        group_draws(clips, plan.num_groups, plan.frames_per_group, plan.recolour),
+        group_draws(clips, plan.num_groups, plan.frames_per_group, plan.recolour, plan.few_identities),
         weights={"z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
                  "s": change(plan.static_weight, 1.0, round(n * plan.static_part))},
         inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},

@@ -25,7 +25,6 @@ from seqdisent.metrics import Judge
 from seqdisent.plotting import film_strip, save_gif, save_png
 from seqdisent.training import ELBOTraining
 
-FEW_IDENTITIES = 30  # below, colours are learnt by heart
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
 
 # Vowels et al., tables 1 and 2, in per cent: consistency; what is told from the identity's and the dynamics' embedding
@@ -105,22 +104,18 @@ def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **
 
 
 def group_draws(
-    clips: Clips, num_groups: int, frames_per_group: int, recolour: float = 0.0
+    clips: Clips, num_groups: int, frames_per_group: int, recolour: float, few_identities: int
 ) -> Callable[[torch.Generator], Batch]:
-    """Return what draws groups of frames of one identity each.
-
-    Where identities are few, a part `recolour` of the groups has other colours, as if of another identity.
-    """
-    if clips.num_identities >= FEW_IDENTITIES or clips.frames.shape[2] != 3:
+    """Return what draws groups of frames of one identity each, a part in other colours where identities are few."""
+    if clips.num_identities >= few_identities or clips.frames.shape[2] != 3:
         recolour = 0.0
 
     def draw(generator: torch.Generator) -> Batch:
         batch = clips.draw_groups(num_groups, frames_per_group, generator)
-        if recolour == 0.0:
-            return batch
-        chosen = torch.rand(num_groups, generator=generator) < recolour
-        frames = torch.where(chosen[:, None, None, None, None], recoloured(batch.frames, generator), batch.frames)
-        return batch._replace(frames=frames)
+        if recolour > 0:
+            chosen = torch.rand(num_groups, generator=generator) < recolour
+            batch.frames[chosen] = recoloured(batch.frames[chosen], generator)
+        return batch
 
     return draw
 

@@ -1,6 +1,14 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
-from seqdisent.chains import IndependentSteps, MarkovChain, OvershootingChain, RecurrentChain, feedback, shift_steps
+from seqdisent.chains import (
+    IndependentSteps,
+    LinearGaussianChain,
+    MarkovChain,
+    OvershootingChain,
+    RecurrentChain,
+    feedback,
+    shift_steps,
+)
 from seqdisent.decoders import ConvDecoder, MixtureOfExpertsConvDecoder
 from seqdisent.encoders import ConvEncoder, Seq2SeqDynamicsEncoder, StaticEncoder, read_backward
 from seqdisent.experts import MixtureOfExperts
@@ -32,6 +40,7 @@ __all__ = [
     "FlowPrior",
     "GatedTransition",
     "IndependentSteps",
+    "LinearGaussianChain",
     "MarkovChain",
     "MixtureOfExperts",
     "MixtureOfExpertsConvDecoder",

@@ -200,7 +200,7 @@ class StaticEncoder(nn.Module):
         check_kind("features", features, self.embedding.weight)
         if mask is not None:
             mask = check_mask(mask, features.shape[:-2], features.shape[-2], features.device)
-        counted = observed_steps(observed, mask, features.shape[:-1])
+        counted = observed_steps(observed, mask, features)
         if counted is None:
             mean = F.leaky_relu(self.embedding(features)).mean(-2)
         else:
@@ -370,7 +370,7 @@ def read_backward(
 
 def _without_holes(inputs: Tensor, observed: Tensor | None) -> Tensor:
     """Return inputs (*B, T, I) with 0 at steps without an observation."""
-    counted = observed_steps(observed, None, inputs.shape[:-1])
+    counted = observed_steps(observed, None, inputs)
     return inputs if counted is None else overwrite_padding(inputs, counted)
 
 

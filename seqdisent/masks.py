@@ -91,13 +91,13 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
     return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
 
 
-def check_observed(
+def expand_observed(
     observed: Tensor, batch_shape: torch.Size, event_shape: torch.Size, device: torch.device | None = None
 ) -> Tensor:
     r"""Return `observed` as bool (\*B, T), or (\*B, T, \*E) where it says so of each coordinate.
 
     Args:
-        observed: bool, of one of these shapes, or what broadcasts to it from the left.
+        observed: bool, of one of these shapes; particles on the left of (B, T) may be missing.
         batch_shape: (\*B, T).
         event_shape: E.
         device: where it should be.
@@ -111,28 +111,35 @@ def check_observed(
         raise TypeError(f"observed: got {found}, expected a bool tensor, True where measured: ~values.isnan(), say")
     if device is not None and observed.device != device:
         raise ValueError(f"observed: is on {observed.device}, expected {device}, where the values are")
-    for wanted, num_own in ((batch_shape, 1), (batch_shape + event_shape, 1 + len(event_shape))):
-        own, rest = observed.shape[-num_own:], observed.shape[: max(0, observed.ndim - num_own)]
-        if own == wanted[-num_own:] and _fits_left(rest, wanted[:-num_own]):
-            return observed.expand(wanted)
+    own = 2 if len(batch_shape) > 1 else 1  # (B, T): these may not be missing
+    by_coordinate = is_by_coordinate(observed, batch_shape, event_shape)
+    wanted = batch_shape + event_shape if by_coordinate else batch_shape
+    num_own = own + (len(event_shape) if by_coordinate else 0)
+    rest, more = observed.shape[: observed.ndim - num_own], wanted[: len(wanted) - num_own]
+    fits = observed.ndim >= num_own and observed.shape[-num_own:] == wanted[-num_own:] and len(rest) <= len(more)
+    if fits and all(a in (1, b) for a, b in zip(rest[::-1], more[::-1], strict=False)):
+        return observed.expand(wanted)
     or_by_coordinate = f" or {tuple(batch_shape + event_shape)}" if event_shape else ""
     raise ValueError(f"observed: has shape {tuple(observed.shape)}, expected {tuple(batch_shape)}{or_by_coordinate}")
 
 
-def _fits_left(rest: torch.Size, wanted: torch.Size) -> bool:
-    return len(rest) <= len(wanted) and all(a in (1, b) for a, b in zip(rest[::-1], wanted[::-1], strict=False))
+def is_by_coordinate(observed: Tensor, batch_shape: torch.Size, event_shape: torch.Size) -> bool:
+    r"""Say whether `observed` is (\*B, T, \*E) rather than (\*B, T), by its number of dimensions."""
+    num_batch = observed.ndim - len(event_shape)
+    return len(event_shape) > 0 and num_batch >= min(2, len(batch_shape)) and observed.shape[num_batch:] == event_shape
 
 
-def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None) -> Tensor:
+def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None, *, event_dims: int = 1) -> Tensor:
     r"""Return what a network reads of sequences with holes: 0 in each hole, and beside the values what was observed.
 
     Args:
-        values: (\*B, T, X); NaN or any filler where `observed` is False.
-        observed: (\*B, T) or (\*B, T, X) bool, True where measured.
+        values: (\*B, T, X), or pictures (\*B, T, C, H, W); NaN or any filler where `observed` is False.
+        observed: (\*B, T) bool, or of the values' shape, True where measured.
         mask: (\*B, T) bool, which steps are real; padding is no observation.
+        event_dims: dimensions to the right of time: 1 for vectors, 3 for pictures.
 
     Returns:
-        (\*B, T, X + 1), or (\*B, T, 2 X) if `observed` says so of each coordinate.
+        (\*B, T, X + 1), or (\*B, T, 2 X) if `observed` says so of each coordinate; of pictures, as many more channels.
 
     Raises:
         TypeError: `observed` or `mask` is no tensor of bool.
@@ -144,20 +151,23 @@ def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None) -
         tensor([[[3., 4., 1., 1.],
                  [0., 5., 0., 1.]]])
     """
-    if values.ndim < 2:
-        raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, T, X)")
-    observed = check_observed(observed, values.shape[:-1], values.shape[-1:], values.device)
-    observed = observed.unsqueeze(-1) if observed.ndim < values.ndim else observed
+    if event_dims < 1 or values.ndim <= event_dims:
+        raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, T) and {max(1, event_dims)} more")
+    steps, event_shape = values.shape[: values.ndim - event_dims], values.shape[values.ndim - event_dims :]
+    observed = expand_observed(observed, steps, event_shape, values.device)
+    if observed.ndim < values.ndim:
+        observed = observed.reshape(steps + (1,) * event_dims).expand(*steps, 1, *event_shape[1:])
     if mask is not None:
-        observed = observed & check_mask(mask, values.shape[:-2], values.shape[-2], values.device).unsqueeze(-1)
-    return torch.cat([torch.where(observed, values, values.new_zeros(())), observed.to(values.dtype)], -1)
+        mask = check_mask(mask, steps[:-1], steps[-1], values.device)
+        observed = observed & mask.reshape(mask.shape + (1,) * event_dims)
+    return torch.cat([torch.where(observed, values, values.new_zeros(())), observed.to(values.dtype)], -event_dims)
 
 
-def observed_steps(observed: Tensor | None, mask: Tensor | None, steps: torch.Size) -> Tensor | None:
-    r"""Return which of the steps (\*B, T) are real and were observed; None for all of them."""
+def observed_steps(observed: Tensor | None, mask: Tensor | None, values: Tensor) -> Tensor | None:
+    r"""Return which of the steps of values (\*B, T, X) are real and were observed, (\*B, T); None for all of them."""
     if observed is None:
         return mask
-    observed = check_observed(observed, steps, torch.Size())
+    observed = expand_observed(observed, values.shape[:-1], torch.Size(), values.device)
     return observed if mask is None else observed & mask
 
 

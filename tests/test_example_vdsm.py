@@ -208,8 +208,8 @@ def test_partners_show_the_same_identity(vdsm, network):
     assert (training.weights["same_identity"](0), training.weights["same_motion"](0)) == (2.0, 3.0)
 
 
-def test_few_identities_are_seen_in_other_colours(vdsm):
-    from videos import FEW_IDENTITIES, group_draws, recoloured
+def test_few_identities_are_seen_in_other_colours(vdsm, network):
+    from videos import recoloured
 
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(3, 1, 3, 1, 1, generator=generator).expand(3, 2, 3, 4, 4).clone()
@@ -225,21 +225,20 @@ def test_few_identities_are_seen_in_other_colours(vdsm):
     assert ((greys >= 0) & (greys <= 1)).all()
     assert shades.std() / 2 < greys.std(-1).mean() < shades.std()  # colours stay vivid
 
-    def drawn(num_identities, recolour):
-        clips = Clips(
-            torch.arange(256, dtype=torch.uint8)
-            .expand(3, 256)
-            .reshape(1, 1, 3, 16, 16)
-            .repeat(num_identities, 2, 1, 1, 1),
-            identity=torch.arange(num_identities),
+    def drawn(num_identities, recolour, colours=3):
+        frames = torch.arange(256, dtype=torch.uint8).expand(colours, 256).reshape(1, 1, colours, 16, 16)
+        clips = Clips(frames.repeat(num_identities, 2, 1, 1, 1), identity=torch.arange(num_identities))
+        plan = vdsm.Plan(
+            network.sizes, num_groups=100, frames_per_group=2, recolour=recolour, few_identities=7, prior_steps=1
         )
-        batch = group_draws(clips, 100, 2, recolour)(torch.Generator().manual_seed(1))
+        network_of = vdsm.VDSM((colours, 16, 16), network.sizes)
+        batch = vdsm.pretraining(network_of, plan, clips, 0).draw(torch.Generator().manual_seed(1))
         real = clips.draw_groups(100, 2, torch.Generator().manual_seed(1))
         assert (batch.positions == real.positions).all()
         return (batch.frames != real.frames).flatten(1).any(1).double().mean()
 
-    assert drawn(FEW_IDENTITIES - 1, 0.0) == drawn(FEW_IDENTITIES, 0.7) == 0.0
-    assert 0.5 < drawn(FEW_IDENTITIES - 1, 0.7) < 0.9
+    assert drawn(6, 0.0) == drawn(7, 0.7) == drawn(6, 0.7, colours=1) == 0.0
+    assert 0.5 < drawn(6, 0.7) < 0.9
 
 
 def test_cached_features_are_those_of_the_frames(vdsm, network):

@@ -2,6 +2,7 @@
 
 from seqdisent.chains.draws import Draw
 from seqdisent.chains.factorised import IndependentSteps
+from seqdisent.chains.linear_gaussian import Filtered, LinearGaussianChain, Moments
 from seqdisent.chains.markov import MarkovChain
 from seqdisent.chains.overshooting import OvershootingChain
 from seqdisent.chains.protocol import Chain, ChainState, Conditionals
@@ -12,8 +13,11 @@ __all__ = [
     "ChainState",
     "Conditionals",
     "Draw",
+    "Filtered",
     "IndependentSteps",
+    "LinearGaussianChain",
     "MarkovChain",
+    "Moments",
     "OvershootingChain",
     "RecurrentChain",
     "feedback",

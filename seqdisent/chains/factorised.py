@@ -15,7 +15,7 @@ from typing_extensions import Self
 from seqdisent._checks import check_positive
 from seqdisent.chains.draws import Draw, is_flow
 from seqdisent.chains.protocol import Chain, Conditionals, fill_path, overwrite_steps
-from seqdisent.masks import check_mask, check_observed
+from seqdisent.masks import check_mask, expand_observed, is_by_coordinate
 
 
 class IndependentSteps(TorchDistribution):
@@ -71,11 +71,11 @@ class IndependentSteps(TorchDistribution):
         if mask is not None:
             mask = check_mask(mask, step.batch_shape[:-1], num_steps)
         if observed is not None:
-            observed = check_observed(observed, step.batch_shape, step.event_shape)
-            if observed.ndim > len(step.batch_shape) and _coordinates(step) is None:
+            observed = expand_observed(observed, step.batch_shape, step.event_shape)
+            if observed.ndim > len(step.batch_shape) and coordinates(step) is None:
                 raise ValueError(
-                    f"observed: has shape {tuple(observed.shape)}, but the coordinates of a {type(step).__name__} are "
-                    f"not independent; expected {tuple(step.batch_shape)}, a whole step or nothing of it"
+                    f"observed: has shape {tuple(observed.shape)}, expected {tuple(step.batch_shape)}: by coordinate "
+                    f"needs independent ones in `.to_event({len(step.event_shape)})`, not a {type(step).__name__}"
                 )
         self.step_distribution, self._step_mask, self._observed = step, mask, observed
         event_shape = torch.Size((step.batch_shape[-1], *step.event_shape))
@@ -90,6 +90,13 @@ class IndependentSteps(TorchDistribution):
     def observed(self) -> Tensor | None:
         r"""What was measured, bool (\*B, T) or (\*B, T, \*E), or None if all was."""
         return self._observed
+
+    @property
+    def observed_steps(self) -> Tensor | None:
+        r"""Of which steps anything was measured, bool (\*B, T), or None if all was."""
+        if self._observed is None or self._observed.ndim == len(self.batch_shape) + 1:
+            return self._observed
+        return self._observed.flatten(len(self.batch_shape) + 1).any(-1)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -162,7 +169,7 @@ class IndependentSteps(TorchDistribution):
         # to leave a hole out is not enough: the gradient of what is left out may be 0 * NaN
         is_known = counted.reshape(counted.shape + (1,) * (len(self.event_shape) - 1 - num_coordinates))
         path = torch.where(is_known, path, _inside(self.step_distribution, path))
-        step = _coordinates(self.step_distribution) if num_coordinates else self.step_distribution
+        step = coordinates(self.step_distribution) if num_coordinates else self.step_distribution
         per_step: Tensor = sum_rightmost(torch.where(counted, step.log_prob(path), 0.0), num_coordinates)
         return per_step
 
@@ -230,12 +237,12 @@ def _num_steps(step: TorchDistribution, mask: Any, observed: Any) -> int:
     if isinstance(mask, Tensor) and mask.ndim:
         return mask.shape[-1]
     if isinstance(observed, Tensor) and observed.ndim:
-        by_coordinate = observed.ndim > len(step.batch_shape)
+        by_coordinate = is_by_coordinate(observed, step.batch_shape, step.event_shape)
         return observed.shape[-1 - len(step.event_shape)] if by_coordinate else observed.shape[-1]
     return 1
 
 
-def _coordinates(step: TorchDistribution) -> Any:
+def coordinates(step: TorchDistribution) -> Any:
     """Return a step's independent coordinates, as many as its event has, or None if it has no such."""
     is_independent = type(step) is dist.Independent and not step.base_dist.event_shape
     return step.base_dist if is_independent and type(step.base_dist) is not dist.MaskedDistribution else None
@@ -243,15 +250,27 @@ def _coordinates(step: TorchDistribution) -> Any:
 
 def _inside(step: Any, values: Tensor) -> Tensor:
     """Return a value that a distribution of a step has a density for; in which class or where does not matter."""
-    while isinstance(step, dist.Independent):
-        step = step.base_dist
-    zeros = values.new_zeros((*step.batch_shape, *step.event_shape))
+    if isinstance(step, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        return _inside(step.base_dist, values)
+    if isinstance(step, torch.distributions.TransformedDistribution):  # its support is said of the last transform alone
+        value = _inside(step.base_dist, values)
+        for transform in step.transforms:
+            value = transform(value)
+        return value.detach()
+    if isinstance(step, torch.distributions.MixtureSameFamily):
+        components: Tensor = _inside(step.component_distribution, values)
+        return components.expand(*step.component_distribution.batch_shape, *step.event_shape).select(
+            len(step.batch_shape), 0
+        )
+    zeros = values.new_zeros(step.shape())
     try:
         support = step.support
         if not support.is_discrete:
             return transform_to(support)(zeros).detach()  # type: ignore[no-any-return]
-    except NotImplementedError:  # it does not say, or of no kind that torch knows
-        return zeros
+    except NotImplementedError as error:
+        raise ValueError(
+            f"observed: no value is known for which a {type(step).__name__} has a density, to stand in a hole"
+        ) from error
     if step.event_shape:  # one-hot
         zeros[..., 0] = 1
     return zeros

@@ -13,7 +13,7 @@ from seqdisent.chains import IndependentSteps
 from seqdisent.chains.factorised import as_chain, without_mask
 from seqdisent.chains.protocol import fill_path
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
-from seqdisent.inference.programs import bare
+from seqdisent.inference.programs import bare, is_auxiliary
 
 
 def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -30,11 +30,6 @@ def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites:
         raise ValueError(
             f"model: has no latent site {extra}, which the guide samples; expected the sites {sorted(latent)}"
         )
-
-
-def is_auxiliary(site: Site) -> bool:
-    """Say whether a guide's site is marked as one that the model need not have, as Pyro's automatic guides do."""
-    return bool((site["infer"] or {}).get("is_auxiliary"))
 
 
 def check_gradient(name: str, site: Site) -> None:
@@ -83,26 +78,31 @@ def check_observed(name: str, site: Site) -> None:
                 )
 
 
-def check_no_nan(name: str, site: Site) -> None:
-    """Raise if there is NaN under a mask of an observed site: its term is finite, and the gradient is NaN.
+def check_left_out(name: str, site: Site) -> None:
+    """Raise if there is NaN or infinity under a mask of an observed site: its term is finite, and the gradient NaN.
 
     IndependentSteps fill what they leave out. Values are looked at only where that waits for no device.
     """
-    fn, value = site["fn"], site["value"]
-    if not (value.is_floating_point() and torch.is_grad_enabled() and reads_at_once(value)):
+    (fn, mask), value = without_mask(site["fn"], site["mask"]), site["value"]
+    if mask is False or not (value.is_floating_point() and torch.is_grad_enabled() and reads_at_once(value)):
         return
-    chain, kept = as_chain(fn), None if isinstance(fn, IndependentSteps) else counted(fn)
-    if site["mask"] is None and kept is None:
+    chain = as_chain(fn)
+    inner = counted(fn.step_distribution if isinstance(fn, IndependentSteps) else fn)
+    if not isinstance(mask, Tensor) and inner is None:
         return
-    nan = (value if chain is None else fill_path(chain, value)).isnan()  # where it counts, its term is NaN too
-    left_out = torch.zeros_like(nan) if kept is None else nan & ~kept
-    if site["mask"] is not None:
-        mask = torch.as_tensor(site["mask"])
-        left_out = left_out | nan & ~mask.reshape(mask.shape + (1,) * fn.event_dim)
+    value = value if chain is None else fill_path(chain, value)
+    wrong = ~value.isfinite()
+    if isinstance(fn, IndependentSteps) and fn.observed is not None:
+        wrong = wrong & fn.observed.reshape(
+            fn.observed.shape + (1,) * (fn.event_dim + len(fn.batch_shape) - fn.observed.ndim)
+        )
+    left_out = torch.zeros_like(wrong) if inner is None else wrong & ~inner  # where it counts, its term says so itself
+    if isinstance(mask, Tensor):
+        left_out = left_out | wrong & ~mask.reshape(mask.shape + (1,) * fn.event_dim)
     if left_out.any():
         raise ValueError(
-            f"site {name!r}: what is observed has NaN under a mask, so that gradients would be NaN; expected "
-            "IndependentSteps(step, mask, observed), which leaves holes out"
+            f"site {name!r}: what is observed has NaN or infinity under a mask, so that gradients would be NaN; "
+            "expected IndependentSteps(step, mask, observed), which leaves holes out"
         )
 
 

@@ -30,7 +30,8 @@ class Term:
         kind: what the bound adds, ``"log_likelihood"``, or subtracts, ``"kl"``.
         value: (B,), a value a sequence; (K, B) with K particles; () or (K,) outside the sequences' plate.
         per_step: (..., B, T), the same step by step, 0 at padding; None of a site that is no trajectory.
-        real_steps: (..., B, T) bool, which of these steps are not padding; None likewise.
+        real_steps: (..., B, T) bool, which of these steps are not padding and, of an emission, were observed, at least
+            in part; None likewise.
         pair: (q, p), the distributions that a KL term compares; None of a likelihood, or of particles in a loop.
         how: ``"density"`` of what is observed, ``"closed form"`` or ``"monte carlo"``.
         in_plate: whether the site lies in the sequences' plate.

@@ -9,17 +9,20 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from seqdisent.inference.programs import drawn_at_once, emit, inferred, values_of
-from seqdisent.masks import check_observed
+from seqdisent.chains import IndependentSteps
+from seqdisent.chains.factorised import as_chain, as_steps, coordinates
+from seqdisent.inference.programs import Used, drawn_at_once, emit, inferred, taken_apart, values_of
+from seqdisent.masks import expand_observed
 
 
 class Imputed(NamedTuple):
-    r"""What a model says of one emission site where it was not observed.
+    r"""What a model says of sequences where they were not observed.
 
     Attributes:
-        distribution: the posterior predictive given the latents: at their posterior means, or at S draws, which are a
-            dimension on the left of its batch.
-        values: (B, T, \*E), or (S, B, T, \*E): the sequences, with the distribution's mean, or draws, in the holes.
+        distribution: the emission, given the latents: at their posterior means, or at S draws, which are a dimension on
+            the left of its batch.
+        values: (B, T, \*E), or (S, B, T, \*E): the sequences, with the distribution's mean, or draws of it, in holes
+            and in padding.
     """
 
     distribution: TorchDistribution
@@ -32,26 +35,31 @@ def impute(
     *args: Any,
     observed: Tensor,
     num_samples: int | None = None,
+    emission: str | None = None,
     **inputs: Any,
-) -> dict[str, Imputed]:
+) -> Imputed:
     r"""Fill holes by the posterior predictive: infer latents from what was observed, decode all steps.
 
     Args:
-        model: a Pyro model with an argument `observed`.
-        guide: its guide, with one too.
+        model: a Pyro model with an argument `observed`, whose steps are independent given the latents.
+        guide: its guide, with that argument too.
         *args: sequences (B, T, \*E), NaN or anything in their holes, and a mask where they are ragged.
         observed: (B, T) or (B, T, \*E) bool, True where measured.
         num_samples: S, how many joint draws of latents and observations; they are drawn at once, in a plate on the
             left of the programs' own. None for the latents' means and the mean of what was missing.
+        emission: the model's site that emits the sequences; None for the only one of their shape.
         **inputs: further arguments of both.
 
     Returns:
-        {emission site with the shape of the sequences: :class:`~seqdisent.inference.Imputed`}. The mean of an emission
-        is no interval: quantiles of draws are.
+        :class:`~seqdisent.inference.Imputed`. A mean is no interval: quantiles of draws are. A draw has a gradient
+        where the emission has an ``rsample``.
 
     Raises:
         TypeError: as :func:`reconstruct`; `observed` is not bool.
-        ValueError: as there; `observed` of another shape, or no emission site has the sequences' shape.
+        ValueError: as there; `observed` of another shape; no or several emissions of the sequences' shape; one whose
+            steps are not independent, or not its coordinates where these were observed in part; without
+            `num_samples`, one that has no mean.
+        RuntimeError: a program that fails with draws on the left of its own dimensions.
 
     Example:
         >>> import pyro
@@ -67,23 +75,59 @@ def impute(
         ...     with pyro.plate("sequences", len(x)):
         ...         pyro.sample("level", dist.Normal(x.nanmean(-1), 0.1))
         >>> x = torch.tensor([[1.0, 3.0, torch.nan]])
-        >>> impute(model, guide, x, observed=~x.isnan())["x"].values
+        >>> impute(model, guide, x, observed=~x.isnan()).values
         tensor([[1., 3., 2.]])
-        >>> impute(model, guide, x, observed=~x.isnan(), num_samples=7)["x"].values.shape
+        >>> impute(model, guide, x, observed=~x.isnan(), num_samples=7).values.shape
         torch.Size([7, 1, 3])
     """
-    guide, model = drawn_at_once(model, guide, args, num_samples, {"observed": observed, **inputs})
     sample = num_samples is not None
-    frames, mask, sites, read = inferred(guide, args, sample, False, {"observed": observed, **inputs})
-    emitted = emit(model, values_of(sites), frames.shape[:2], mask, sample, read)[0]
-    emitted = {name: fn for name, fn in emitted.items() if fn.event_shape == frames.shape[1:]}
-    if not emitted:
+
+    def use(model: Callable[..., Any], guide: Callable[..., Any]) -> Used:
+        frames, mask, sites, read = inferred(guide, args, sample, False, {"observed": observed, **inputs})
+        return Used(*emit(model, values_of(sites), frames.shape[:2], mask, sample, read), sites)
+
+    emitted = drawn_at_once(use, model, guide, num_samples).emitted
+    _, frames, mask = taken_apart("args", args if "mask" not in inputs else (*args, inputs["mask"]), observed)
+    known = expand_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
+    fn = _emission(emitted, emission, frames, by_coordinate=known.ndim > 2)
+    known = known if mask is None else known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))
+    known = known.reshape(known.shape + (1,) * (frames.ndim - known.ndim))
+    drawn = (fn.rsample() if fn.has_rsample else fn.sample()) if sample else _mean(fn)
+    return Imputed(fn, torch.where(known, frames, drawn))
+
+
+def _emission(
+    emitted: dict[str, TorchDistribution], name: str | None, frames: Tensor, *, by_coordinate: bool
+) -> TorchDistribution:
+    """Return the emission of the sequences, if each of its holes can be filled by itself."""
+    fitting = [site for site, fn in emitted.items() if fn.event_shape == frames.shape[1:]]
+    if name is None and len(fitting) == 1:
+        name = fitting[0]
+    if name not in fitting:
         raise ValueError(
-            f"model: has no emission with event shape {tuple(frames.shape[1:])}, that of the sequences to be filled"
+            f"emission: got {name!r}, expected one of {fitting}, the model's emissions with event shape "
+            f"{tuple(frames.shape[1:])}, that of the sequences"
         )
-    observed = check_observed(observed, frames.shape[:2], frames.shape[2:])
-    observed = observed.reshape(observed.shape + (1,) * (frames.ndim - observed.ndim))
-    return {
-        name: Imputed(fn, torch.where(observed, frames, fn.sample() if sample else fn.mean))
-        for name, fn in emitted.items()
-    }
+    fn = emitted[name]
+    steps = as_chain(fn) or as_steps(fn)
+    if not isinstance(steps, IndependentSteps):
+        raise ValueError(f"emission: {name!r} is a {type(fn).__name__}, expected IndependentSteps given the latents")
+    if by_coordinate and frames.ndim > 2 and coordinates(steps.step_distribution) is None:
+        raise ValueError(
+            f"emission: {name!r} has steps whose coordinates depend on each other, expected `observed` (B, T) for it"
+        )
+    if fn.batch_shape[-1:] != frames.shape[:1] or len(fn.batch_shape) > 2:
+        raise ValueError(
+            f"emission: {name!r} has batch shape {tuple(fn.batch_shape)}, expected ({len(frames)},), the sequences"
+        )
+    return fn
+
+
+def _mean(fn: TorchDistribution) -> Tensor:
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        mean = torch.full((1,), torch.nan)
+    if mean.isnan().all():
+        raise ValueError("num_samples: got None, expected a number of draws: this emission has no mean")
+    return mean

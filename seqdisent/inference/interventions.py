@@ -11,7 +11,8 @@ A model whose steps read the frames before them (a VRNN) has one more argument, 
 `reconstruct` and `forecast` give it ``(frames, mask)``, which it reads in place of its own frames. Beyond them, and in
 `generate` and `swap`, it reads what it makes itself (:func:`~seqdisent.feedback` makes such inputs).
 
-Where sequences have holes, pass ``observed=``, bool (B, T) or (B, T, \*E): guide and model have that argument too.
+Where sequences have holes, pass ``observed=`` to `infer`, `reconstruct` and `forecast`, bool (B, T) or (B, T, \*E):
+guide and model have that argument too. :func:`~seqdisent.impute` fills holes.
 
 No function here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as with a module.
 """
@@ -28,6 +29,7 @@ from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import (
+    Used,
     carries_on,
     check_means,
     drawn_at_once,
@@ -187,6 +189,8 @@ def swap(
     """
     if "mask" in inputs:
         raise TypeError("mask: source and donor have one each, expected (frames, mask) for the ragged ones")
+    if "observed" in inputs:
+        raise TypeError("observed: source and donor would have one each, expected sequences without holes")
     source_args, frames, mask = taken_apart("source", source)
     donor_args, donor_frames, donor_mask = taken_apart("donor", donor)
     if len(frames) != len(donor_frames):
@@ -332,11 +336,14 @@ def forecast(
     check_positive(num_steps=num_steps)
     if num_samples is not None and not sample:
         raise ValueError(f"num_samples: got {num_samples} with sample=False, expected None for means")
-    guide, model = drawn_at_once(model, guide, args, num_samples, inputs)
-    frames, mask, sites, read = inferred(guide, args, sample, history, inputs)
-    read = {name: value for name, value in read.items() if name != "observed"}  # nothing is, of the future
-    total, past = frames.shape[1] + num_steps, past_of(sites, len(frames), dict.fromkeys(sites, mask))
-    emitted, trace = emit(model, values_of(sites), (len(frames), total), None, sample, read, past)
+
+    def use(model: Callable[..., Any], guide: Callable[..., Any]) -> Used:
+        frames, mask, sites, read = inferred(guide, args, sample, history, dict(inputs))
+        read = {name: value for name, value in read.items() if name != "observed"}  # nothing is, of the future
+        total, past = frames.shape[1] + num_steps, past_of(sites, len(frames), dict.fromkeys(sites, mask))
+        return Used(*emit(model, values_of(sites), (len(frames), total), None, sample, read, past), sites)
+
+    emitted, trace, sites = drawn_at_once(use, model, guide, num_samples)
     for name, fn in emitted.items():
         if not history and as_chain(fn) is not None and carries_on(fn):
             raise ValueError(

@@ -18,7 +18,7 @@ from seqdisent._random import kept_random_state
 from seqdisent.chains import Chain, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps
 from seqdisent.inference.plates import Site, by_row, check_plates, in_particle_plate, num_plates, sequences_plate
-from seqdisent.masks import check_mask, check_observed
+from seqdisent.masks import check_mask, expand_observed
 
 
 def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def taken_apart(name: str, given: Any, observed: Tensor | None = None) -> tuple[
         mask = check_mask(mask, frames.shape[:1], frames.shape[1])
     seen = frames
     if observed is not None:
-        observed = check_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
+        observed = expand_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
         observed = observed.reshape(observed.shape + (1,) * (frames.ndim - observed.ndim))
         seen = torch.where(observed, frames, 0.0)
     if not torch.isfinite(seen if mask is None else seen[mask]).all():
@@ -107,6 +107,11 @@ def run_on(model: Callable[..., Any], guide_trace: poutine.Trace, args: Any, kwa
     for name, site in sample_sites(trace).items():
         check_plates("model", name, site)
     return trace
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Say whether a guide's site is marked as one that the model need not have, as Pyro's automatic guides do."""
+    return bool((site["infer"] or {}).get("is_auxiliary"))
 
 
 def check_guide(trace: poutine.Trace) -> None:
@@ -282,9 +287,17 @@ def without_factors(sites: Mapping[str, Site]) -> list[str]:
     return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
 
 
+class Used(NamedTuple):
+    """What model and guide were used for: what is emitted, the sites of the model's run, and those of the guide's."""
+
+    emitted: dict[str, TorchDistribution]
+    trace: dict[str, Site]
+    inferred: dict[str, Site]
+
+
 def values_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
     """Return the values of a guide's sites that the model has too."""
-    return {name: site["value"] for name, site in sites.items() if not (site["infer"] or {}).get("is_auxiliary")}
+    return {name: site["value"] for name, site in sites.items() if not is_auxiliary(site)}
 
 
 def inferred(
@@ -295,20 +308,31 @@ def inferred(
         args = (*args, inputs.pop("mask"))
     args, frames, mask = taken_apart("args", args, inputs.get("observed"))
     sites = run(guide, {}, sample, args, inputs)
+    if history and inputs.get("observed") is not None:
+        raise ValueError("observed: got one with history=True, expected None: a model that reads its frames needs all")
     return frames, mask, sites, {"history": (frames, mask), **inputs} if history else inputs
 
 
 def drawn_at_once(
+    use: Callable[[Callable[..., Any], Callable[..., Any]], Used],
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    args: tuple[Any, ...],
     num_samples: int | None,
-    inputs: Mapping[str, Any],
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return guide and model, which draw `num_samples` values of each site as a dimension on the left of their own."""
+) -> Used:
+    """Return `use(model, guide)`, with `num_samples` values of each site as a dimension on the left of their own."""
     if num_samples is None:
-        return guide, model
+        return use(model, guide)
     check_positive(num_samples=num_samples)
-    with kept_random_state(), torch.no_grad():
-        nesting = num_plates(run(guide, {}, True, args, inputs))
-    return in_particle_plate(guide, num_samples, nesting), in_particle_plate(model, num_samples, nesting)
+    with kept_random_state(), torch.no_grad():  # where their own dimensions end, and whether the arguments are right
+        once = use(model, guide)
+    nesting = num_plates(once.inferred, once.trace)
+    model, guide = (in_particle_plate(program, num_samples, nesting) for program in (model, guide))
+    try:
+        return use(model, guide)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"num_samples: model or guide failed with {num_samples} draws as a dimension on the left of their own; "
+            f"expected programs that broadcast what they read of a latent: {error}"
+        ) from error

@@ -11,16 +11,15 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 
-from seqdisent.chains import Draw
+from seqdisent.chains import Draw, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
     check_density,
     check_gradient,
-    check_no_nan,
+    check_left_out,
     check_observed,
     check_sites,
     check_steps_masked,
-    is_auxiliary,
     is_overridden,
     no_rsample,
 )
@@ -35,7 +34,14 @@ from seqdisent.inference.kl import (
     whole_density,
 )
 from seqdisent.inference.plates import Site
-from seqdisent.inference.programs import check_guide, is_deterministic, is_sample, run_on, sample_sites
+from seqdisent.inference.programs import (
+    check_guide,
+    is_auxiliary,
+    is_deterministic,
+    is_sample,
+    run_on,
+    sample_sites,
+)
 
 
 @dataclass
@@ -60,7 +66,7 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
     check_sites(observed, latent, guide_sites)
     for name, site in observed.items():
         check_observed(name, site)
-        check_no_nan(name, site)
+        check_left_out(name, site)
     for name, site in guide_sites.items():
         check_gradient(name, site)
     of_guide.check()
@@ -177,4 +183,6 @@ def _density(site: Site, draw: Draw, how: How) -> Score:
         log_prob = whole_density(fn, draw)
         return Score(scale_and_mask(fn.log_prob(draw.path) if log_prob is None else log_prob, site["scale"], mask), how)
     per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, site["scale"], mask)
+    observed = chain.observed_steps if isinstance(chain, IndependentSteps) else None
+    real = real if observed is None else real & observed
     return Score(per_step.sum(-1), how, None, per_step, real)

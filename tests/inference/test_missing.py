@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from seqdisent import (
     IndependentSteps,
+    MarkovChain,
     NormalHead,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
@@ -26,6 +27,7 @@ from seqdisent import (
     mark_missing,
     read_backward,
     reconstruct,
+    swap,
 )
 
 exact = functools.partial(assert_close, rtol=1e-9, atol=1e-9)
@@ -129,6 +131,16 @@ EMISSIONS = {
     "bernoulli": (lambda p: dist.Bernoulli(logits=p), lambda p: (p > 0).to(p)),
     "poisson": (lambda p: dist.Poisson(p.exp()), lambda p: p.abs().round()),
     "uniform": (lambda p: dist.Uniform(2.0, 3.0 + p.exp()), lambda p: 2 + p.sigmoid()),
+    "mixture": (
+        lambda p: dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(2)), dist.Gamma(torch.stack([p.exp(), 2 * p.exp()], -1), 1.0)
+        ),
+        lambda p: p.exp(),
+    ),
+    "transformed": (
+        lambda p: dist.TransformedDistribution(dist.Exponential(p.exp()), [dist.transforms.AffineTransform(1.0, 2.0)]),
+        lambda p: 1 + p.exp(),
+    ),
     "beta": (lambda p: dist.Beta(p.exp(), 2.0), lambda p: p.sigmoid()),
 }
 
@@ -151,6 +163,29 @@ def test_an_emission_counts_what_was_observed(kind, seed, row_lengths, frame_dim
         exact(*(torch.autograd.grad(term.sum(), p)[0] for term in (found, wanted)))
 
 
+@pytest.mark.parametrize("particles", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
+@pytest.mark.parametrize("num_coordinates", [1, 3])
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_holes_belong_to_their_row_where_sizes_coincide(particles, num_coordinates, is_constant):
+    """Three particles of three sequences of three steps with three coordinates, or one distribution for all steps."""
+    x = Tensors(0).normal(3, 3, num_coordinates)
+    for observed in (Tensors(1).uniform(*x.shape) < 0.5, Tensors(1).uniform(3, 3) < 0.5):
+
+        def model(x, observed=observed):
+            with pyro.plate("sequences", 3):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+                loc = z[..., None, None].expand(*z.shape, 1 if is_constant else 3, num_coordinates)
+                pyro.sample("x", IndependentSteps(normal(loc, 1.0), None, observed), obs=x)
+
+        def guide(x):
+            with pyro.plate("sequences", 3):
+                pyro.sample("z", dist.Delta(torch.arange(3.0).double()))
+
+        found = elbo_terms(model, guide, x, kl="monte-carlo", **particles).log_likelihood["x"]
+        each = dist.Normal(torch.arange(3.0).double()[:, None, None], 1.0).log_prob(x)
+        exact(found, (each * reference.by_coordinate(observed, x)).sum((1, 2)).expand_as(found))
+
+
 @given(seeds(), num_steps(4))
 def test_classes_are_observed_by_the_step(seed, num_steps):
     logits = Tensors(seed).normal(2, num_steps, 3)
@@ -159,7 +194,7 @@ def test_classes_are_observed_by_the_step(seed, num_steps):
     given_ = torch.where(observed.unsqueeze(-1), classes, math.nan)
     found = IndependentSteps(dist.OneHotCategorical(logits=logits), None, observed).log_prob_per_step(given_)
     exact(found, torch.where(observed, dist.OneHotCategorical(logits=logits).log_prob(classes), 0.0))
-    with pytest.raises(ValueError, match="coordinates of a OneHotCategorical are not independent"):
+    with pytest.raises(ValueError, match="by coordinate needs independent ones .* OneHotCategorical"):
         IndependentSteps(dist.OneHotCategorical(logits=logits), None, observed.unsqueeze(-1).expand(2, num_steps, 3))
 
 
@@ -209,7 +244,7 @@ def test_imputed_means_are_the_smoothers(seed, row_lengths, frame_dim, by):
     frames = Tensors(seed + 1).normal(*mask.shape, frame_dim)
     observed = holes(seed + 2, frames, by)
     with_holes = torch.where(reference.by_coordinate(observed, frames), frames, math.nan)
-    found = impute(system.model, system.exact_guide, with_holes, mask, observed=observed)["x"]
+    found = impute(system.model, system.exact_guide, with_holes, mask, observed=observed)
     for i, length in enumerate(row_lengths):
         wanted = smoothed(system, with_holes[i, :length])[0].reshape(length, frame_dim)
         is_hole = with_holes[i, :length].isnan()
@@ -225,7 +260,7 @@ def test_imputed_draws_have_the_posterior_predictive_moments():
     observed[0, 1:3], observed[1, 3, 0] = False, False
     torch.manual_seed(0)
     with_holes = torch.where(observed, frames, math.nan)
-    found = impute(system.model, system.exact_guide, with_holes, observed=observed, num_samples=20_000)["x"]
+    found = impute(system.model, system.exact_guide, with_holes, observed=observed, num_samples=20_000)
     assert found.values.shape == (20_000, 2, 4, 2)
     for i in range(2):
         hole = ~observed[i].flatten()
@@ -257,6 +292,62 @@ def test_futures_are_drawn_at_once():
         assert ((future.T.cov(correction=0) - spread).abs() < tolerance).all()
 
 
+def test_draws_stand_on_the_left_of_both_programs_dimensions():
+    """A guide of a global latent alone has no plate, and the model's sequences keep their place."""
+
+    def model(x=None, mask=None, observed=None, *, num_sequences=None, num_steps=None):
+        level = pyro.sample("level", dist.Normal(1.0, 1.0))
+        with pyro.plate("sequences", num_sequences if x is None else len(x)):
+            loc = level.unsqueeze(-1)
+            loc = loc.expand(*torch.broadcast_shapes(loc.shape, (3, num_steps)))
+            pyro.sample("x", IndependentSteps(dist.Normal(loc, 1e-6), mask, observed), obs=x)
+
+    def guide(x, mask=None, observed=None):
+        pyro.sample("level", dist.Normal(5.0, 1.0))
+
+    x = torch.tensor([[1.0, math.nan], [2.0, math.nan], [3.0, 4.0]])
+    torch.manual_seed(0)
+    found = impute(model, guide, x, observed=~x.isnan(), num_samples=3).values
+    assert found.shape == (3, 3, 2)
+    assert_close(found[:, 0, 1], found[:, 1, 1], atol=1e-4, rtol=0)  # one level a draw
+    assert torch.pdist(found[:, :1, 1]).min() > 0.01
+    future = forecast(model, guide, x[2:].expand(3, 2), num_steps=1, num_samples=5)["x"]
+    assert future.batch_shape == (5, 3)
+
+
+def test_padding_is_filled_too():
+    network, frames, mask = Latent(0, 2), Tensors(1).normal(2, 4, 2), mask_of([4, 2])
+    padded = torch.where(mask.unsqueeze(-1), frames, math.nan)
+    everything = torch.ones(2, 4, dtype=torch.bool)
+    network.read = nn.Linear(3, 5).double()
+    for how in ({}, {"num_samples": 3}):
+        values = impute(network.model, network.guide, padded, mask, observed=everything, **how).values
+        assert values.isfinite().all()
+        assert (values[..., :2, :] == frames[..., :2, :]).all()
+
+
+def test_the_log_counts_steps_with_an_observation():
+    network, frames = Latent(0, 2), Tensors(1).normal(2, 5, 2)
+    observed = torch.zeros(2, 5, 2, dtype=torch.bool)
+    observed[0, 1, 0] = observed[1, 2:] = True
+    real = elbo_terms(network.model, network.guide, frames, observed=observed).real_steps["x"]
+    assert real.tolist() == observed.any(-1).tolist()
+
+
+def test_pictures_get_a_channel_of_what_was_observed():
+    frames = torch.rand(2, 4, 3, 4, 4)
+    by_step, by_pixel = torch.rand(2, 4) < 0.5, torch.rand(frames.shape) < 0.5
+    for observed, more in ((by_step, 1), (by_pixel, 3)):
+        seen = reference.by_coordinate(observed, frames)
+        marked = mark_missing(torch.where(seen, frames, math.nan), observed, mask_of([4, 2]), event_dims=3)
+        assert marked.shape == (2, 4, 3 + more, 4, 4)
+        seen = seen & mask_of([4, 2])[..., None, None, None]
+        assert (marked[:, :, :3] == torch.where(seen, frames, 0.0)).all()
+        assert (marked[:, :, 3:] == seen[:, :, :more]).all()
+    with pytest.raises(ValueError, match="observed: has shape"):
+        mark_missing(frames, by_step)
+
+
 def test_reconstruct_takes_holes():
     network, frames = Latent(0, 2), Tensors(1).normal(3, 4, 2)
     observed = holes(2, frames, "coordinate")
@@ -281,7 +372,7 @@ def test_observed_of_another_kind_is_refused():
             IndependentSteps(step, None, torch.ones(shape, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"observed: has shape \(3, 3\), expected \(2, 3\)"):
         StaticEncoder(4, 2)(values, observed=torch.ones(3, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"values: has shape \(3,\), expected \(\*B, T, X\)"):
+    with pytest.raises(ValueError, match=r"values: has shape \(3,\), expected \(\*B, T\) and 1 more"):
         mark_missing(torch.zeros(3), torch.ones(3, dtype=torch.bool))
 
 
@@ -316,7 +407,7 @@ def test_nan_under_a_mask_is_refused():
 
     x = torch.tensor([[[1.0], [math.nan], [2.0]], [[math.nan], [1.0], [1.0]]])
     for emission in (by_coordinate, by_step):
-        with pytest.raises(ValueError, match="'x': what is observed has NaN under a mask"):
+        with pytest.raises(ValueError, match="'x': what is observed has NaN or infinity under a mask"):
             elbo_terms(model, guide, x, emission)
         with torch.no_grad():
             elbo_terms(model, guide, x, emission)
@@ -324,6 +415,56 @@ def test_nan_under_a_mask_is_refused():
     padded = torch.tensor([[[1.0], [math.nan]]])
     (gradient,) = torch.autograd.grad(elbo_terms(model, guide, padded, by_step).log_likelihood["x"].sum(), loc)
     exact(gradient, torch.tensor(1.0))
+
+
+def test_holes_and_masks_beside_them_are_taken():
+    """Under a mask of its own, an emission with holes is right, and what is not under a mask says so itself."""
+    loc = torch.zeros(2, requires_grad=True)
+    x, observed = torch.tensor([[1.0, math.nan], [2.0, 3.0]]), torch.tensor([[True, False], [True, True]])
+
+    def term(emission, x=x):
+        def model(x):
+            with pyro.plate("sequences", 2):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+                emission(x)
+
+        def guide(x):
+            with pyro.plate("sequences", 2):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+        return elbo_terms(model, guide, x).log_likelihood["x"]
+
+    def holes_in(x):
+        return IndependentSteps(dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False), None, observed)
+
+    def outer(x):
+        pyro.sample("x", holes_in(x).mask(torch.tensor([True, False])), obs=x)
+
+    def handler(x):
+        with pyro.poutine.mask(mask=torch.tensor([True, False])):
+            pyro.sample("x", holes_in(x), obs=x)
+
+    def switched_off(x):
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("x", dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False).to_event(1), obs=x)
+
+    for emission in (outer, handler):
+        (gradient,) = torch.autograd.grad(term(emission).sum(), loc)
+        assert gradient.tolist() == [1.0, 0.0]
+    term(switched_off)
+
+    def inner(x):
+        step = dist.Normal(loc[:, None, None], 1.0, validate_args=False).expand((2, 2, 1))
+        step = step.mask(~x.isnan().unsqueeze(-1)).to_event(1)
+        pyro.sample("x", IndependentSteps(step), obs=x.unsqueeze(-1))
+
+    def infinite(x):
+        step = dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False)
+        pyro.sample("x", step.mask(observed).to_event(1), obs=x.nan_to_num(math.inf))
+
+    for emission in (inner, infinite):
+        with pytest.raises(ValueError, match="NaN or infinity under a mask"):
+            term(emission)
 
 
 def test_a_latent_has_no_holes():
@@ -355,5 +496,65 @@ def test_nothing_to_fill_is_refused():
                 pyro.sample(name, dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
             pyro.sample("mean", dist.Normal(0.0, 1.0), obs=None if x is None else x.nanmean((1, 2)))
 
-    with pytest.raises(ValueError, match=r"model: has no emission with event shape \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"emission: got None, expected one of \[\], the model's emissions with event shape \(3, 2\)"
+    ):
         impute(summary, network.guide, torch.zeros(1, 3, 2).double(), observed=torch.ones(1, 3, 2) > 0)
+
+
+def test_what_cannot_be_filled_hole_by_hole_is_refused():
+    x = torch.tensor([[[5.0, 1.0], [math.nan, 2.0], [5.0, 3.0]]])
+
+    def guide(x, mask=None, observed=None):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def model_of(*emissions):
+        def model(x=None, mask=None, observed=None, *, num_sequences=None, num_steps=None):
+            with pyro.plate("sequences", 1):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+                for name, fn in zip("xy", emissions, strict=False):
+                    pyro.sample(name, fn, obs=x)
+
+        return model
+
+    steps = IndependentSteps(normal(torch.zeros(1, 3, 2), 1.0))
+    chain = MarkovChain(normal(torch.zeros(1, 2), 1.0), lambda z_prev: normal(z_prev, 1.0), 3)
+    correlated = IndependentSteps(dist.MultivariateNormal(torch.zeros(1, 3, 2), torch.eye(2)))
+    heavy = IndependentSteps(dist.Cauchy(torch.zeros(1, 3, 2), 1.0).to_event(1))
+    by_coordinate, by_step = ~x.isnan(), ~x.isnan().any(-1)
+    for model, observed, message in (
+        (model_of(chain), by_step, "emission: 'x' is a MarkovChain, expected IndependentSteps"),
+        (model_of(correlated), by_coordinate, "emission: 'x' has steps whose coordinates depend on each other"),
+        (model_of(steps, steps), by_step, r"emission: got None, expected one of \['x', 'y'\]"),
+        (model_of(heavy), by_step, "num_samples: got None, expected a number of draws"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            impute(model, guide, x, observed=observed)
+    assert impute(model_of(correlated), guide, x, observed=by_step).values[0, 1].tolist() == [0.0, 0.0]
+    assert impute(model_of(steps, steps), guide, x, observed=by_step, emission="y").values.isfinite().all()
+    assert impute(model_of(heavy), guide, x, observed=by_step, num_samples=2).values.isfinite().all()
+
+
+def test_holes_are_refused_where_nobody_leaves_them_out():
+    network, frames = Latent(0, 2), torch.zeros(1, 3, 2).double()
+    observed = torch.ones(1, 3, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="observed: got one with history=True"):
+        reconstruct(network.model, network.guide, frames, history=True, observed=observed)
+    with pytest.raises(TypeError, match="observed: source and donor would have one each"):
+        swap(network.model, network.guide, frames, frames, sites=["s"], observed=observed)
+    with pytest.raises(ValueError, match="args: frames have real steps that are not finite"):
+        forecast(network.model, network.guide, torch.full_like(frames, math.nan), num_steps=1, num_samples=2)
+    with pytest.raises(TypeError, match="args: got tuple, expected frames"):
+        impute(network.model, network.guide, observed=observed, num_samples=2)
+
+    class Odd(dist.TorchDistribution):
+        has_rsample, arg_constraints = False, {}
+        support = property(lambda self: (_ for _ in ()).throw(NotImplementedError))
+
+        def log_prob(self, value):
+            return value
+
+    odd = IndependentSteps(Odd(torch.Size([1, 3]), validate_args=False), None, observed.all(-1))
+    with pytest.raises(ValueError, match="observed: no value is known for which a Odd has a density"):
+        odd.log_prob(torch.zeros(1, 3))

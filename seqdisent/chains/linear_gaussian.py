@@ -1,0 +1,263 @@
+"""A linear-Gaussian chain: its exact filter, smoother, posterior and evidence, with padding and with holes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from seqdisent._checks import check_last_dim
+from seqdisent.chains.markov import MarkovChain
+from seqdisent.masks import expand_observed
+
+
+class Moments(NamedTuple):
+    r"""Means and covariances of the steps of a linear-Gaussian chain.
+
+    Attributes:
+        loc: (\*B, T, D).
+        covariance: (\*B, T, D, D).
+    """
+
+    loc: Tensor
+    covariance: Tensor
+
+
+class Filtered(NamedTuple):
+    r"""What the Kalman filter says after each step.
+
+    Attributes:
+        loc: (\*B, T, D), the mean of z_t given what was observed until t.
+        covariance: (\*B, T, D, D), its covariance.
+        log_evidence: (\*B, T), the log-density of what was observed at t given all before, in nats; 0 at padding. Its
+            sum over time is log p(x).
+    """
+
+    loc: Tensor
+    covariance: Tensor
+    log_evidence: Tensor
+
+
+class LinearGaussianChain(MarkovChain):
+    r"""A chain whose steps are linear and whose noise is Gaussian, so that what follows from observations is exact.
+
+    .. math:: z_1 \sim \mathcal N(m, \mathrm{diag}(\sigma_1^2)), \quad
+        z_t \sim \mathcal N(A z_{t-1} + b, \mathrm{diag}(\sigma^2))
+
+    Its conditionals are multivariate Normals. Where the steps are observed through a linear emission
+    :math:`x_t \sim \mathcal N(C z_t + c, \mathrm{diag}(\rho^2))`, which each method takes, :meth:`filter`,
+    :meth:`smooth` and :meth:`posterior` are exact, also where a coordinate or a step was not observed. A forecast is a
+    hole at the end.
+
+    Args:
+        loc: m, (\*B, D).
+        first_scale: :math:`\sigma_1`, (D,), standard deviations of the first step.
+        matrix: A, (D, D).
+        scale: :math:`\sigma`, (D,), standard deviations of the later steps' noise.
+        num_steps: T.
+        offset: b, (D,); None for 0.
+        mask: (\*B, T) bool, True where a step is real, padding on the right.
+
+    Shape:
+        - batch \*B, event (T, D)
+
+    Raises:
+        ValueError: sizes that differ, or what :class:`MarkovChain` refuses.
+        TypeError: as there.
+
+    Example:
+        A random walk that was seen at its first and last step.
+
+        >>> walk = LinearGaussianChain(torch.zeros(1, 1), torch.ones(1), torch.eye(1), torch.ones(1), 3)
+        >>> x = torch.tensor([[[0.0], [torch.nan], [4.0]]])
+        >>> seen = {"matrix": torch.eye(1), "scale": torch.full((1,), 0.1), "observed": ~x.isnan()}
+        >>> [round(mean, 2) for mean in walk.smooth(x, **seen).loc.flatten().tolist()]
+        [0.02, 2.0, 3.98]
+        >>> walk.filter(x, **seen).log_evidence.sum(-1)
+        tensor([-6.1550])
+        >>> walk.posterior(x, **seen)  # a guide's site
+        MarkovChain()
+
+    References:
+        Kalman, "A new approach to linear filtering and prediction problems", 1960; Sarkka, "Bayesian filtering and
+        smoothing", 2013, chapters 4 and 8. The posterior is computed from the end on, in information form, so that
+        it is a chain that can be drawn from.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        first_scale: Tensor,
+        matrix: Tensor,
+        scale: Tensor,
+        num_steps: int,
+        *,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        size = loc.shape[-1]
+        offset = loc.new_zeros(size) if offset is None else offset
+        for name, value in (("first_scale", first_scale), ("scale", scale), ("offset", offset)):
+            check_last_dim(name, value, size, "the size of `loc`")
+        if matrix.shape != (size, size):
+            raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected {(size, size)}, the size of `loc`")
+        self.loc, self.first_scale, self.matrix, self.scale, self.offset = loc, first_scale, matrix, scale, offset
+        super().__init__(_normal(loc, first_scale), self._move, num_steps, mask=mask)
+
+    def _move(self, z_prev: Tensor) -> Any:
+        with _full_precision(z_prev):
+            return _normal(z_prev @ self.matrix.T + self.offset, self.scale)
+
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
+        """Return this chain with a larger batch; a particle plate calls it."""
+        return type(self)(
+            self.loc.expand(*batch_shape, -1), self.first_scale, self.matrix, self.scale, self.num_steps,
+            offset=self.offset, mask=self._step_mask,
+        )  # fmt: skip
+
+    def filter(
+        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Filtered:  # fmt: skip
+        r"""Return the moments of each step given the observations so far, and the evidence, by the Kalman filter.
+
+        Args:
+            values: x, (\*B, T, X).
+            matrix: C, (X, D).
+            scale: :math:`\rho`, (X,).
+            offset: c, (X,); None for 0.
+            observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
+
+        Returns:
+            The moments and the log-evidence of each step.
+
+        Raises:
+            ValueError: shapes that do not fit.
+            TypeError: `observed` is not bool.
+        """
+        error, seen = self._errors(values, matrix, scale, offset, observed)
+        with _full_precision(values):
+            loc, covariance = self.loc, self.first_scale.square().diag().expand(*self.batch_shape, -1, -1)
+            identity, noise, found = torch.eye(self.event_shape[-1]).to(loc), scale.square(), []
+            for t, (e, w) in enumerate(zip(error.unbind(-2), seen.unbind(-2), strict=True)):
+                if t > 0:
+                    loc = loc @ self.matrix.T + self.offset
+                    covariance = self.matrix @ covariance @ self.matrix.T + self.scale.square().diag()
+                reading = (
+                    w.unsqueeze(-1) * matrix
+                )  # what was not seen reads nothing, with an error of 0 and a noise of 1
+                spread = reading @ covariance @ reading.mT + torch.where(w > 0, noise, 1.0).diag_embed()
+                factor = torch.linalg.cholesky(spread)
+                surprise = w * e - (reading @ loc.unsqueeze(-1)).squeeze(-1)
+                whitened = torch.linalg.solve_triangular(factor, surprise.unsqueeze(-1), upper=False)
+                log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+                log_evidence = -0.5 * (whitened.square().sum((-2, -1)) + log_det + w.sum(-1) * math.log(2 * math.pi))
+                gain = torch.cholesky_solve(reading @ covariance, factor).mT
+                loc = loc + (gain @ surprise.unsqueeze(-1)).squeeze(-1)
+                kept = identity - gain @ reading  # Joseph's form stays symmetric and positive
+                covariance = kept @ covariance @ kept.mT + gain @ (w * noise).diag_embed() @ gain.mT
+                found.append((loc, covariance, log_evidence))
+        locs, covariances, log_evidences = zip(*found, strict=True)
+        return Filtered(torch.stack(locs, -2), torch.stack(covariances, -3), torch.stack(log_evidences, -1))
+
+    def smooth(
+        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Moments:  # fmt: skip
+        """Return the moments of each step given all observations. Arguments and errors are those of :meth:`filter`."""
+        with _full_precision(values):
+            first, steps = self._posterior(values, matrix, scale, offset, observed)
+            moments = [(first.loc, first.covariance_matrix)]
+            for gain, shift, factor in zip(*(part.unbind(-3) for part in steps), strict=True):
+                loc, covariance = moments[-1]
+                loc = (gain @ loc.unsqueeze(-1) + shift).squeeze(-1)
+                moments.append((loc, gain @ covariance @ gain.mT + factor @ factor.mT))
+        locs, covariances = zip(*moments, strict=True)
+        return Moments(torch.stack(locs, -2), torch.stack(covariances, -3))
+
+    def posterior(
+        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> MarkovChain:  # fmt: skip
+        r"""Return :math:`p(z_{1:T} \mid x_{1:T})`, again a chain: a guide's site, exact.
+
+        Its :meth:`~MarkovChain.mean_path` is the smoother's mean. Arguments and errors are those of :meth:`filter`.
+        """
+        size = self.event_shape[-1]
+        with _full_precision(values):
+            first, steps = self._posterior(values, matrix, scale, offset, observed)
+            inputs = torch.cat([part.flatten(-2) for part in steps], -1)
+            inputs = torch.cat([inputs.new_zeros(*inputs.shape[:-2], 1, inputs.shape[-1]), inputs], -2)
+
+        def step(z_prev: Tensor, inputs: Tensor) -> Any:
+            with _full_precision(z_prev):
+                gain, shift, factor = inputs.split([size * size, size, size * size], -1)
+                loc = (gain.unflatten(-1, (size, size)) @ z_prev.unsqueeze(-1)).squeeze(-1) + shift
+                return dist.MultivariateNormal(loc, scale_tril=factor.unflatten(-1, (size, size)), validate_args=False)
+
+        return MarkovChain(first, step, self.num_steps, inputs=inputs, mask=self._step_mask)
+
+    def _posterior(
+        self, values: Tensor, matrix: Tensor, scale: Tensor, offset: Tensor | None, observed: Tensor | None
+    ) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
+        """Return the first step's posterior, and of the later ones gain, shift and factor (*B, T - 1, D, ...)."""
+        error, seen = self._errors(values, matrix, scale, offset, observed)
+        weight = seen / scale.square()
+        # what x_t says of z_t is exp(-1/2 z' L z + z' l), and x_t ... x_T: from the end on
+        of_step = (weight.unsqueeze(-2) * matrix.T) @ matrix, ((weight * error) @ matrix).unsqueeze(-1)
+        precision, shift = (torch.zeros_like(part[..., 0, :, :]) for part in of_step)
+        identity, messages = torch.eye(self.event_shape[-1]).to(error), []
+        for own_precision, own_shift in zip(*(reversed(part.unbind(-3)) for part in of_step), strict=True):
+            precision, shift = precision + own_precision, shift + own_shift
+            messages.append((precision, shift))
+            mixed = identity + precision * self.scale.square()  # through the step: (I + L Q)^-1 (L, l)
+            both = torch.linalg.solve(mixed, torch.cat([precision, shift - precision @ self.offset[:, None]], -1))
+            precision = self.matrix.T @ both[..., :-1] @ self.matrix
+            shift = self.matrix.T @ both[..., -1:]
+        precisions, shifts = (torch.stack(part[::-1], -3) for part in zip(*messages, strict=True))
+        _, loc, factor = _combined(self.first_scale, self.loc, precisions[..., 0, :, :], shifts[..., 0, :, :])
+        first = dist.MultivariateNormal(loc.squeeze(-1), scale_tril=factor, validate_args=False)
+        later = _combined(self.scale, self.offset, precisions[..., 1:, :, :], shifts[..., 1:, :, :])
+        return first, (later[0] @ self.matrix, later[1], later[2])
+
+    def _errors(
+        self, values: Tensor, matrix: Tensor, scale: Tensor, offset: Tensor | None, observed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return x - c, 0 where nothing was seen, and 1 where it was, both (*B, T, X)."""
+        if matrix.ndim != 2 or matrix.shape[1] != self.event_shape[-1]:
+            raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected (X, {self.event_shape[-1]})")
+        for name, value in (("scale", scale), ("offset", scale if offset is None else offset)):
+            check_last_dim(name, value, len(matrix), "X")
+        if values.shape[-2:] != (self.num_steps, len(matrix)):
+            raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, {self.num_steps}, {len(matrix)})")
+        batch_shape = torch.broadcast_shapes(values.shape[:-2], self.batch_shape)
+        values = values.expand(*batch_shape, *values.shape[-2:])
+        seen = torch.ones_like(values, dtype=torch.bool)
+        if observed is not None:
+            observed = expand_observed(observed, values.shape[:-1], values.shape[-1:], values.device)
+            seen = seen & (observed if observed.ndim == values.ndim else observed.unsqueeze(-1))
+        if self._step_mask is not None:
+            seen = seen & self._step_mask.unsqueeze(-1)
+        error = torch.where(seen, values if offset is None else values - offset, 0.0)
+        return error, seen.to(error.dtype)
+
+
+def _combined(scale: Tensor, loc: Tensor, precision: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Combine N(A z + loc, scale^2) with exp(-1/2 z' L z + z' l): the factor of A, the shift, the Cholesky factor."""
+    inverse = scale.square().reciprocal()
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision + inverse.diag()))
+    shift = covariance @ ((inverse * loc).unsqueeze(-1) + shift)
+    return covariance * inverse, shift, torch.linalg.cholesky(covariance)
+
+
+def _normal(loc: Tensor, scale: Tensor) -> Any:
+    return dist.MultivariateNormal(loc, scale_tril=scale.diag(), validate_args=False)
+
+
+def _full_precision(tensor: Tensor) -> Any:
+    """Keep autocast away from linear algebra: in half precision the exact posterior is not exact."""
+    return torch.autocast(tensor.device.type, enabled=False)

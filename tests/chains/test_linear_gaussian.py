@@ -1,0 +1,216 @@
+"""The linear-Gaussian chain: filter, smoother, posterior and evidence against dense Gaussians and a slow filter."""
+
+import functools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Tensors, dimensions, lengths, mask_of, padding, seeds
+from torch.testing import assert_close
+
+from seqdisent import IndependentSteps, LinearGaussianChain, MarkovChain, elbo_terms
+
+near = functools.partial(assert_close, rtol=1e-8, atol=1e-8)
+seen_by = st.sampled_from((None, "step", "coordinate"))
+
+
+class System:
+    """A random chain with a random linear emission, a ragged batch of observations, and holes in them."""
+
+    def __init__(self, seed, row_lengths, latent_dim, frame_dim, by=None):
+        tensors = Tensors(seed)
+        self.mask, self.lengths = mask_of(row_lengths, 1), row_lengths
+        num_sequences, self.num_steps = self.mask.shape
+        self.loc, self.first_scale = tensors.normal(num_sequences, latent_dim), 0.3 + tensors.uniform(latent_dim)
+        self.matrix, self.offset = 0.7 * tensors.normal(latent_dim, latent_dim), tensors.normal(latent_dim)
+        self.scale = 0.3 + tensors.uniform(latent_dim)
+        self.reading, self.noise = tensors.normal(frame_dim, latent_dim), 0.3 + tensors.uniform(frame_dim)
+        self.shift, self.x = tensors.normal(frame_dim), tensors.normal(*self.mask.shape, frame_dim)
+        shape = self.mask.shape if by == "step" else self.x.shape
+        self.observed = None if by is None else tensors.uniform(*shape) < 0.6
+        self.seen = self.mask.unsqueeze(-1).expand(self.x.shape)
+        if by is not None:
+            self.seen = self.seen & reference.by_coordinate(self.observed, self.x)
+
+    def chain(self, **changed):
+        options = {"offset": self.offset, "mask": self.mask, **changed}
+        return LinearGaussianChain(self.loc, self.first_scale, self.matrix, self.scale, self.num_steps, **options)
+
+    def given(self, filler=math.nan, **changed):
+        """The arguments of filter, smooth and posterior."""
+        values = torch.where(self.seen, self.x, filler)
+        rest = {"offset": self.shift, "observed": self.observed, **changed}
+        return {"values": values, "matrix": self.reading, "scale": self.noise, **rest}
+
+    def rows(self):
+        """Of each sequence: the first step's moments, the later steps, the emission, and the frames, NaN in holes."""
+        step = (self.matrix, self.offset, torch.diag(self.scale**2))
+        seen = (self.reading, self.shift, torch.diag(self.noise**2))
+        for i, length in enumerate(self.lengths):
+            frames = torch.where(self.seen, self.x, math.nan)[i, :length]
+            yield self.loc[i], torch.diag(self.first_scale**2), [step] * (length - 1), seen, frames
+
+
+systems = st.builds(System, seeds(), lengths(4, 3), dimensions(3), dimensions(3), seen_by)
+
+
+@given(systems)
+def test_the_evidence_is_that_of_a_slow_filter(system):
+    found = system.chain().filter(**system.given()).log_evidence
+    for row, wanted in zip(found, system.rows(), strict=True):
+        near(row.sum(), reference.kalman_log_evidence(*wanted))
+    assert (found[~system.mask] == 0).all()
+    for i, length in enumerate(system.lengths):  # step by step: what a shorter sequence has
+        for t in range(1, length):
+            mean, covariance, steps, emission, frames = list(system.rows())[i]
+            near(found[i, :t].sum(), reference.kalman_log_evidence(mean, covariance, steps, emission, frames[:t]))
+
+
+@given(systems)
+def test_filtered_and_smoothed_moments_are_those_of_a_dense_gaussian(system):
+    filtered, smoothed = (getattr(system.chain(), name)(**system.given()) for name in ("filter", "smooth"))
+    size = system.loc.shape[-1]
+    for i, (mean, covariance, steps, emission, frames) in enumerate(system.rows()):
+        for t in range(len(frames)):
+            for found, until in ((filtered, t + 1), (smoothed, len(frames))):
+                dense = reference.dense_chain(*reference.posterior_chain(
+                    mean, covariance, steps[: until - 1], emission, frames[:until]
+                ))  # fmt: skip
+                now = slice(t * size, (t + 1) * size)
+                near(found.loc[i, t], dense[0][now])
+                near(found.covariance[i, t], dense[1][now, now])
+
+
+@given(systems)
+def test_the_posterior_is_the_exact_chain(system):
+    posterior = system.chain().posterior(**system.given())
+    assert isinstance(posterior, MarkovChain)
+    near(posterior.mean_path()[system.mask], system.chain().smooth(**system.given()).loc[system.mask])
+    path = Tensors(0).normal(*posterior.batch_shape, *posterior.event_shape)
+    found = posterior.log_prob(path)
+    for i, (*prior, frames) in enumerate(system.rows()):
+        mean, covariance = reference.dense_chain(*reference.posterior_chain(*prior, frames))
+        near(found[i], reference.gaussian_log_prob(path[i, : len(frames)].flatten(), mean, covariance))
+
+
+@given(systems)
+def test_as_prior_and_guide_the_bound_is_the_evidence(system):
+    def model(x):
+        with pyro.plate("sequences", len(x)):
+            z = pyro.sample("z", system.chain())
+            step = dist.Normal(z @ system.reading.T + system.shift, system.noise).to_event(1)
+            pyro.sample("x", IndependentSteps(step, system.mask, system.observed), obs=x)
+
+    def guide(x):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", system.chain().posterior(**system.given()))
+
+    x = system.given()["values"]
+    wanted = system.chain().filter(**system.given()).log_evidence.sum(-1)
+    terms = elbo_terms(model, guide, x, kl="monte-carlo")
+    near(terms.elbo(), wanted)
+    many = elbo_terms(model, guide, x, kl="monte-carlo", num_particles=3, vectorize_particles=True)
+    near(many.log_likelihood["x"] - many.kl["z"], wanted.expand(3, -1))
+    assert elbo_terms(model, guide, x).monte_carlo == frozenset()  # the KL has a closed form
+
+
+@given(systems, padding())
+def test_what_stands_in_padding_and_holes_reaches_no_value_and_no_gradient(system, filler):
+    parameters = [system.loc, system.first_scale, system.matrix, system.scale, system.offset]
+    parameters += [system.reading, system.noise, system.shift]
+    for parameter in parameters:
+        parameter.requires_grad_()
+
+    def everything(filler):
+        chain, given_ = system.chain(), system.given(filler)
+        filtered, smoothed, posterior = chain.filter(**given_), chain.smooth(**given_), chain.posterior(**given_)
+        found = [filtered.log_evidence, filtered.loc[system.mask], smoothed.covariance[system.mask]]
+        found.append(posterior.log_prob(torch.zeros(posterior.shape()).double()))
+        return [*found, *torch.autograd.grad(sum(part.sum() for part in found), parameters, allow_unused=True)]
+
+    for found, wanted in zip(everything(filler), everything(0.3), strict=True):
+        near(found, wanted)
+        assert found.isfinite().all()
+
+
+def test_a_forecast_is_a_hole_at_the_end():
+    """The moments of the future: the last filtered ones, carried on by hand."""
+    system = System(0, [3, 3], 2, 2)
+    system.mask = None
+    longer = system.chain(mask=None)
+    observed = torch.tensor([[True] * 3 + [False]] * 2)
+    found = longer.smooth(**system.given(observed=observed))
+    filtered = longer.filter(**system.given(observed=observed))
+    loc = filtered.loc[:, 2] @ system.matrix.T + system.offset
+    near(found.loc[:, 3], loc)
+    near(
+        found.covariance[:, 3],
+        system.matrix @ filtered.covariance[:, 2] @ system.matrix.T + torch.diag(system.scale**2),
+    )
+
+
+def test_samples_have_the_moments_of_the_chain():
+    """20,000 seeded paths: means and covariances within 5 standard errors."""
+    system = System(1, [3], 2, 1)
+    chain = system.chain(mask=None)
+    torch.manual_seed(0)
+    paths = chain.rsample((20_000,))[:, 0].flatten(1)
+    step = (system.matrix, system.offset, torch.diag(system.scale**2))
+    mean, spread = reference.dense_chain(system.loc[0], torch.diag(system.first_scale**2), [step] * 3)
+    assert ((paths.mean(0) - mean).abs() < 5 * (spread.diag() / 20_000).sqrt()).all()
+    tolerance = 5 * ((spread.diag().outer(spread.diag()) + spread**2) / 20_000).sqrt()
+    assert ((paths.T.cov(correction=0) - spread).abs() < tolerance).all()
+
+
+def test_a_hundred_steps_in_single_precision_stay_near_double():
+    """Little noise, nearly deterministic dynamics: the hardest case for the covariances."""
+    system = System(2, [100, 60], 4, 3, "step")
+    angle = torch.tensor(0.3).double()
+    turn = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]]).double()
+    system.matrix, system.scale = torch.block_diag(turn, turn.T), torch.full((4,), 1e-2).double()
+    wanted = system.chain().filter(**system.given()), system.chain().smooth(**system.given())
+    for name in ("loc", "first_scale", "matrix", "scale", "offset", "reading", "noise", "shift", "x"):
+        setattr(system, name, getattr(system, name).float())
+    found = system.chain().filter(**system.given()), system.chain().smooth(**system.given())
+    assert_close(found[0].log_evidence.double(), wanted[0].log_evidence, rtol=1e-3, atol=1e-3)
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a.loc[system.mask].double(), b.loc[system.mask], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"first_scale": torch.ones(3)}, "first_scale: last dimension is 3, expected the size of `loc`=2"),
+        ({"scale": torch.ones(1)}, "scale: last dimension is 1, expected"),
+        ({"offset": torch.ones(3)}, "offset: last dimension is 3, expected"),
+        ({"matrix": torch.ones(2, 3)}, r"matrix: has shape \(2, 3\), expected \(2, 2\)"),
+    ],
+)
+def test_sizes_that_differ_are_refused(changed, message):
+    sizes = {"loc": torch.zeros(1, 2), "first_scale": torch.ones(2), "matrix": torch.eye(2), "scale": torch.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        LinearGaussianChain(**{**sizes, **changed}, num_steps=3)
+
+
+@pytest.mark.parametrize("method", ["filter", "smooth", "posterior"])
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"matrix": torch.ones(1, 3)}, ValueError, r"matrix: has shape \(1, 3\), expected \(X, 2\)"),
+        ({"scale": torch.ones(2)}, ValueError, "scale: last dimension is 2, expected X=1"),
+        ({"offset": torch.ones(2)}, ValueError, "offset: last dimension is 2, expected X=1"),
+        ({"values": torch.zeros(1, 4, 1)}, ValueError, r"values: has shape \(1, 4, 1\), expected \(\*B, 3, 1\)"),
+        ({"observed": torch.ones(1, 3)}, TypeError, "observed: got dtype"),
+        ({"observed": torch.ones(1, 2) > 0}, ValueError, r"observed: has shape \(1, 2\), expected \(1, 3\)"),
+    ],
+)
+def test_observations_that_do_not_fit_are_refused(method, changed, error, message):
+    chain = LinearGaussianChain(torch.zeros(1, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3)
+    given_ = {"values": torch.zeros(1, 3, 1), "matrix": torch.ones(1, 2), "scale": torch.ones(1), **changed}
+    with pytest.raises(error, match=message):
+        getattr(chain, method)(**given_)
