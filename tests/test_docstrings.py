@@ -15,6 +15,8 @@ from torch import nn
 WITHOUT_EXAMPLE = {
     "seqdisent.ELBOTerms": "elbo_terms shows it",
     "seqdisent.chains.ChainState": "step shows it",
+    "seqdisent.chains.Filtered": "LinearGaussianChain shows it",
+    "seqdisent.chains.Moments": "LinearGaussianChain shows it",
     "seqdisent.chains.Draw": "rsample_with_conditionals shows it",
     "seqdisent.datasets.Batch": "Clips shows it",
     "seqdisent.datasets.SpriteRenderer": "needs the sheets",

@@ -168,7 +168,19 @@ class LinearGaussianChain(MarkovChain):
         self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
         observed: Tensor | None = None,
     ) -> Moments:  # fmt: skip
-        """Return the moments of each step given all observations. Arguments and errors are those of :meth:`filter`."""
+        r"""Return the moments of each step given all observations.
+
+        Args:
+            values: x, (\*B, T, X).
+            matrix: C, (X, D).
+            scale: :math:`\rho`, (X,).
+            offset: c, (X,); None for 0.
+            observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
+
+        Raises:
+            ValueError: as :meth:`filter`.
+            TypeError: as there.
+        """
         with _full_precision(values):
             first, steps = self._posterior(values, matrix, scale, offset, observed)
             moments = [(first.loc, first.covariance_matrix)]
@@ -185,7 +197,18 @@ class LinearGaussianChain(MarkovChain):
     ) -> MarkovChain:  # fmt: skip
         r"""Return :math:`p(z_{1:T} \mid x_{1:T})`, again a chain: a guide's site, exact.
 
-        Its :meth:`~MarkovChain.mean_path` is the smoother's mean. Arguments and errors are those of :meth:`filter`.
+        Its :meth:`~MarkovChain.mean_path` is the smoother's mean.
+
+        Args:
+            values: x, (\*B, T, X).
+            matrix: C, (X, D).
+            scale: :math:`\rho`, (X,).
+            offset: c, (X,); None for 0.
+            observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
+
+        Raises:
+            ValueError: as :meth:`filter`.
+            TypeError: as there.
         """
         size = self.event_shape[-1]
         with _full_precision(values):

@@ -312,7 +312,9 @@ def forecast(
     Raises:
         TypeError: as :func:`reconstruct`.
         ValueError: as there; fewer than one step to add, inputs of the model that end too early, a model in which no
-            latent and no `history` carries the frames into the future, or frames that are a chain.
+            latent and no `history` carries the frames into the future, or frames that are a chain; `num_samples` with
+            means.
+        RuntimeError: a program that fails with draws on the left of its own dimensions.
 
     Example:
         The chain that doubles, continued from two frames.
