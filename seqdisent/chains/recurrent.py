@@ -204,8 +204,9 @@ def feedback(
 
     Args:
         frame: a function of z_prev and h_prev that returns the model's frame (\*B, X), deterministic.
-        history: frames (B, T', X) and their mask (B, T') or None: real frames that are read in place of the model's
-            own, as `reconstruct` and `forecast` pass them with ``history=True``. None for no such frames.
+        history: frames (B, T', X) and which of them are known, (B, T') or (B, T', X) bool, or None for all: they are
+            read in place of the model's own, as `reconstruct`, `impute` and `forecast` pass them with
+            ``history=True``. None for no such frames.
         prepare: what is made of a frame before the network reads it.
 
     Returns:
@@ -220,9 +221,10 @@ def feedback(
     def inputs(z_prev: Tensor, hidden: Tensor, t: int) -> Tensor:
         read = frame(z_prev, hidden)
         if history is not None and t <= history[0].shape[1]:
-            frames, mask = history
-            known = frames[:, t - 1] if mask is None else torch.where(mask[:, t - 1, None], frames[:, t - 1], read)
-            read = known.expand_as(read)
+            frames, known = history[0][:, t - 1], None if history[1] is None else history[1][:, t - 1]
+            if known is not None:
+                frames = torch.where(known if known.ndim == frames.ndim else known.unsqueeze(-1), frames, read)
+            read = frames.expand_as(read)
         return read if prepare is None else prepare(read)
 
     return inputs

@@ -36,6 +36,7 @@ def impute(
     observed: Tensor,
     num_samples: int | None = None,
     emission: str | None = None,
+    history: bool = False,
     **inputs: Any,
 ) -> Imputed:
     r"""Fill holes by the posterior predictive: infer latents from what was observed, decode all steps.
@@ -48,6 +49,7 @@ def impute(
         num_samples: S, how many joint draws of latents and observations; they are drawn at once, in a plate on the
             left of the programs' own. None for the latents' means and the mean of what was missing.
         emission: the model's site that emits the sequences; None for the only one of their shape.
+        history: give the model ``history=(sequences, known)``; in holes it reads what it makes itself.
         **inputs: further arguments of both.
 
     Returns:
@@ -83,7 +85,7 @@ def impute(
     sample = num_samples is not None
 
     def use(model: Callable[..., Any], guide: Callable[..., Any]) -> Used:
-        frames, mask, sites, read = inferred(guide, args, sample, False, {"observed": observed, **inputs})
+        frames, mask, sites, read = inferred(guide, args, sample, history, {"observed": observed, **inputs})
         return Used(*emit(model, values_of(sites), frames.shape[:2], mask, sample, read), sites)
 
     emitted = drawn_at_once(use, model, guide, num_samples).emitted

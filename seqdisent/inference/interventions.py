@@ -8,8 +8,9 @@ Models and guides are Pyro programs of this form:
     guide(frames, mask=None, **inputs)
 
 A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
-`reconstruct` and `forecast` give it ``(frames, mask)``, which it reads in place of its own frames. Beyond them, and in
-`generate` and `swap`, it reads what it makes itself (:func:`~seqdisent.feedback` makes such inputs).
+`reconstruct` and `forecast` give it ``(frames, known)``, which it reads in place of its own frames; `known` is the
+mask, without what was not observed. Elsewhere, and in `generate` and `swap`, it reads what it makes itself
+(:func:`~seqdisent.feedback` makes such inputs).
 
 Where sequences have holes, pass ``observed=`` to `infer`, `reconstruct` and `forecast`, bool (B, T) or (B, T, \*E):
 guide and model have that argument too. :func:`~seqdisent.impute` fills holes.
@@ -98,7 +99,7 @@ def reconstruct(
         guide: its guide.
         *args: frames, and a mask where they are ragged.
         sample: draw the latents, or use their means.
-        history: give the model ``history=(frames, mask)``.
+        history: give the model ``history=(frames, known)``.
         **inputs: further arguments of both.
 
     Returns:
@@ -301,7 +302,7 @@ def forecast(
         num_samples: S, how many futures of each sequence; they are drawn at once, in a plate on the left of the
             programs' own. None for one.
         sample: draw the latents, or feed each conditional's mean forward.
-        history: give the model ``history=(frames, mask)``.
+        history: give the model ``history=(frames, known)``.
         **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
 
     Returns:

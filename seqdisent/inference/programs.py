@@ -308,9 +308,13 @@ def inferred(
         args = (*args, inputs.pop("mask"))
     args, frames, mask = taken_apart("args", args, inputs.get("observed"))
     sites = run(guide, {}, sample, args, inputs)
-    if history and inputs.get("observed") is not None:
-        raise ValueError("observed: got one with history=True, expected None: a model that reads its frames needs all")
-    return frames, mask, sites, {"history": (frames, mask), **inputs} if history else inputs
+    if not history:
+        return frames, mask, sites, inputs
+    known = mask
+    if inputs.get("observed") is not None:
+        known = expand_observed(inputs["observed"], frames.shape[:2], frames.shape[2:])
+        known = known if mask is None else known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))
+    return frames, mask, sites, {"history": (frames, known), **inputs}
 
 
 def drawn_at_once(
