@@ -152,7 +152,7 @@ class LinearGaussianChain(MarkovChain):
                 )  # what was not seen reads nothing, with an error of 0 and a noise of 1
                 spread = reading @ covariance @ reading.mT + torch.where(w > 0, noise, 1.0).diag_embed()
                 factor = torch.linalg.cholesky(spread)
-                surprise = w * e - (reading @ loc.unsqueeze(-1)).squeeze(-1)
+                surprise = e - (reading @ loc.unsqueeze(-1)).squeeze(-1)
                 whitened = torch.linalg.solve_triangular(factor, surprise.unsqueeze(-1), upper=False)
                 log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
                 log_evidence = -0.5 * (whitened.square().sum((-2, -1)) + log_det + w.sum(-1) * math.log(2 * math.pi))

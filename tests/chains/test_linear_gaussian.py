@@ -138,6 +138,26 @@ def test_what_stands_in_padding_and_holes_reaches_no_value_and_no_gradient(syste
         assert found.isfinite().all()
 
 
+def test_observations_may_have_more_dimensions_on_the_left():
+    """Particles of what is observed, as where a guide draws the codes."""
+    system = System(3, [3, 2], 2, 2, "coordinate")
+    given_ = system.given()
+    several = torch.stack([given_["values"], given_["values"] + 1.0])
+    for found, wanted in zip(
+        (
+            system.chain().filter(**{**given_, "values": several}),
+            system.chain().smooth(**{**given_, "values": several}),
+        ),
+        (system.chain().filter(**given_), system.chain().smooth(**given_)),
+        strict=True,
+    ):
+        assert found.loc.shape == (2, *wanted.loc.shape)
+        near(found.loc[0], wanted.loc)
+        assert (found.loc[1] - wanted.loc).abs().max() > 0.01
+    posterior = system.chain().posterior(**{**given_, "values": several})
+    near(posterior.mean_path()[0], system.chain().posterior(**given_).mean_path())
+
+
 def test_a_forecast_is_a_hole_at_the_end():
     """The moments of the future: the last filtered ones, carried on by hand."""
     system = System(0, [3, 3], 2, 2)
