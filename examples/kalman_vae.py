@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 from videos import VIDEOS, calibrated_stage
 
 from seqdisent import ConvDecoder, ConvEncoder, IndependentSteps, LinearGaussianChain, NormalHead, batch_sizes
+from seqdisent.chains import LinearEmission
 
 
 class KalmanVAE(nn.Module):
@@ -65,7 +66,8 @@ class KalmanVAE(nn.Module):
         num_sequences, num_steps = frames.shape[:2]
         with pyro.plate("sequences", num_sequences):
             a = pyro.sample("a", IndependentSteps(self.code(self.encoder(real_frames(frames, mask))), mask))
-            pyro.sample("z", self.chain(num_sequences, num_steps, mask).posterior(a, self.reading, self.scale("a")))
+            emission = LinearEmission(self.reading, self.scale("a"))
+            pyro.sample("z", self.chain(num_sequences, num_steps, mask).posterior(a, emission))
 
 
 EXAMPLE = Example(

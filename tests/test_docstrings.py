@@ -16,6 +16,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.ELBOTerms": "elbo_terms shows it",
     "seqdisent.chains.ChainState": "step shows it",
     "seqdisent.chains.Filtered": "LinearGaussianChain shows it",
+    "seqdisent.chains.LinearEmission": "LinearGaussianChain shows it",
     "seqdisent.chains.Moments": "LinearGaussianChain shows it",
     "seqdisent.chains.Draw": "rsample_with_conditionals shows it",
     "seqdisent.datasets.Batch": "Clips shows it",

@@ -2,7 +2,7 @@
 
 from seqdisent.chains.draws import Draw
 from seqdisent.chains.factorised import IndependentSteps
-from seqdisent.chains.linear_gaussian import Filtered, LinearGaussianChain, Moments
+from seqdisent.chains.linear_gaussian import Filtered, LinearEmission, LinearGaussianChain, Moments
 from seqdisent.chains.markov import MarkovChain
 from seqdisent.chains.overshooting import OvershootingChain
 from seqdisent.chains.protocol import Chain, ChainState, Conditionals
@@ -15,6 +15,7 @@ __all__ = [
     "Draw",
     "Filtered",
     "IndependentSteps",
+    "LinearEmission",
     "LinearGaussianChain",
     "MarkovChain",
     "Moments",

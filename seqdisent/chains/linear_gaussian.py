@@ -15,6 +15,20 @@ from seqdisent.chains.markov import MarkovChain
 from seqdisent.masks import expand_observed
 
 
+class LinearEmission(NamedTuple):
+    r"""The observation of a chain's steps, :math:`x_t \sim \mathcal N(C z_t + c, \mathrm{diag}(\rho^2))`.
+
+    Attributes:
+        matrix: C, (X, D).
+        scale: :math:`\rho`, (X,), standard deviations of the noise.
+        offset: c, (X,); None for 0.
+    """
+
+    matrix: Tensor
+    scale: Tensor
+    offset: Tensor | None = None
+
+
 class Moments(NamedTuple):
     r"""Means and covariances of the steps of a linear-Gaussian chain.
 
@@ -48,10 +62,9 @@ class LinearGaussianChain(MarkovChain):
     .. math:: z_1 \sim \mathcal N(m, \mathrm{diag}(\sigma_1^2)), \quad
         z_t \sim \mathcal N(A z_{t-1} + b, \mathrm{diag}(\sigma^2))
 
-    Its conditionals are multivariate Normals. Where the steps are observed through a linear emission
-    :math:`x_t \sim \mathcal N(C z_t + c, \mathrm{diag}(\rho^2))`, which each method takes, :meth:`filter`,
-    :meth:`smooth` and :meth:`posterior` are exact, also where a coordinate or a step was not observed. A forecast is a
-    hole at the end.
+    Its conditionals are multivariate Normals. Where the steps are observed through a
+    :class:`~seqdisent.chains.LinearEmission`, :meth:`filter`, :meth:`smooth` and :meth:`posterior` are exact, also
+    where a coordinate or a step was not observed. A forecast is a hole at the end.
 
     Args:
         loc: m, (\*B, D).
@@ -74,12 +87,12 @@ class LinearGaussianChain(MarkovChain):
 
         >>> walk = LinearGaussianChain(torch.zeros(1, 1), torch.ones(1), torch.eye(1), torch.ones(1), 3)
         >>> x = torch.tensor([[[0.0], [torch.nan], [4.0]]])
-        >>> seen = {"matrix": torch.eye(1), "scale": torch.full((1,), 0.1), "observed": ~x.isnan()}
-        >>> [round(mean, 2) for mean in walk.smooth(x, **seen).loc.flatten().tolist()]
+        >>> seen = LinearEmission(torch.eye(1), scale=torch.full((1,), 0.1)), ~x.isnan()
+        >>> [round(mean, 2) for mean in walk.smooth(x, *seen).loc.flatten().tolist()]
         [0.02, 2.0, 3.98]
-        >>> walk.filter(x, **seen).log_evidence.sum(-1)
+        >>> walk.filter(x, *seen).log_evidence.sum(-1)
         tensor([-6.1550])
-        >>> walk.posterior(x, **seen)  # a guide's site
+        >>> walk.posterior(x, *seen)  # a guide's site
         MarkovChain()
 
     References:
@@ -119,17 +132,12 @@ class LinearGaussianChain(MarkovChain):
             offset=self.offset, mask=self._step_mask,
         )  # fmt: skip
 
-    def filter(
-        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
-        observed: Tensor | None = None,
-    ) -> Filtered:  # fmt: skip
+    def filter(self, values: Tensor, emission: LinearEmission, observed: Tensor | None = None) -> Filtered:
         r"""Return the moments of each step given the observations so far, and the evidence, by the Kalman filter.
 
         Args:
             values: x, (\*B, T, X).
-            matrix: C, (X, D).
-            scale: :math:`\rho`, (X,).
-            offset: c, (X,); None for 0.
+            emission: how they are made of z.
             observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
 
         Returns:
@@ -139,17 +147,16 @@ class LinearGaussianChain(MarkovChain):
             ValueError: shapes that do not fit.
             TypeError: `observed` is not bool.
         """
-        error, seen = self._errors(values, matrix, scale, offset, observed)
+        (error, seen), matrix = self._errors(values, emission, observed), emission.matrix
         with _full_precision(values):
             loc, covariance = self.loc, self.first_scale.square().diag().expand(*self.batch_shape, -1, -1)
-            identity, noise, found = torch.eye(self.event_shape[-1]).to(loc), scale.square(), []
+            identity, found = torch.eye(self.event_shape[-1]).to(loc), []
+            step_noise, noise = self.scale.square().diag(), emission.scale.square()
             for t, (e, w) in enumerate(zip(error.unbind(-2), seen.unbind(-2), strict=True)):
                 if t > 0:
                     loc = loc @ self.matrix.T + self.offset
-                    covariance = self.matrix @ covariance @ self.matrix.T + self.scale.square().diag()
-                reading = (
-                    w.unsqueeze(-1) * matrix
-                )  # what was not seen reads nothing, with an error of 0 and a noise of 1
+                    covariance = self.matrix @ covariance @ self.matrix.T + step_noise
+                reading = w.unsqueeze(-1) * matrix  # a hole reads nothing, with an error of 0 and a noise of 1
                 spread = reading @ covariance @ reading.mT + torch.where(w > 0, noise, 1.0).diag_embed()
                 factor = torch.linalg.cholesky(spread)
                 surprise = e - (reading @ loc.unsqueeze(-1)).squeeze(-1)
@@ -164,17 +171,12 @@ class LinearGaussianChain(MarkovChain):
         locs, covariances, log_evidences = zip(*found, strict=True)
         return Filtered(torch.stack(locs, -2), torch.stack(covariances, -3), torch.stack(log_evidences, -1))
 
-    def smooth(
-        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
-        observed: Tensor | None = None,
-    ) -> Moments:  # fmt: skip
+    def smooth(self, values: Tensor, emission: LinearEmission, observed: Tensor | None = None) -> Moments:
         r"""Return the moments of each step given all observations.
 
         Args:
             values: x, (\*B, T, X).
-            matrix: C, (X, D).
-            scale: :math:`\rho`, (X,).
-            offset: c, (X,); None for 0.
+            emission: how they are made of z.
             observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
 
         Raises:
@@ -182,7 +184,7 @@ class LinearGaussianChain(MarkovChain):
             TypeError: as there.
         """
         with _full_precision(values):
-            first, steps = self._posterior(values, matrix, scale, offset, observed)
+            first, steps = self._posterior(values, emission, observed)
             moments = [(first.loc, first.covariance_matrix)]
             for gain, shift, factor in zip(*(part.unbind(-3) for part in steps), strict=True):
                 loc, covariance = moments[-1]
@@ -191,19 +193,14 @@ class LinearGaussianChain(MarkovChain):
         locs, covariances = zip(*moments, strict=True)
         return Moments(torch.stack(locs, -2), torch.stack(covariances, -3))
 
-    def posterior(
-        self, values: Tensor, matrix: Tensor, scale: Tensor, *, offset: Tensor | None = None,
-        observed: Tensor | None = None,
-    ) -> MarkovChain:  # fmt: skip
+    def posterior(self, values: Tensor, emission: LinearEmission, observed: Tensor | None = None) -> MarkovChain:
         r"""Return :math:`p(z_{1:T} \mid x_{1:T})`, again a chain: a guide's site, exact.
 
         Its :meth:`~MarkovChain.mean_path` is the smoother's mean.
 
         Args:
             values: x, (\*B, T, X).
-            matrix: C, (X, D).
-            scale: :math:`\rho`, (X,).
-            offset: c, (X,); None for 0.
+            emission: how they are made of z.
             observed: (\*B, T) or (\*B, T, X) bool, True where measured; None for all real steps.
 
         Raises:
@@ -212,7 +209,7 @@ class LinearGaussianChain(MarkovChain):
         """
         size = self.event_shape[-1]
         with _full_precision(values):
-            first, steps = self._posterior(values, matrix, scale, offset, observed)
+            first, steps = self._posterior(values, emission, observed)
             inputs = torch.cat([part.flatten(-2) for part in steps], -1)
             inputs = torch.cat([inputs.new_zeros(*inputs.shape[:-2], 1, inputs.shape[-1]), inputs], -2)
 
@@ -225,11 +222,11 @@ class LinearGaussianChain(MarkovChain):
         return MarkovChain(first, step, self.num_steps, inputs=inputs, mask=self._step_mask)
 
     def _posterior(
-        self, values: Tensor, matrix: Tensor, scale: Tensor, offset: Tensor | None, observed: Tensor | None
+        self, values: Tensor, emission: LinearEmission, observed: Tensor | None
     ) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
         """Return the first step's posterior, and of the later ones gain, shift and factor (*B, T - 1, D, ...)."""
-        error, seen = self._errors(values, matrix, scale, offset, observed)
-        weight = seen / scale.square()
+        (error, seen), matrix = self._errors(values, emission, observed), emission.matrix
+        weight = seen / emission.scale.square()
         # what x_t says of z_t is exp(-1/2 z' L z + z' l), and x_t ... x_T: from the end on
         of_step = (weight.unsqueeze(-2) * matrix.T) @ matrix, ((weight * error) @ matrix).unsqueeze(-1)
         precision, shift = (torch.zeros_like(part[..., 0, :, :]) for part in of_step)
@@ -247,10 +244,9 @@ class LinearGaussianChain(MarkovChain):
         later = _combined(self.scale, self.offset, precisions[..., 1:, :, :], shifts[..., 1:, :, :])
         return first, (later[0] @ self.matrix, later[1], later[2])
 
-    def _errors(
-        self, values: Tensor, matrix: Tensor, scale: Tensor, offset: Tensor | None, observed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _errors(self, values: Tensor, emission: LinearEmission, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return x - c, 0 where nothing was seen, and 1 where it was, both (*B, T, X)."""
+        matrix, scale, offset = emission
         if matrix.ndim != 2 or matrix.shape[1] != self.event_shape[-1]:
             raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected (X, {self.event_shape[-1]})")
         for name, value in (("scale", scale), ("offset", scale if offset is None else offset)):

@@ -14,6 +14,7 @@ from strategies import Tensors, dimensions, lengths, mask_of, padding, seeds
 from torch.testing import assert_close
 
 from seqdisent import IndependentSteps, LinearGaussianChain, MarkovChain, elbo_terms
+from seqdisent.chains import LinearEmission
 
 near = functools.partial(assert_close, rtol=1e-8, atol=1e-8)
 seen_by = st.sampled_from((None, "step", "coordinate"))
@@ -44,8 +45,8 @@ class System:
     def given(self, filler=math.nan, **changed):
         """The arguments of filter, smooth and posterior."""
         values = torch.where(self.seen, self.x, filler)
-        rest = {"offset": self.shift, "observed": self.observed, **changed}
-        return {"values": values, "matrix": self.reading, "scale": self.noise, **rest}
+        emission = LinearEmission(self.reading, self.noise, self.shift)
+        return {"values": values, "emission": emission, "observed": self.observed, **changed}
 
     def rows(self):
         """Of each sequence: the first step's moments, the later steps, the emission, and the frames, NaN in holes."""
@@ -231,6 +232,13 @@ def test_sizes_that_differ_are_refused(changed, message):
 )
 def test_observations_that_do_not_fit_are_refused(method, changed, error, message):
     chain = LinearGaussianChain(torch.zeros(1, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3)
-    given_ = {"values": torch.zeros(1, 3, 1), "matrix": torch.ones(1, 2), "scale": torch.ones(1), **changed}
+    given_ = {
+        "values": torch.zeros(1, 3, 1),
+        "observed": None,
+        "matrix": torch.ones(1, 2),
+        "scale": torch.ones(1),
+        **changed,
+    }
+    emission = LinearEmission(given_["matrix"], given_["scale"], given_.get("offset"))
     with pytest.raises(error, match=message):
-        getattr(chain, method)(**given_)
+        getattr(chain, method)(given_["values"], emission, given_.get("observed"))
