@@ -59,8 +59,8 @@ def impute(
     Raises:
         TypeError: as :func:`reconstruct`; `observed` is not bool.
         ValueError: as there; `observed` of another shape; no or several emissions of the sequences' shape; one whose
-            steps are not independent, or not its coordinates where these were observed in part; without
-            `num_samples`, one that has no mean.
+            steps are not independent, or not its coordinates where these were observed in part, or that has another
+            batch than the sequences; without `num_samples`, one that has no mean.
         RuntimeError: a program that fails with draws on the left of its own dimensions.
 
     Example:
@@ -91,7 +91,7 @@ def impute(
     emitted = drawn_at_once(use, model, guide, num_samples).emitted
     _, frames, mask = taken_apart("args", args if "mask" not in inputs else (*args, inputs["mask"]), observed)
     known = expand_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
-    fn = _emission(emitted, emission, frames, by_coordinate=known.ndim > 2)
+    fn = _emission(emitted, emission, frames, num_samples, by_coordinate=known.ndim > 2)
     known = known if mask is None else known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))
     known = known.reshape(known.shape + (1,) * (frames.ndim - known.ndim))
     drawn = (fn.rsample() if fn.has_rsample else fn.sample()) if sample else _mean(fn)
@@ -99,7 +99,12 @@ def impute(
 
 
 def _emission(
-    emitted: dict[str, TorchDistribution], name: str | None, frames: Tensor, *, by_coordinate: bool
+    emitted: dict[str, TorchDistribution],
+    name: str | None,
+    frames: Tensor,
+    num_samples: int | None,
+    *,
+    by_coordinate: bool,
 ) -> TorchDistribution:
     """Return the emission of the sequences, if each of its holes can be filled by itself."""
     fitting = [site for site, fn in emitted.items() if fn.event_shape == frames.shape[1:]]
@@ -118,10 +123,9 @@ def _emission(
         raise ValueError(
             f"emission: {name!r} has steps whose coordinates depend on each other, expected `observed` (B, T) for it"
         )
-    if fn.batch_shape[-1:] != frames.shape[:1] or len(fn.batch_shape) > 2:
-        raise ValueError(
-            f"emission: {name!r} has batch shape {tuple(fn.batch_shape)}, expected ({len(frames)},), the sequences"
-        )
+    wanted = frames.shape[:1] if num_samples is None else torch.Size([num_samples, len(frames)])
+    if fn.batch_shape != wanted:
+        raise ValueError(f"emission: {name!r} has batch shape {tuple(fn.batch_shape)}, expected {tuple(wanted)}")
     return fn
 
 

@@ -489,20 +489,22 @@ def test_holes_and_masks_beside_them_are_taken():
     def holes_in(x):
         return IndependentSteps(dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False), None, observed)
 
-    def outer(x):
-        pyro.sample("x", holes_in(x).mask(torch.tensor([True, False])), obs=x)
+    def outer(x, kept):
+        pyro.sample("x", holes_in(x).mask(torch.tensor(kept)), obs=x)
 
-    def handler(x):
-        with pyro.poutine.mask(mask=torch.tensor([True, False])):
+    def handler(x, kept):
+        with pyro.poutine.mask(mask=torch.tensor(kept)):
             pyro.sample("x", holes_in(x), obs=x)
 
     def switched_off(x):
         with pyro.poutine.mask(mask=False):
-            pyro.sample("x", dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False).to_event(1), obs=x)
+            step = dist.Normal(loc.unsqueeze(-1).expand(2, 2), 1.0, validate_args=False)
+            pyro.sample("x", step.mask(observed).to_event(1), obs=x)
 
     for emission in (outer, handler):
-        (gradient,) = torch.autograd.grad(term(emission).sum(), loc)
-        assert gradient.tolist() == [1.0, 0.0]
+        for kept, wanted in (([True, False], [1.0, 0.0]), ([False, True], [0.0, 5.0])):
+            (gradient,) = torch.autograd.grad(term(functools.partial(emission, kept=kept)).sum(), loc)
+            assert gradient.tolist() == wanted
     term(switched_off)
 
     def inner(x):
@@ -575,6 +577,16 @@ def test_what_cannot_be_filled_hole_by_hole_is_refused():
     correlated = IndependentSteps(dist.MultivariateNormal(torch.zeros(1, 3, 2), torch.eye(2)))
     heavy = IndependentSteps(dist.Cauchy(torch.zeros(1, 3, 2), 1.0).to_event(1))
     by_coordinate, by_step = ~x.isnan(), ~x.isnan().any(-1)
+
+    def views(x=None, mask=None, observed=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", 1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("views", 2, dim=-2):
+                pyro.sample("x", IndependentSteps(normal(torch.zeros(2, 1, 3, 2), 1.0)))
+
+    for how in ({}, {"num_samples": 2}):
+        with pytest.raises(ValueError, match=r"emission: 'x' has batch shape .*, expected \("):
+            impute(views, guide, x, observed=by_step, **how)
     for model, observed, message in (
         (model_of(chain), by_step, "emission: 'x' is a MarkovChain, expected IndependentSteps"),
         (model_of(correlated), by_coordinate, "emission: 'x' has steps whose coordinates depend on each other"),
