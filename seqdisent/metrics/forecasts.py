@@ -228,7 +228,7 @@ class IntervalCoverage(Metric):
         self.width += (high - low).sum(1, dtype=torch.float64).to(self.device)
         count = scored.sum().to(self.device)
         self.count += count
-        self.expected += count * (len(errors) - 1) / (len(errors) + 1)
+        self.expected += count.double() * (len(errors) - 1) / (len(errors) + 1)
 
     def compute(self) -> CoverageScores:
         """Return coverage and width of each level."""
