@@ -49,7 +49,7 @@ def seasonal_naive(
         Hyndman and Athanasopoulos. Forecasting: principles and practice, 3rd edition, section 5.2.
     """
     check_positive(num_steps=num_steps, season=season)
-    values, known = _known_values(values, mask, observed)
+    known = _known(values, mask, observed)
     if season > values.shape[1]:
         raise ValueError(f"season: got {season}, expected at most the {values.shape[1]} steps of values")
     newest, known = _newest_first(values, known, mask, season)
@@ -108,7 +108,7 @@ def seasonal_naive_draws(
     """
     centre = seasonal_naive(values, num_steps, season, mask=mask, observed=observed, fill=fill)
     check_positive(num_samples=num_samples)
-    values, known = _known_values(values, mask, observed)
+    known = _known(values, mask, observed)
     if season == values.shape[1]:
         raise ValueError(f"season: got {season}, expected fewer than the {season} steps of values, for residuals")
     known = known[:, season:] & known[:, :-season]
@@ -146,7 +146,7 @@ def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None =
         >>> linear_interpolation(values, ~values.isnan())
         tensor([[1., 1., 2., 3., 4.]])
     """
-    values, known = _known_values(values, mask, observed)
+    known = _known(values, mask, observed)
     num_steps = values.shape[1]
     step = torch.arange(num_steps, device=values.device).reshape(-1, *[1] * (values.ndim - 2)).expand(values.shape)
     before = torch.where(known, step, -1).cummax(1).values
@@ -159,14 +159,14 @@ def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None =
     return torch.where(known_places(values, mask, None), line, 0.0)
 
 
-def _known_values(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the values with 0 where they are not known, and where they are known."""
+def _known(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> Tensor:
+    """Return which values are real and were observed, after a look at these."""
     check_floating("values", values)
     if values.ndim < 2 or values.shape[1] == 0:
         raise ValueError(f"values: has shape {tuple(values.shape)}, expected (B, T, *E) with at least one step")
     known = known_places(values, mask, observed)
     check_finite("values", values, known)
-    return torch.where(known, values, 0.0), known
+    return known
 
 
 def _newest_first(values: Tensor, known: Tensor, mask: Tensor | None, season: int) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,14 @@ def test_neither_the_precision_nor_where_zero_is_costs_digits(name):
     assert computed(name, half) == computed(name, tuple(x.detach().float() for x in half))
 
 
+@each_metric
+def test_no_graph_is_kept(name):
+    draws, target = Tensors(0).normal(3, 2, 4).requires_grad_(), Tensors(1).normal(2, 4).requires_grad_()
+    metric = METRICS[name]()
+    metric(draws, target)
+    assert not any(getattr(metric, state).requires_grad for state in metric._defaults)
+
+
 def test_energy_of_many_draws_is_that_of_all_pairs():
     draws, target = Tensors(0).normal(130, 1, 3), torch.zeros(1, 3, dtype=torch.float64)
     for name in ("fair energy", "plain energy"):
