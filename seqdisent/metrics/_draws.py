@@ -49,8 +49,8 @@ def errors_of_draws(draws: Tensor, target: Tensor, mask: Tensor | None, observed
     check_finite("target", target, scored)
     check_finite("draws", draws, scored)
     dtype = torch.promote_types(torch.promote_types(draws.dtype, target.dtype), torch.float32)
-    target = torch.where(scored, target.detach().to(dtype), 0.0)
-    return Errors(torch.where(scored, draws.detach().to(dtype) - target, 0.0), scored, target)
+    target = torch.where(scored, target.to(dtype), 0.0)
+    return Errors(torch.where(scored, draws.to(dtype) - target, 0.0), scored, target)
 
 
 def known_places(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> Tensor:
