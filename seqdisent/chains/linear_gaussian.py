@@ -182,8 +182,9 @@ class LinearGaussianChain(MarkovChain):
 
         Example:
             >>> walk = LinearGaussianChain(torch.zeros(1, 1), torch.ones(1), torch.eye(1), torch.ones(1), num_steps=1)
-            >>> emission, state = LinearEmission(torch.eye(1), scale=torch.full((1,), 0.1)), None
-            >>> for value in (torch.zeros(1, 1), None, torch.full((1, 1), 4.0)):
+            >>> emission = LinearEmission(torch.eye(1), scale=torch.full((1,), 0.1))
+            >>> state = walk.filter_step(torch.zeros(1, 1), emission)
+            >>> for value in (None, torch.full((1, 1), 4.0)):
             ...     state = walk.filter_step(value, emission, state=state)
             >>> state.loc.item(), state.log_evidence.item()  # the evidence of the last value given the first
             (3.98..., -5.23...)
