@@ -232,7 +232,7 @@ def with_nan():
     ("no site to swap", lambda: swap(model, guide, FRAMES, FRAMES, sites=[]), ValueError,
      r"sites: is empty, expected at least one of \['s', 'z'\]"),
     ("a mask beside source and donor", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], mask=None), TypeError,
-     r"mask: source and donor have one each, expected \(frames, mask\) for the ragged ones"),
+     r"mask: source and donor have one each, expected \(frames, mask, observed\) of either"),
     ("a source that is none", lambda: swap(model, guide, None, FRAMES, sites=["s"]), TypeError,
      r"source: got NoneType, expected frames or \(frames, mask\)"),
     ("a given value that is no tensor", lambda: generate(model, **sizes, given={"z": [[1.0]]}), TypeError,
