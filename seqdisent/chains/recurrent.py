@@ -237,7 +237,10 @@ def feedback(
         noise: (\*B, T, N), what `frame` reads at each step; None for nothing.
 
     Returns:
-        A function of z_prev, h_prev and t. It raises ValueError at steps that the noise does not have.
+        A function of z_prev, h_prev and t.
+
+    Raises:
+        ValueError: what is returned is called at a step that the noise does not have.
 
     Example:
         >>> read = feedback(lambda z, h: z + h, (torch.ones(1, 2, 1), None))
