@@ -123,17 +123,20 @@ def test_what_is_none_needs_no_argument():
     x = x.nan_to_num(0.3)
     wanted = reconstruct(Level.model, Level.guide, x, mask, covariates=covariates)["x"].mean
     exact(reconstruct(model, guide, x, mask, None, covariates)["x"].mean, wanted)
+    exact(reconstruct(model, guide, x, mask, covariates=covariates, observed=None)["x"].mean, wanted)
     exact(infer(guide, x, None, None, covariates)["z"].value, infer(Level.guide, x, covariates=covariates)["z"].value)
 
 
-@pytest.mark.parametrize("sites", [["z"], ["s"], ["s", "z"]], ids="+".join)
+@pytest.mark.parametrize(
+    ("sites", "keep"), [(["z"], []), (["s"], []), (["s", "z"], []), (["z"], ["s"]), (["s"], ["z"])], ids="+".join
+)
 @given(seed=seeds(), data=st.data(), by=st.sampled_from(("step", "coordinate")))
-def test_a_swap_with_holes_is_that_of_the_exact_posteriors(sites, seed, data, by):
+def test_a_swap_with_holes_is_that_of_the_exact_posteriors(sites, keep, seed, data, by):
     """Holes and covariates of either side; the model reads the covariates of the side that gives the length."""
     lengths_of = st.lists(num_steps(4), min_size=2, max_size=2)
     of_source, of_donor = data.draw(lengths_of, "source"), data.draw(lengths_of, "donor")
     source, donor = sequences(seed, of_source, by), sequences(seed + 1, of_donor, by)
-    found = swap(Level.model, Level.guide, source, donor, sites=sites)["x"]
+    found = swap(Level.model, Level.guide, source, donor, sites=sites, keep=keep)["x"]
     lengths = of_donor if "z" in sites else of_source
     for i, length in enumerate(lengths):
         rows = {
@@ -188,7 +191,7 @@ def test_to_impute_takes_what_was_observed():
 
 
 def test_a_guide_of_no_frames_gets_its_inputs_as_they_are():
-    def guide(mask=None, observed=None):
+    def guide(*, mask=None, observed=None):
         return pyro.sample("s", dist.Normal(float(mask) + float(observed is None), 1.0))
 
     assert infer(guide, mask=2.0, observed=None)["s"].value == 3

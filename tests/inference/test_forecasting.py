@@ -267,6 +267,9 @@ def test_one_draw_is_all_that_there_is():
     assert steps.rsample().flatten().tolist() == list(range(6))
     assert steps.expand([4, 2]).sample().shape == (4, 2, 3, 1)
     exact(steps.log_prob(torch.zeros(2, 3, 1)), step.to_event(1).log_prob(torch.zeros(2, 3, 1)))
+    reparameterised = IndependentSteps(step, drawn=torch.ones(2, 3, 1, requires_grad=True))
+    assert reparameterised.rsample().requires_grad
+    assert not reparameterised.sample().requires_grad
     masked = IndependentSteps(step, mask_of([3, 1]), drawn=torch.arange(6.0).reshape(2, 3, 1))
     assert masked.sample()[1].flatten().tolist() == [3, 3, 3]
     for draw in (steps.sample, steps.rsample):
