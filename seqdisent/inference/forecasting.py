@@ -78,19 +78,19 @@ def forecast(
 
         What is done at each step moves a level; two futures of the same past.
 
-        >>> def model(frames=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
+        >>> def driven(frames=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
         ...     move = lambda z_prev, done: dist.Normal(z_prev + done, 0.1).to_event(1)
         ...     with pyro.plate("sequences", num_sequences):
         ...         start = dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1)
         ...         z = pyro.sample("z", MarkovChain(start, move, num_steps, inputs=covariates))
         ...         pyro.sample("x", dist.Normal(z.squeeze(-1), 0.1).to_event(1), obs=frames)
-        >>> def guide(frames, mask=None, observed=None, covariates=None):
+        >>> def driven_guide(frames, mask=None, observed=None, covariates=None):
         ...     with pyro.plate("sequences", len(frames)):
         ...         pyro.sample("z", dist.Normal(frames.unsqueeze(-1), 0.1).to_event(2))
         >>> given = torch.tensor([[0.0, 1.0]]), None, None, torch.ones(1, 2, 1)
         >>> for done in (torch.ones(1, 3, 1), -torch.ones(1, 3, 1)):
         ...     future = {"covariates": done}
-        ...     print(forecast(model, guide, *given, num_steps=3, future=future, sample=False)["x"].mean)
+        ...     print(forecast(driven, driven_guide, *given, num_steps=3, future=future, sample=False)["x"].mean)
         tensor([[0., 1., 2., 3., 4.]])
         tensor([[ 0.,  1.,  0., -1., -2.]])
     """
