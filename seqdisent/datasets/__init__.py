@@ -1,4 +1,4 @@
-"""Data sets of clips with known factors, and your own files (extra: data)."""
+"""Data sets of sequences and of clips with known factors, and your own files (extra: data)."""
 
 from seqdisent.datasets.batch import Batch
 from seqdisent.datasets.clips import Clips
@@ -8,6 +8,7 @@ from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
 from seqdisent.datasets.polyphonic import jsb_chorales
 from seqdisent.datasets.renderer import Renderer
+from seqdisent.datasets.sequences import Sequences
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MovingMNISTRenderer",
     "PendulumRenderer",
     "Renderer",
+    "Sequences",
     "SpriteRenderer",
     "jsb_chorales",
     "load_clips",

@@ -1,0 +1,176 @@
+"""Sequences in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from seqdisent.datasets._batches import Batches, Indices
+from seqdisent.datasets._checks import check_factors, check_lengths, check_values, check_whole
+from seqdisent.datasets._draws import draw_held_out
+from seqdisent.datasets._real import settle_covariates, settle_observed, settle_values
+
+
+class Sequences(Batches):
+    r"""A data set of sequences: measurements with holes, of different lengths, with known inputs and labels.
+
+    What stands in holes and padding is replaced by 0 and reaches no batch. Every draw depends on the generator it is
+    given and on nothing else. Treat the attributes as read-only.
+
+    Args:
+        values: The sequences, float32 or float64, padded on the right; what the padding holds does not matter. A step
+            has any shape E, such as (X,). Where `observed` is not given, NaN means that this was not measured.
+        lengths: Real steps of each sequence, 1 to T; by default all of them.
+        observed: True where measured, by step or by value; where it is given, what stands in holes does not matter. By
+            default, what is not NaN: by value if some step is measured in part, else by step, and None without NaN.
+        covariates: Known inputs of each step, such as the hour, the time since the last step, or a control, finite in
+            every real step. They may go on after the values (the known future), up to their first step that is not
+            finite; from there on, `covariates` repeats the last step before.
+        identity: Who each sequence shows, any whole numbers; by default every sequence is its own identity.
+        labels: Ground-truth factors, each with values from 0.
+        step_labels: Labels of each step, any whole numbers, such as the phoneme that is spoken.
+        factor_names: What the values of a factor are called; by default their numbers.
+        static_factors: The labels that belong to the identity; they may not differ between sequences of one identity.
+        motion_factors: The labels that belong to the motion.
+        names: What the sequences are called; by default their positions.
+
+    Shape:
+        - values: (N, T, \*E)
+        - observed: (N, T) or (N, T, \*E)
+        - covariates: (N, T or more, X)
+        - lengths, identity and each of labels: (N,)
+        - each of step_labels: (N, T)
+
+    Raises:
+        TypeError: `values` is neither float32 nor float64, `observed` is not bool, `covariates` is not floating point,
+            or another tensor does not hold whole numbers.
+        ValueError: Shapes, lengths, label values or names that do not fit together; a value that is infinite (or NaN
+            where `observed` says that it was measured), a sequence in which nothing was measured, or one whose
+            covariates end before it does.
+
+    Example:
+        >>> values = torch.tensor([[[1.0], [torch.nan], [3.0]], [[4.0], [5.0], [torch.nan]]])
+        >>> data = Sequences(values, lengths=torch.tensor([3, 2]))
+        >>> data
+        Sequences(2 sequences of 2 to 3 steps, 1, 2 identities)
+        >>> batch = data.batch([1, 0])
+        >>> batch.values[..., 0]
+        tensor([[4., 5., 0.],
+                [1., 0., 3.]])
+        >>> batch.observed
+        tensor([[ True,  True, False],
+                [ True, False,  True]])
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        observed: Tensor | None = None,
+        covariates: Tensor | None = None,
+        identity: Tensor | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+        step_labels: Mapping[str, Tensor] | None = None,
+        factor_names: Mapping[str, Sequence[str]] | None = None,
+        static_factors: Sequence[str] = (),
+        motion_factors: Sequence[str] = (),
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self._check(values)
+        count, num_steps = values.shape[:2]
+        positions = torch.arange(count, device=values.device)
+        self.values = values
+        self.lengths = positions.new_full((count,), num_steps) if lengths is None else self._whole("lengths", lengths)
+        self.identity = positions if identity is None else self._whole("identity", identity)
+        self.labels = {name: self._whole(f"labels[{name!r}]", label) for name, label in (labels or {}).items()}
+        self.factor_names = {
+            name: tuple((factor_names or {}).get(name) or (str(value) for value in range(int(label.max()) + 1)))
+            for name, label in self.labels.items()
+        }
+        self.static_factors = tuple(static_factors)
+        self.motion_factors = tuple(motion_factors)
+        self.names = [str(position) for position in range(count)] if names is None else list(names)
+        check_lengths(self.lengths, num_steps)
+        check_factors(self, factor_names or {})
+        self.step_labels = {
+            name: self._whole(f"step_labels[{name!r}]", label, 2).where(self.mask, 0)
+            for name, label in (step_labels or {}).items()
+        }
+        self.observed = settle_observed(observed, values, self.mask, self.names)
+        if values.is_floating_point():
+            self.values = settle_values(values, self.mask if self.observed is None else self.observed, self.names)
+        self.covariates = (
+            None if covariates is None else settle_covariates(covariates, values, self.lengths, self.names)
+        )
+
+    def __repr__(self) -> str:
+        """How many sequences of what."""
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        steps = str(high) if low == high else f"{low} to {high}"
+        size = "x".join(str(n) for n in self.values.shape[2:])
+        what = f"{len(self)} {self._unit}s of {steps} {self._step}s, {size}, {self.num_identities} identities"
+        return f"{type(self).__name__}({what})"
+
+    def subset(self, indices: Indices) -> Self:
+        """The sequences at `indices`, in the order given: a copy of the values, with all that belongs to them.
+
+        Raises:
+            ValueError: No index, or one out of range (also a negative one).
+        """
+        rows = self._rows("indices", indices)
+        return type(self)(self.values[rows], **self._options(rows))
+
+    def split(self, held_out: float, seed: int, *, by: Literal["identity", "sequence"]) -> tuple[Self, Self]:
+        """Training sequences, and sequences that training never sees.
+
+        Args:
+            held_out: How many identities or sequences to hold out: an int, or a float for a fraction of them (at least
+                one goes and one stays).
+            seed: Decides which; nothing else does.
+            by: What is held out: every sequence of some identities, so that they are new, or some of the sequences
+                whoever they show, so that an identity may be on both sides.
+
+        Returns:
+            The training sequences and the held-out ones, each in the order of this data set.
+
+        Raises:
+            ValueError: Fewer than two identities or sequences, `held_out` leaves one side empty, or `by` is neither.
+
+        Example:
+            >>> data = Sequences(torch.zeros(6, 1, 1), identity=torch.tensor([0, 0, 1, 1, 2, 2]))
+            >>> train, held_out = data.split(1, seed=0, by="identity")
+            >>> len(train), len(held_out), held_out.num_identities
+            (4, 2, 1)
+            >>> train, held_out = data.split(1, seed=0, by="sequence")
+            >>> len(train), len(held_out), train.num_identities
+            (5, 1, 3)
+        """
+        chosen = draw_held_out(self._owner, held_out, seed, by)
+        return self.subset(~chosen), self.subset(chosen)
+
+    def _check(self, values: Tensor) -> None:
+        check_values(values)
+
+    def _options(self, rows: Tensor) -> dict[str, Any]:
+        """The constructor's arguments beside the values, for the sequences at `rows`."""
+        return {
+            "lengths": self.lengths[rows],
+            "observed": None if self.observed is None else self.observed[rows],
+            "covariates": None if self.covariates is None else self.covariates[rows],
+            "identity": self.identity[rows],
+            "labels": {name: label[rows] for name, label in self.labels.items()},
+            "step_labels": {name: label[rows] for name, label in self.step_labels.items()},
+            "factor_names": self.factor_names,
+            "static_factors": self.static_factors,
+            "motion_factors": self.motion_factors,
+            "names": [self.names[row] for row in rows.tolist()],
+        }
+
+    def _whole(self, name: str, numbers: Tensor, dims: int = 1) -> Tensor:
+        unit = self._unit if dims == 1 else self._step
+        return check_whole(name, numbers, self.values.shape[:dims], self.values.device, unit)
