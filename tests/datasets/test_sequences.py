@@ -94,11 +94,13 @@ def test_filler_never_reaches_a_batch(draw, lengths, by_value, filler, seed):
             torch.where(full, values, what),
             lengths=lengths,
             observed=observed,
+            identity=torch.arange(len(lengths)) % 2,
             covariates=torch.where(beyond[:, :, None], NAN, hours),
             step_labels={"word": torch.where(beyond, number, words)},
         )
         for what, number in ((0.0, 7), (filler, 1000))
     )
+    assert not filled.step_labels["word"][beyond].any()
     batch = draw(filled, seed)
     assert_same(batch, draw(clean, seed))
     # the slow way, one step at a time
@@ -251,6 +253,7 @@ def test_subset_keeps_everything():
             ValueError,
             "^covariates: end early in sequence 1 .'b'., expected finite values in each of its real steps",
         ),
+        ({"covariates": torch.tensor([[[1.0], [NAN], [1.0]]] * 2)}, ValueError, "^covariates: end early in sequence 0"),
         ({"step_labels": {"w": torch.zeros(2)}}, TypeError, "^step_labels.'w'.: "),
         (
             {"step_labels": {"w": torch.zeros(2).long()}},
