@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from typing_extensions import Self
 from seqdisent.datasets._batches import Batches, Indices
 from seqdisent.datasets._checks import check_factors, check_lengths, check_values, check_whole
 from seqdisent.datasets._draws import draw_held_out
+from seqdisent.datasets._ragged import as_whole, check_number, pad_arrays, pad_beside
 from seqdisent.datasets._real import settle_covariates, settle_observed, settle_values
 
 
@@ -106,6 +108,56 @@ class Sequences(Batches):
             self.values = settle_values(values, self.mask if self.observed is None else self.observed, self.names)
         self.covariates = (
             None if covariates is None else settle_covariates(covariates, values, self.lengths, self.names)
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Sequence[Any],
+        *,
+        observed: Sequence[Any] | None = None,
+        covariates: Sequence[Any] | None = None,
+        identity: Any = None,
+        labels: Mapping[str, Any] | None = None,
+        step_labels: Mapping[str, Sequence[Any]] | None = None,
+        **options: Any,
+    ) -> Self:
+        r"""Pad arrays of different lengths; what belongs to their steps comes in lists, too.
+
+        Args:
+            arrays: The sequences, (T_i, \*E) each: NumPy's arrays or tensors, whose dtype is kept.
+            observed: For each sequence what was measured, (T_i,) or (T_i, \*E).
+            covariates: For each sequence its known inputs, (T_i or more, X).
+            identity: One whole number for each sequence.
+            labels: {name: one whole number for each sequence}.
+            step_labels: {name: for each sequence whole numbers (T_i,)}.
+            **options: Further arguments of the constructor, such as `names`.
+
+        Raises:
+            TypeError: As the constructor; or arrays of different dtypes, or that hold no numbers.
+            ValueError: As the constructor; or arrays that do not fit together or with the lengths of the sequences.
+
+        Example:
+            >>> Sequences.from_arrays([torch.zeros(3, 2), torch.ones(5, 2)], identity=[0, 0])
+            Sequences(2 sequences of 3 to 5 steps, 2, 1 identities)
+        """
+        values, lengths = pad_arrays("arrays", arrays)
+        known = None
+        if covariates is not None:
+            check_number("covariates", covariates, lengths)
+            known = pad_arrays("covariates", covariates, filler=math.nan, num_steps=values.shape[1])[0]
+        return cls(
+            values,
+            lengths=lengths,
+            observed=None if observed is None else pad_beside("observed", observed, lengths),
+            covariates=known,
+            identity=None if identity is None else as_whole(identity),
+            labels={name: as_whole(label) for name, label in (labels or {}).items()},
+            step_labels={
+                name: pad_beside(f"step_labels[{name!r}]", label, lengths)
+                for name, label in (step_labels or {}).items()
+            },
+            **options,
         )
 
     def __repr__(self) -> str:
