@@ -11,6 +11,7 @@ from seqdisent.datasets.renderer import Renderer
 from seqdisent.datasets.sequence_files import load_sequences
 from seqdisent.datasets.sequences import Sequences
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
+from seqdisent.datasets.tables import sequences_from_table
 
 __all__ = [
     "Batch",
@@ -28,5 +29,6 @@ __all__ = [
     "mug",
     "pendulum",
     "render_pendulum",
+    "sequences_from_table",
     "sprites",
 ]
