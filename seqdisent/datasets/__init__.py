@@ -8,6 +8,7 @@ from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
 from seqdisent.datasets.polyphonic import jsb_chorales
 from seqdisent.datasets.renderer import Renderer
+from seqdisent.datasets.scaler import Scaler
 from seqdisent.datasets.sequence_files import load_sequences
 from seqdisent.datasets.sequences import Sequences
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
@@ -19,6 +20,7 @@ __all__ = [
     "MovingMNISTRenderer",
     "PendulumRenderer",
     "Renderer",
+    "Scaler",
     "Sequences",
     "SpriteRenderer",
     "jsb_chorales",

@@ -63,6 +63,8 @@ def test_a_list_gives_its_arrays_back(lengths, seed, as_tensors):
 def test_what_was_measured_may_come_in_a_list_and_clips_too():
     data = Sequences.from_arrays([torch.ones(2, 1), torch.ones(1, 1)], observed=[np.array([True, False]), [True]])
     assert data.observed.tolist() == [[True, False], [True, False]]
+    swapped = np.array([[1.5], [2.5]], ">f4")[::-1]  # another byte order, and backwards
+    assert Sequences.from_arrays([swapped]).values.flatten().tolist() == [2.5, 1.5]
     clips = Clips.from_arrays([np.full((2, 3), 255, np.uint8), np.full((1, 3), 255, np.uint8)], names=["a", "b"])
     assert clips.batch([0, 1]).values.sum(dim=(1, 2)).tolist() == [6.0, 3.0]
     assert torch.equal(clips.subset([1]).values, clips.values[1:])

@@ -177,6 +177,7 @@ def changed(**columns):
             {"step": 1},
             "^column 'hour': 3.4 at id 'b' is not a whole number of steps",
         ),
+        (changed(hour=[0.0, 7, 2, 8, 2.0001]), {"step": 1}, "^column 'hour': 2.0001 at id 'b' is not a whole number"),
         (changed(pulse=["1", "2", "3", "high", "5"]), {}, "^column 'pulse': got 'high' at id 'a', expected a number"),
         (changed(heat=[1, 2, float("-inf"), 4, 5]), {}, "^column 'heat': got -inf at id 'b', expected a finite number"),
         (changed(who=["b", None, "b", "a", "b"]), {}, "^column 'who': got no id in row 1"),
