@@ -26,7 +26,7 @@ class Scaler(nn.Module):
 
     Shape:
         - values: (\*B, T, \*E)
-        - Output: the same
+        - output: the same
 
     Raises:
         TypeError: `loc` or `scale` is no tensor of floating point.
