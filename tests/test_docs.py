@@ -72,10 +72,10 @@ def write_rooms(path):
     for room in range(12):
         hours, level = torch.arange(24 * (6 + room % 3)), [torch.zeros(2)]
         for _ in hours[1:]:
-            level.append(0.9 * level[-1] + torch.tensor([0.4, 1.0]) * noise(2))
+            level.append(0.9 * level[-1] + torch.tensor([0.3, 0.8]) * noise(2))
         wave = (2 * torch.pi * hours / 24).sin()[:, None] * torch.tensor([3.0, -8.0])
         expected = torch.tensor([20.0, 50.0]) + wave + torch.stack(level)
-        values = expected + torch.tensor([0.3, 1.0]) * noise(len(hours), 2)
+        values = expected + torch.tensor([0.8, 2.0]) * noise(len(hours), 2)
         missing = torch.rand(len(hours), 3, generator=generator) < 0.05  # a row, or one of its values
         missing[-25, 0] = False  # the last row of the table
         for hour in range(len(hours) - 24):
