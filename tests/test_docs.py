@@ -4,6 +4,8 @@ import ast
 import importlib.util
 import re
 import warnings
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,53 @@ def test_a_model_of_ones_own_runs(capsys):
     for model in (names["StateSpace"](), names["Recurrent"]()):  # in any precision
         terms = elbo_terms(model.double().model, model.guide, names["frames"].double(), names["mask"])
         assert terms.elbo().dtype == torch.float64
+
+
+def write_rooms(path):
+    """Write a table of twelve rooms, with holes; return the day after the last row of each, (12, 24, 2)."""
+    generator, lines, after = torch.Generator().manual_seed(0), ["room,time,celsius,humidity"], []
+    noise = partial(torch.randn, generator=generator)
+    for room in range(12):
+        hours, level = torch.arange(24 * (6 + room % 3)), [torch.zeros(2)]
+        for _ in hours[1:]:
+            level.append(0.9 * level[-1] + torch.tensor([0.3, 0.8]) * noise(2))
+        wave = (2 * torch.pi * hours / 24).sin()[:, None] * torch.tensor([3.0, -8.0])
+        expected = torch.tensor([20.0, 50.0]) + wave + torch.stack(level)
+        values = expected + torch.tensor([0.8, 2.0]) * noise(len(hours), 2)
+        missing = torch.rand(len(hours), 3, generator=generator) < 0.05  # a row, or one of its values
+        missing[-25, 0] = False  # the last row of the table
+        for hour in range(len(hours) - 24):
+            cells = ["" if missing[hour, 1 + column] else f"{values[hour, column]:.2f}" for column in range(2)]
+            if not missing[hour, 0]:
+                lines.append(f"room {room},{datetime(2024, 3, 1) + timedelta(hours=hour)},{','.join(cells)}")
+        after.append(values[-24:])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return torch.stack(after)
+
+
+def test_from_a_table_to_a_forecast_in_forty_lines():
+    lines = [line for block in python_blocks("docs/sensor_table.md") for line in block.splitlines() if line]
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    assert not any(";" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_from_a_table_to_a_forecast_with_intervals(tmp_path, monkeypatch):
+    for needed in ("lightning", "matplotlib"):
+        pytest.importorskip(needed)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    after = write_rooms(tmp_path / "rooms.csv")
+    names = run_page("docs/sensor_table.md")
+    assert (tmp_path / "forecast.png").stat().st_size > 10_000
+    data, bounds = names["data"], [names[name] for name in ("low", "median", "high")]
+    rows, steps = torch.arange(12)[:, None], data.lengths[:, None] + torch.arange(24)
+    low, median, high = (bound[rows, steps] for bound in bounds)
+    error = (median - after).abs().mean((0, 1))
+    spread = (after - after.mean((0, 1))).abs().mean((0, 1))
+    assert (error < 0.6 * spread).all()  # in units of the table
+    assert 0.85 < ((low < after) & (after < high)).float().mean() < 0.99
 
 
 def test_the_extension_points_run(capsys):
