@@ -25,7 +25,7 @@ from seqdisent.inference import (
     reconstruct,
     swap,
 )
-from seqdisent.masks import fill_padding, mark_missing, overwrite_padding
+from seqdisent.masks import fill_padding, mark_missing, overwrite_padding, steps_after
 from seqdisent.priors import FlowPrior, MixturePrior, VampPrior
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.transitions import Combiner, GatedTransition, OrnsteinUhlenbeckTransition
@@ -65,5 +65,6 @@ __all__ = [
     "read_backward",
     "reconstruct",
     "shift_steps",
+    "steps_after",
     "swap",
 ]

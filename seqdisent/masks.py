@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqdisent._checks import expand_to, reads_at_once
+from seqdisent._checks import check_positive, expand_to, reads_at_once
 
 
 def check_mask(mask: Tensor, batch_shape: torch.Size, num_steps: int, device: torch.device | None = None) -> Tensor:
@@ -89,6 +89,48 @@ def overwrite_padding(values: Tensor, mask: Tensor, *, event_dims: int = 1) -> T
     """
     _check_fits(values, mask, event_dims)
     return torch.where(mask.reshape(mask.shape + (1,) * event_dims), values, values.new_zeros(()))
+
+
+def steps_after(values: Tensor, mask: Tensor, num_steps: int, *, event_dims: int = 1) -> Tensor:
+    r"""Return the steps that follow each row's own last real step: of a forecast of ragged sequences, the future.
+
+    Args:
+        values: (\*S, \*B, T', \*E), such as draws of a forecast, where row b with T_b real steps has its future at
+            steps T_b ... T_b + num_steps - 1, counted from 0.
+        mask: (\*B, T) bool, of what was given.
+        num_steps: how many steps.
+        event_dims: dimensions to the right of time: 1 for vectors, 3 for pictures, 0 for one number a step.
+
+    Returns:
+        (\*S, \*B, num_steps, \*E).
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: `num_steps` below 1, a mask of another batch, or values that end too early.
+
+    Example:
+        >>> mask = torch.tensor([[True, True], [True, False]])
+        >>> steps_after(torch.arange(8).reshape(2, 4), mask, 2, event_dims=0)
+        tensor([[2, 3],
+                [5, 6]])
+    """
+    check_positive(num_steps=num_steps)
+    _check_bool(mask)
+    time = values.ndim - event_dims - 1
+    batch = mask.shape[:-1]
+    if time < len(batch) or values.shape[time - len(batch) : time] != batch:
+        raise ValueError(
+            f"mask: has shape {tuple(mask.shape)}, expected the batch of values {tuple(values.shape)} with "
+            f"event_dims={event_dims} to the right of time (1 for vectors, 3 for pictures)"
+        )
+    lengths = mask.sum(-1, keepdim=True)
+    if int(lengths.max()) + num_steps > values.shape[time]:
+        raise ValueError(
+            f"values: have {values.shape[time]} steps, expected at least {int(lengths.max()) + num_steps}, those of "
+            f"the longest row and {num_steps} more"
+        )
+    places = (lengths + torch.arange(num_steps, device=mask.device)).reshape(*batch, num_steps, *(1,) * event_dims)
+    return values.gather(time, places.expand(*values.shape[:time], num_steps, *values.shape[time + 1 :]))
 
 
 def expand_observed(

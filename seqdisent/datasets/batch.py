@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Sequences as a model takes them; a named tuple, so that Lightning moves it to devices by itself."""
+    """Sequences as a model takes them; a named tuple, so that Lightning moves it to devices by itself.
+
+    What model and guide take of it by position: :func:`seqdisent.training.frames_and_mask`.
+    """
 
     frames: Tensor
     r"""(B, T, \*E) floating point, zero in padding and in holes; float32 in [0, 1] if they come from bytes. E is

@@ -33,7 +33,8 @@ class Sequences(Batches):
             default, what is not NaN: by value if some step is measured in part, else by step, and None without NaN.
         covariates: Known inputs of each step, such as the hour, the time since the last step, or a control, finite in
             every real step. They may go on after the values (the known future), up to their first step that is not
-            finite; from there on, `covariates` repeats the last step before.
+            finite; from there on, `covariates` repeats the last step before. Those of a forecast:
+            ``steps_after(data.covariates, data.mask, num_steps)``.
         identity: Who each sequence shows, any whole numbers; by default every sequence is its own identity.
         labels: Ground-truth factors, each with values from 0.
         step_labels: Labels of each step, any whole numbers, such as the phoneme that is spoken.

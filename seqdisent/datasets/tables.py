@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from seqdisent.datasets._columns import Floats, as_floats, as_items, is_missing, read_columns
 from seqdisent.datasets._timeline import Part, parts_of, put_in_time
@@ -39,7 +40,8 @@ def sequences_from_table(
         id: The column that says which sequence a row belongs to; by default all rows are one sequence.
         time: The column of times: numbers, dates of any kind, or ISO text; by default rows are in order.
         covariates: Columns of known inputs, which have a number in each row; with `step`, the table then has a row at
-            each time.
+            each time. Rows after the last measurement of an id are then no holes, but its known future, of which a
+            forecast is made: a sequence ends with its last measurement, its covariates go on.
         labels: Columns that do not differ within a sequence, text or numbers; their values are numbered in their order.
         step: The regular spacing of times, in their unit (seconds for dates) or as a timedelta: a time that the table
             lacks becomes a hole. None keeps rows as they come.
@@ -89,12 +91,19 @@ def sequences_from_table(
     values = np.stack([as_floats(name, cells[name], ids) for name in columns], axis=1)
     inputs = [_covariates(covariates, cells, ids, parts)] if covariates else []
     inputs += [_time_steps(parts)] if dt else []
+    placed = [torch.from_numpy(part.place(values)).to(dtype) for part in parts]
     return Sequences.from_arrays(
-        [torch.from_numpy(part.place(values)).to(dtype) for part in parts],
+        [_until_measured(part) for part in placed] if covariates else placed,
         covariates=[torch.from_numpy(np.concatenate(of, axis=1)) for of in zip(*inputs, strict=True)] or None,
         names=[str(part.who) for part in parts],
         **_labels(labels, cells, parts),
     )
+
+
+def _until_measured(values: Tensor) -> Tensor:
+    """Values (T, X) without the steps after the last measurement; all of them where there is none."""
+    measured = (~values.isnan()).any(1).nonzero()
+    return values[: int(measured[-1]) + 1] if len(measured) else values
 
 
 def _ids(name: str, column: npt.NDArray[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqdisent import steps_after
 from seqdisent.datasets import sequences_from_table
 
 NAN = float("nan")
@@ -136,6 +137,19 @@ def test_a_shuffled_table_is_sorted_and_missing_times_are_holes(data, seed):
     as_they_come = sequences_from_table(table, columns=["x"], id="who", time="t", sort=True, dtype=torch.float64)
     assert as_they_come.observed is None
     assert as_they_come.lengths.tolist() == [table["who"].count(name) for name in found.names]
+
+
+def test_rows_after_the_last_measurement_are_the_known_future():
+    table = {"who": ["a"] * 4 + ["b"] * 3, "t": [0, 1, 2, 3, 0, 1, 2], "x": [1.0, None, 3.0, None, 5.0, None, None],
+             "y": [None, 2.0, None, None, 6.0, None, None], "hour": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}  # fmt: skip
+    how = {"columns": ["x", "y"], "id": "who", "time": "t", "step": 1}
+    data = sequences_from_table(table, covariates=["hour"], **how)
+    assert data.lengths.tolist() == [3, 1]
+    assert data.observed.tolist() == [[[True, False], [False, True], [True, False]],
+                                      [[True, True], [False, False], [False, False]]]  # fmt: skip
+    assert steps_after(data.covariates, data.mask, 1).flatten().tolist() == [3.0, 5.0]
+    assert steps_after(data.subset([1]).covariates, data.mask[1:, :1], 2).flatten().tolist() == [5.0, 6.0]
+    assert sequences_from_table(table, **how).lengths.tolist() == [4, 3]  # without covariates, holes at the end
 
 
 def test_sequences_of_one_step_have_a_time_step():

@@ -22,6 +22,7 @@ from seqdisent import (
     StaticEncoder,
     overwrite_padding,
     read_backward,
+    steps_after,
 )
 
 encoder, plain = ConvEncoder(6, image_size=8, channels=(4,)), ConvDecoder(4, image_size=8, channels=(4,))
@@ -165,6 +166,10 @@ def chain(num_steps=4, **options):
     ("a mask that does not fit the values", lambda: overwrite_padding(ones(2, 5, 3), mask([1] * 6, [1] * 6)),
      ValueError, r"mask: has shape \(2, 6\), expected one that fits values \(2, 5, 3\) with event_dims=1 to the right "
      r"of time \(1 for vectors, 3 for pictures\)"),
+    ("the steps after rows of another batch", lambda: steps_after(ones(2, 9, 3), mask([1], [1], [1]), 2), ValueError,
+     r"mask: has shape \(3, 1\), expected the batch of values \(2, 9, 3\) with event_dims=1"),
+    ("more steps after a row than there are", lambda: steps_after(ones(2, 4, 3), mask([1, 1], [1, 0]), 3), ValueError,
+     "values: have 4 steps, expected at least 5, those of the longest row and 3 more"),
     ("a mask of another length", lambda: static(ones(2, 3, 6), mask([1, 1], [1, 0])), ValueError,
      r"mask: has shape \(2, 2\), expected \(\*B, T\) with T=3 steps"),
     ("a mask of another batch", lambda: chain(mask=mask(*[[1, 1, 1, 0]] * 5)), ValueError,

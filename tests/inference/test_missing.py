@@ -29,6 +29,7 @@ from seqdisent import (
     mark_missing,
     read_backward,
     reconstruct,
+    steps_after,
     swap,
 )
 
@@ -429,6 +430,16 @@ def test_observed_of_another_kind_is_refused():
         StaticEncoder(4, 2)(values, observed=torch.ones(3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"values: has shape \(3,\), expected \(\*B, T\) and 1 more"):
         mark_missing(torch.zeros(3), torch.ones(3, dtype=torch.bool))
+
+
+@given(seed=seeds(), lengths=lengths(), sample=st.integers(0, 2), event_dims=st.integers(0, 2))
+def test_each_row_has_the_steps_after_its_own(seed, lengths, sample, event_dims):
+    mask = mask_of(lengths)
+    values = Tensors(seed).normal(*(4,) * sample, len(lengths), mask.shape[1] + 3, *(2,) * event_dims)
+    ahead = steps_after(values, mask, 3, event_dims=event_dims)
+    for row, length in enumerate(lengths):
+        wanted = values.movedim(sample, 0)[row].narrow(sample, length, 3)
+        assert torch.equal(ahead.movedim(sample, 0)[row], wanted)
 
 
 def test_infinities_that_were_observed_are_refused():
