@@ -281,7 +281,8 @@ def plot_intervals(
     names = [str(number) for number in range(len(values))] if names is None else list(names)
     if len(names) != len(values):
         raise ValueError(f"names: got {len(names)}, expected {len(values)}, one for each sequence")
-    real = _by_value("mask", mask, values)
+    real = _by_value("mask", mask, values[..., 0] if values.ndim == 3 else values)
+    real = real.expand(-1, -1, values.shape[2]) if values.ndim == 3 else real
     seen = real & _by_value("observed", observed, values)
     unseen = seen & _by_value("hidden", hidden, values) if hidden is not None else torch.zeros_like(seen)
     if values.ndim == 2:
@@ -301,7 +302,7 @@ def plot_intervals(
             steps = shown[at].nonzero().squeeze(1)
             axis.scatter(steps, values[at].detach().cpu()[steps], s=9, zorder=3, facecolors=face, edgecolors=edge)
         steps = (real & ~seen)[at].nonzero().squeeze(1)
-        axis.plot(steps, torch.zeros(len(steps)), "|", color="grey", transform=axis.get_xaxis_transform())
+        axis.plot(steps, 0.03 * torch.ones(len(steps)), "|", color="C1", transform=axis.get_xaxis_transform())
         axis.set(xlabel="step" if coordinate == size - 1 else "", title=names[row] if coordinate == 0 else "")
     return _save_figure(figure, path)
 

@@ -99,7 +99,7 @@ def _of_draws(title: str, found: Mapping[str, Any]) -> Table:
     scores = {name: of for name, of in found.items() if isinstance(of, Mapping)}
     levels = scores["model"]["expected"]
     header = ["values from", "mean squared error", "CRPS"]
-    header += [f"within the {level} % interval, % (of true draws: {_per_cent(of)})" for level, of in levels.items()]
+    header += [f"within the {level} % interval, % (calibrated: {_per_cent(of)})" for level, of in levels.items()]
     header += [f"width of the {level} % interval" for level in levels]
     rows = [
         [name, _number(of["mean_squared_error"], 5), _number(of["crps"], 4)]

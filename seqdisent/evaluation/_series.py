@@ -71,7 +71,7 @@ def hide_some(data: Sequences, share: float, seed: int) -> Tensor:
     Something is left of each sequence.
 
     Raises:
-        ValueError: the share is too small to hide anything.
+        ValueError: nothing is hidden.
     """
     observed = data.mask if data.observed is None else data.observed
     drawn = torch.rand(observed.shape, generator=torch.Generator().manual_seed(seed)).to(observed.device)
@@ -79,7 +79,10 @@ def hide_some(data: Sequences, share: float, seed: int) -> Tensor:
     keeps_some = (observed & ~hidden).flatten(1).any(1)
     hidden = hidden & keeps_some.reshape(-1, *[1] * (hidden.ndim - 1))
     if not hidden.any():
-        raise ValueError(f"hidden: got {share}, which hides nothing of {len(data)} sequences, expected a larger share")
+        raise ValueError(
+            f"hidden: got {share}, which hides nothing of {len(data)} sequences, expected a larger share, or sequences "
+            "with more than one measured value"
+        )
     return hidden
 
 

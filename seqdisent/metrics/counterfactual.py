@@ -105,7 +105,7 @@ def squared_error(
         difference = pixels("predicted", predicted, known) - pixels("truth", truth, known, true=True)
     else:
         difference = _measurements("predicted", predicted) - _measurements("truth", truth, known, true=True)
-    difference = difference.flatten(2)
+    difference = (difference.unsqueeze(-1) if difference.ndim == 2 else difference).flatten(2)
     if known is None:
         return difference.square().mean((1, 2))
     # before the square, so that what stands in padding and in holes does not affect the gradient
