@@ -89,6 +89,7 @@ class Evaluation:
 
         Raises:
             ImportError: Pillow or matplotlib is missing, for the pictures.
+            ValueError: pictures or `intervals` that are none.
         """
         folder = Path(folder)
         numbers = folder / "metrics.json"
