@@ -12,6 +12,7 @@ from seqdisent import AnnealingSchedule  # noqa: E402
 from seqdisent.plotting import (  # noqa: E402
     film_strip,
     plot_error_over_time,
+    plot_intervals,
     plot_ledger,
     plot_schedules,
     save_gif,
@@ -107,3 +108,70 @@ def test_ledger_reads_the_parts_of_a_run_in_order(tmp_path):
     assert (whole != pixels(plot_ledger([first], tmp_path / "b.png"))).any()
     with pytest.raises(ValueError, match="^logs: "):
         plot_ledger([none], tmp_path / "c.png")
+
+
+def coloured(path):
+    """Return which columns have a band or line (blue) and rings (red), and how much of bands and ticks there is."""
+    with image.open(path) as file:
+        red, green, blue = (
+            torch.tensor(list(file.convert("RGB").tobytes())).reshape(file.height, file.width, 3).unbind(2)
+        )
+    return {
+        "blue": (blue > red + 30).any(0).nonzero().flatten(),
+        "red": (red > blue + 60).any(0).nonzero().flatten(),
+        "blue pixels": int((blue > red + 30).sum()),
+        "ticks": int(((red > 200) & (90 < green) & (green < 170) & (blue < 80)).sum()),
+    }
+
+
+def test_intervals_stand_where_there_are_draws_and_rings_where_something_was_hidden(tmp_path):
+    values = torch.linspace(-1, 1, 10).expand(1, 10)
+    draws = values + torch.randn(200, 1, 10, generator=torch.Generator().manual_seed(0))
+    draws[:, :, :5] = torch.nan
+    hidden = torch.zeros(1, 10, dtype=torch.bool)
+    hidden[:, 8] = True
+    shown = coloured(plot_intervals(values, draws, tmp_path / "a.png", hidden=hidden))
+    with image.open(tmp_path / "a.png") as file:
+        middle = file.width // 2
+    assert shown["blue"].min() > middle
+    assert shown["red"].min() > middle
+    assert shown["red"].max() - shown["red"].min() < 10  # one ring
+    plain = coloured(plot_intervals(values, draws, tmp_path / "b.png"))
+    assert len(plain["red"]) == 0
+    narrow = coloured(plot_intervals(values, draws, tmp_path / "c.png", levels=(0.5,)))
+    assert 0 < narrow["blue pixels"] < plain["blue pixels"]
+    empty = coloured(plot_intervals(values, torch.full_like(draws, torch.nan), tmp_path / "d.png"))
+    assert empty["blue pixels"] == 0
+    missing = coloured(
+        plot_intervals(values, draws, tmp_path / "e.png", observed=torch.arange(10).expand(1, 10) % 2 > 0)
+    )
+    assert missing["ticks"] > 0
+    assert plain["ticks"] == 0
+
+
+def test_what_stands_in_holes_and_padding_changes_no_picture_of_intervals(tmp_path):
+    values, draws = clips(2, 6, 2), clips(9, 2, 6, 2)
+    mask, observed = torch.arange(6) < torch.tensor([[6], [3]]), clips(2, 6, 2) < 0.6
+    one = pixels(plot_intervals(values, draws, tmp_path / "a.png", mask=mask, observed=observed))
+    filled = torch.where(mask.unsqueeze(-1) & observed, values, 1e6)
+    draws = torch.where(mask.unsqueeze(-1), draws, -1e6)
+    assert torch.equal(one, pixels(plot_intervals(filled, draws, tmp_path / "b.png", mask=mask, observed=observed)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"values": torch.zeros(3)}, "^values: has shape"),
+        ({"draws": torch.zeros(5, 2, 3)}, "^draws: has shape"),
+        ({"levels": (50,)}, "^levels: got"),
+        ({"names": ["a"]}, "^names: got 1, expected 2"),
+        ({"mask": torch.ones(2, 4)}, "^mask: has shape"),
+        ({"mask": torch.ones(2, 4, 3).bool()}, "^mask: has shape"),
+        ({"observed": torch.ones(4).bool()}, "^observed: has shape"),
+        ({"hidden": torch.ones(2, 3).bool()}, "^hidden: has shape"),
+    ],
+)
+def test_what_no_intervals_can_be_drawn_of_is_named(changed, said, tmp_path):
+    given = {"values": torch.zeros(2, 4, 3), "draws": torch.zeros(5, 2, 4, 3), **changed}
+    with pytest.raises(ValueError, match=said):
+        plot_intervals(path=tmp_path / "a.png", **given)

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqdisent import _files
-from seqdisent._checks import check_positive, is_integer
+from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
-from seqdisent.datasets import Clips
+from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets._progress import progress
+from seqdisent.evaluation._checks import check_data, check_judge, check_numbers, check_programs
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
+from seqdisent.evaluation._intervals import Panels, draw_intervals
 from seqdisent.evaluation._judged import measure_judged, measure_probes, varied
 from seqdisent.evaluation._pictures import SCALES, draw_pictures, true_continuation
 from seqdisent.evaluation._programs import Programs, motion_numbers
 from seqdisent.evaluation._report import Published, draw_confusion, page, plain, tables_of
+from seqdisent.evaluation._series import Asked, measure_series
+from seqdisent.evaluation._swapped import measure_swapped_labels
 from seqdisent.metrics import Judge, pick_donors, train_judge
-from seqdisent.plotting import plot_error_over_time, save_gif, save_png
+from seqdisent.plotting import plot_error_over_time, plot_intervals, save_gif, save_png
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -32,6 +36,7 @@ NUMBERS = frozenset(
         "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
         "intervention_score", "entropies", "frechet", "confusion", "probes",
         "neighbours", "memorisation", "confidence", "combinations", "sampled_swaps",
+        "held_out_sequences", "bound_per_step", "imputation", "forecast", "swapped_labels",
     ]
 )  # fmt: skip
 """The names of all that :func:`evaluate` can measure."""
@@ -48,6 +53,8 @@ class Evaluation:
         judge: the classifier of the true factors; None where there was none.
         labels: {factor: what its values are called}, of those that the judge knows.
         roles: {latent: "static" or "motion"}, of the latents that were probed.
+        intervals: {name of the file: what :func:`~seqdisent.plotting.plot_intervals` draws there}; of measurements
+            alone.
     """
 
     numbers: dict[str, Any]
@@ -55,6 +62,7 @@ class Evaluation:
     judge: Judge | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def tables(self, *, beside: Published | None = None) -> str:
         """Return the numbers as tables in Markdown.
@@ -81,6 +89,7 @@ class Evaluation:
 
         Raises:
             ImportError: Pillow or matplotlib is missing, for the pictures.
+            ValueError: pictures or `intervals` that are none.
         """
         folder = Path(folder)
         numbers = folder / "metrics.json"
@@ -108,6 +117,7 @@ class Evaluation:
             given = error.pop("given")
             lines = {name: torch.tensor(values) for name, values in error.items()}
             written.append(plot_error_over_time(lines, folder / "forecast_error.png", trained_on=given))
+        written += [plot_intervals(path=folder / name, **panels) for name, panels in self.intervals.items()]
         if confusion := self.numbers.get("confusion", {}).get("identity"):
             written.append(draw_confusion(confusion, self.labels, folder / "confusion.png"))
         return written
@@ -117,8 +127,8 @@ class Evaluation:
 def evaluate(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    train: Clips,
-    held_out: Clips,
+    train: Sequences,
+    held_out: Sequences,
     *,
     static: Sequence[str] = (),
     motion: Sequence[str] = (),
@@ -127,6 +137,9 @@ def evaluate(
     factors: Sequence[str] | None = None,
     candidates: Clips | None = None,
     forecast_steps: int | None = None,
+    season: int | None = None,
+    hidden: float | None = None,
+    num_samples: int = 100,
     pictures: bool = True,
     sample: bool = False,
     history: bool = False,
@@ -135,9 +148,9 @@ def evaluate(
     batch_size: int = 64,
     **inputs: Any,
 ) -> Evaluation:
-    """Evaluate a model and its guide on clips that training never saw.
+    """Evaluate a model and its guide on sequences that training never saw: clips, or measurements.
 
-    What is measured depends on what is known of the clips.
+    What is measured depends on what is known of them. Of clips:
 
     - Always: errors of reconstructions and of roll-outs from the first step, beside the mean frame; the terms of the
       bound; pictures, where steps are pictures.
@@ -149,38 +162,59 @@ def evaluate(
       copies of training clips; new combinations of factors. Swaps with the identity drawn from the prior are judged
       too (the field's protocol).
 
-    Every clip is paired with a fixed donor of another identity, and of another motion where there is one. Latents are
-    the posterior's means, clips from the prior are drawn. What a measure can and cannot show: :doc:`/metrics`.
+    Of other :class:`~seqdisent.datasets.Sequences`, over what is real and was observed alone:
+
+    - Always: errors of reconstructions and roll-outs, beside the mean step; the terms of the bound, and the bound for
+      each step at which something was measured.
+    - With holes, or `hidden`: imputation of values that were measured and are hidden from the model, beside linear
+      interpolation and the mean step. With `forecast_steps`: forecasts of the last steps from those before, beside the
+      last step, frozen, the mean step, and, with `season`, the seasonal naive forecast. Squared error of the mean,
+      CRPS, and coverage of intervals of draws.
+    - With labels: probes of the latents, and whose label a swap shows to a linear classifier of each coordinate's mean
+      and standard deviation.
+
+    Every sequence is paired with a fixed donor of another identity, and of another motion where there is one. Latents
+    are the posterior's means, sequences from the prior, forecasts and imputations are drawn. What a measure can and
+    cannot show: :doc:`/metrics`.
 
     Args:
-        model: a Pyro model, in the form that :func:`~seqdisent.generate` and :func:`~seqdisent.reconstruct` call.
+        model: a Pyro model, in the form that :func:`~seqdisent.generate` and :func:`~seqdisent.reconstruct` call. Where
+            sequences have holes or covariates, both programs take ``(frames, mask, observed, covariates)``.
         guide: its guide.
-        train: the clips of the training: the mean frame is theirs, a judge and probes learn from them.
-        held_out: clips that training never saw.
+        train: the sequences of the training: the mean step is theirs, a judge and probes learn from them.
+        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is.
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
-        emission: the site that is the clip; None for the model's last one.
-        judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where that has labels
-            and its steps are pictures; None leaves out what needs a judge, and the probes.
+        emission: the site that is the sequence; None for the model's last one.
+        judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where these are clips
+            with labels whose steps are pictures; None leaves out all that needs labels.
         factors: the labels that a judge is trained on; None for all that differ between clips.
         candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips.
-        forecast_steps: how many steps a forecast adds; None for as many as a clip has, 0 for no forecasts.
+        forecast_steps: how many steps a forecast adds to a clip; None for as many as a clip has, 0 for no forecasts. Of
+            other sequences, how many of their last steps are held back and forecast; None for none.
+        season: steps of a season, for the seasonal naive forecast; None leaves it out. Not for clips.
+        hidden: share of what was measured that is hidden and imputed, at random, by step, or by value where `observed`
+            is by value; the programs then take `observed`. 0 for no imputation; None for 0.15 where the held-out
+            sequences have holes, and else 0. Not for clips.
+        num_samples: draws of each forecast and each imputation, at least 2. Not for clips.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
         history: whether the model reads the frames before each step, as in :func:`~seqdisent.reconstruct`.
         folder: where :meth:`Evaluation.save` writes all of it; None to write nothing.
-        seed: of the donors, of one sample of the posterior, of clips from the prior, of judge and probes.
-        batch_size: clips at a time.
+        seed: of the donors, of one sample of the posterior, of all draws, of what is hidden, of judge and probes.
+        batch_size: sequences at a time.
         **inputs: further arguments of both programs.
 
     Returns:
         The :class:`Evaluation`. The random state is as before.
 
     Raises:
-        TypeError: `static`, `motion` or `factors` is a string.
+        TypeError: `static`, `motion` or `factors` is a string; only one of `train` and `held_out` is clips; `judge` is
+            something else, or a Judge for sequences that are no clips.
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
-            has not the shape of the clips; candidates of another shape; factors that the clips have no label for; or a
-            module in training mode.
+            has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
+            shape; factors that the clips have no label for; a number out of range; `forecast_steps` that leave no
+            sequence, or `hidden` that hides nothing; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -202,75 +236,53 @@ def evaluate(
         >>> round(found.numbers["mean_squared_error"]["reconstruction"], 6), sorted(found.pictures)
         (0.0, ['forecast.png', 'prior_samples.png', 'reconstructions.png', 'swaps.gif', 'swaps.png'])
     """
-    _check_programs(model, guide, static, motion)
-    _check_clips(train, held_out, candidates, factors)
-    check_positive(batch_size=batch_size)
-    if forecast_steps is not None and (not is_integer(forecast_steps) or forecast_steps < 0):
-        raise ValueError(f"forecast_steps: got {forecast_steps!r}, expected an integer >= 0, or None")
-    if judge is not None and not isinstance(judge, int | Judge):
-        raise TypeError(
-            f"judge: got {type(judge).__name__}, expected a Judge, a number of steps to train one, or None; "
-            "predictions of another classifier go into seqdisent.metrics.SwapAccuracy"
-        )
+    check_programs(model, guide, static, motion)
+    check_data(train, held_out, candidates, factors)
+    check_numbers(forecast_steps, season, hidden, num_samples, batch_size)
+    check_judge(judge, held_out)
     programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
-    shape, num_steps = held_out.frames.shape[2:], int(held_out.lengths.max())
-    are_pictures = len(shape) == 3 and shape[0] in (1, 3)
     labels = [name for name in varied(train) if name in held_out.labels] if judge is not None else []
+    drawn: dict[str, Tensor] = {}
+    intervals: dict[str, Panels] = {}
     with kept_random_state():
         programs = programs.looked_at(held_out)
-        more = (num_steps if forecast_steps is None else forecast_steps) if programs.can_forecast else 0
         donors = None
         if held_out.num_identities > 1:
             donors = pick_donors(held_out.identity, motion_numbers(held_out), seed=seed)
         torch.manual_seed(seed)
         numbers = measure_errors(programs, train, held_out, donors, candidates, batch_size)
-        of_one_length = int(held_out.lengths.min()) == num_steps
-        if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
-            numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
-        if isinstance(judge, int):
-            can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
-            judge = _train_judge(train, held_out, factors or labels, seed, judge) if can_judge else None
-        if judge is not None:
-            numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)
+        are_pictures, more = False, 0
+        if isinstance(train, Clips) and isinstance(held_out, Clips):
+            shape, num_steps = held_out.frames.shape[2:], int(held_out.lengths.max())
+            are_pictures = len(shape) == 3 and shape[0] in (1, 3)
+            more = (num_steps if forecast_steps is None else forecast_steps) if programs.can_forecast else 0
+            of_one_length = int(held_out.lengths.min()) == num_steps
+            if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
+                numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
+            if isinstance(judge, int):
+                can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
+                judge = _train_judge(train, held_out, factors or labels, seed, judge) if can_judge else None
+            if judge is not None:
+                numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)
+        else:
+            judge = None
+            asked = Asked(forecast_steps or 0, season, hidden, num_samples, seed, batch_size)
+            numbers |= measure_series(programs, train, held_out, asked)
+            intervals = draw_intervals(programs, held_out, asked) if pictures else {}
+            if labels and static and donors is not None:
+                numbers["swapped_labels"] = measure_swapped_labels(
+                    programs, train, held_out, donors, labels, seed, batch_size
+                )
         if labels and (static or motion):
             numbers["probes"] = measure_probes(programs, train, held_out, labels, seed, batch_size)
-        drawn = {}
-        if pictures and are_pictures:
+        if pictures and isinstance(held_out, Clips) and are_pictures:
             drawn = draw_pictures(programs, held_out, seed, more)
     known = {} if judge is None else {name: held_out.factor_names[name] for name in judge.num_classes}
     roles = {name: "static" for name in programs.static[:1]} | {name: "motion" for name in programs.motion[:1]}
-    found = Evaluation(plain(numbers), drawn, judge, known, roles)
+    found = Evaluation(plain(numbers), drawn, judge, known, roles, intervals)
     if folder is not None:
         found.save(folder)
     return found
-
-
-def _check_programs(model: Any, guide: Any, static: Sequence[str], motion: Sequence[str]) -> None:
-    for argument, program in (("model", model), ("guide", guide)):
-        module = getattr(program, "__self__", program)
-        if isinstance(module, nn.Module) and module.training:
-            raise ValueError(f"{argument}: {type(module).__name__} is in training mode, expected .eval() before")
-    for argument, sites in (("static", static), ("motion", motion)):
-        if isinstance(sites, str):
-            raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
-    if both := sorted(set(static) & set(motion)):
-        raise ValueError(f"motion: {both} are in `static` too, expected each site in one of the two")
-
-
-def _check_clips(train: Clips, held_out: Clips, candidates: Clips | None, factors: Sequence[str] | None) -> None:
-    shape, num_steps = tuple(held_out.frames.shape[2:]), int(held_out.lengths.max())
-    if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
-        lengths = sorted(set(candidates.lengths.tolist()))
-        if lengths != [num_steps] or tuple(candidates.frames.shape[2:]) != shape:
-            raise ValueError(
-                f"candidates: have lengths {lengths} and steps of shape {tuple(candidates.frames.shape[2:])}, expected "
-                f"{num_steps} and {shape}, as the held-out clips"
-            )
-    if isinstance(factors, str):
-        raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
-    known = sorted(set(train.labels) & set(held_out.labels))
-    if unknown := sorted(set(factors or ()) - set(known)):
-        raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
 
 
 def _train_judge(train: Clips, held_out: Clips, factors: Sequence[str], seed: int, num_steps: int) -> Judge:

@@ -1,4 +1,4 @@
-"""Errors against the clips themselves, and against true swaps and continuations where a renderer knows them."""
+"""Errors against the sequences themselves, and against true swaps and continuations where a renderer knows them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqdisent.datasets import Clips
+from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.evaluation._programs import Programs, batches, mean_frame, true_frames
+from seqdisent.evaluation._programs import Programs, batches, mean_frame, measured_steps, true_frames
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
 
-ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame")
+ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame", "mean_step")
 
 
 def measure_errors(
-    programs: Programs, train: Clips, held_out: Clips, donors: Tensor | None, candidates: Clips | None, batch_size: int
+    programs: Programs,
+    train: Sequences,
+    held_out: Sequences,
+    donors: Tensor | None,
+    candidates: Clips | None,
+    batch_size: int,
 ) -> dict[str, Any]:
-    """Measure each held-out clip's reconstruction, roll-out and true swaps, and the terms of its bound at one sample.
+    """Measure each sequence's reconstruction, roll-out and true swaps, and the terms of its bound at one sample.
 
-    A roll-out has the clip's own latents, of every trajectory only the first step, and goes on from there by itself.
+    A roll-out has the sequence's own latents, of every trajectory only the first step, and goes on from there by
+    itself.
     """
-    mean = mean_frame(train)
+    mean, are_pixels = mean_frame(train), isinstance(held_out, Clips)
     measured: dict[str, list[Tensor]] = {}
     swaps, truths = [], []
     for rows, batch in batches(held_out, batch_size):
         given = frames_and_mask(batch)
         found = {"reconstruction": programs.reconstruct(*given)}
         first_steps = programs.first_steps(programs.infer(*given))
-        found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps)
-        found["mean_frame"] = mean.expand_as(batch.frames)
-        values = {name: squared_error(clips, batch.frames, batch.mask) for name, clips in found.items()}
-        if programs.static and donors is not None and held_out.renderer is not None:
+        found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps, batch.covariates)
+        found["mean_frame" if are_pixels else "mean_step"] = mean.expand_as(batch.frames)
+        values = {
+            name: squared_error(guess, batch.frames, batch.mask, batch.observed, are_pixels=are_pixels)
+            for name, guess in found.items()
+        }
+        if programs.static and donors is not None and isinstance(held_out, Clips) and held_out.renderer is not None:
             donor = held_out.batch(donors[rows])
             swapped, mask = programs.swap_static(batch, donor)
             truth = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
@@ -49,16 +58,20 @@ def measure_errors(
         values |= {f"KL({site})": term for site, term in terms.kl.items()}
         values |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
         for name, value in values.items():
-            if value.ndim == 0:  # outside of the plate: all clips share it
+            if value.ndim == 0:  # outside of the plate: all sequences share it
                 value = (value / len(held_out)).expand(len(rows))
             measured.setdefault(name, []).append(value)
     means = {name: torch.cat(values).mean().double() for name, values in measured.items()}
     errors = {name: means.pop(name) for name in ERRORS if name in means}
-    numbers: dict[str, Any] = {"held_out_clips": len(held_out), "mean_squared_error": errors, "nats": means}
+    counted = {"held_out_clips" if are_pixels else "held_out_sequences": len(held_out)}
+    numbers: dict[str, Any] = {**counted, "mean_squared_error": errors, "nats": means}
     for name in ("swapped", "motion_swapped", "roll_out"):
         if name in errors:
             numbers[f"{name} / reconstruction"] = errors[name] / errors["reconstruction"]
-    if swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():
+    if not isinstance(held_out, Clips):
+        bound = sum(-value if name.startswith("KL(") else value for name, value in means.items())
+        numbers["bound_per_step"] = bound * len(held_out) / measured_steps(held_out).sum()
+    elif swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():
         numbers["nearest_true_clip"] = _retrieval(torch.cat(swaps), torch.cat(truths), held_out, donors, candidates)
     return numbers
 

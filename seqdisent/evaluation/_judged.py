@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqdisent.datasets import Clips
+from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets._progress import progress
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.evaluation._generated import measure_generated
@@ -26,9 +26,9 @@ from seqdisent.metrics import (
 PROBED_CLIPS = 2000  # training clips that probes learn from
 
 
-def varied(clips: Clips) -> list[str]:
+def varied(data: Sequences) -> list[str]:
     """Return the labels that have more than one value."""
-    return [name for name, label in clips.labels.items() if len(label.unique()) > 1]
+    return [name for name, label in data.labels.items() if len(label.unique()) > 1]
 
 
 def measure_judged(
@@ -98,21 +98,21 @@ def measure_judged(
     }
 
 
-def some(clips: Clips, count: int, seed: int) -> Clips:
-    return clips.subset(some_rows(clips, count, seed))
+def some(data: Sequences, count: int, seed: int) -> Sequences:
+    return data.subset(some_rows(data, count, seed))
 
 
-def some_rows(clips: Clips, count: int, seed: int) -> Tensor:
-    return torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))[:count]
+def some_rows(data: Sequences, count: int, seed: int) -> Tensor:
+    return torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def measure_probes(
-    programs: Programs, train: Clips, held_out: Clips, factors: Sequence[str], seed: int, batch_size: int
+    programs: Programs, train: Sequences, held_out: Sequences, factors: Sequence[str], seed: int, batch_size: int
 ) -> dict[str, Any]:
     """Measure what is told from the posterior means of the first sites of who and what (VDSM: s and d)."""
     clips = some(train, PROBED_CLIPS, seed), held_out
     sites = [*programs.static[:1], *programs.motion[:1]]
-    num_steps = max(half.frames.shape[1] for half in clips)
+    num_steps = max(half.values.shape[1] for half in clips) if isinstance(held_out, Clips) else None
     learnt, tested = (latents(programs, half, sites, batch_size, num_steps) for half in clips)
     labels = [{name: half.labels[name] for name in factors} for half in clips]
     return {
@@ -125,16 +125,22 @@ def measure_probes(
 
 
 def latents(
-    programs: Programs, clips: Clips, sites: Sequence[str], batch_size: int, num_steps: int
+    programs: Programs, data: Sequences, sites: Sequence[str], batch_size: int, num_steps: int | None
 ) -> dict[str, Tensor]:
-    """Return the posterior means (N, D) of sites; a trajectory is `num_steps` in a row, 0 where a clip has ended."""
+    """Return the posterior means (N, D) of sites.
+
+    A trajectory is `num_steps` in a row, 0 where a clip has ended, or, for None, its mean over the real steps.
+    """
     parts: dict[str, list[Tensor]] = {name: [] for name in sites}
-    for _, batch in progress(list(batches(clips, batch_size)), "latents"):
+    for _, batch in progress(list(batches(data, batch_size)), "latents"):
         found = programs.infer(*frames_and_mask(batch))
         for name, values in parts.items():
             value = found[name].value
             if programs.latents[name].is_trajectory:
                 steps = torch.where(batch.mask.unsqueeze(-1), value.reshape(*value.shape[:2], -1), 0.0)
-                value = nn.functional.pad(steps, (0, 0, 0, num_steps - value.shape[1]))
+                if num_steps is None:
+                    value = steps.sum(1) / batch.mask.sum(1, keepdim=True)
+                else:
+                    value = nn.functional.pad(steps, (0, 0, 0, num_steps - value.shape[1]))
             values.append(value.flatten(1))
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,4 +1,4 @@
-"""A model and its guide as the measures call them: clips in, the mean of the emission out."""
+"""A model and its guide as the measures call them: sequences in, the mean of the emission, or draws of it, out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from seqdisent.chains.factorised import as_chain
-from seqdisent.datasets import Batch, Clips
+from seqdisent.datasets import Batch, Clips, Sequences
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference.forecasting import forecast
+from seqdisent.inference.imputation import Imputed, impute
 from seqdisent.inference.interventions import Inferred, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import carries_on, is_auxiliary, run
+from seqdisent.metrics._draws import known_places
 
 
 class Latent(NamedTuple):
@@ -42,22 +44,22 @@ class Programs(NamedTuple):
     latents: Mapping[str, Latent] = {}
     can_forecast: bool = False  # whether the frames given bear on those that follow
 
-    def looked_at(self, clips: Clips) -> Programs:
-        """Return the same with `latents` and `can_forecast`, found by a run of both programs on the first clip.
+    def looked_at(self, data: Sequences) -> Programs:
+        """Return the same with `latents` and `can_forecast`, found by a run of both programs on the first sequence.
 
         Raises:
             ValueError: `static` or `motion` has a name that the guide does not have.
         """
-        batch = clips.batch([0])
+        batch = data.batch([0])
         args = frames_and_mask(batch)
         inferred = run(self.guide, {}, self.sample, args, self.inputs)
         values = {name: site["value"] for name, site in inferred.items() if not is_auxiliary(site)}
         for argument, names in (("static", self.static), ("motion", self.motion)):
             if unknown := sorted(set(names) - set(values)):
                 raise ValueError(f"{argument}: the guide has no site {unknown}, expected some of {sorted(values)}")
-        how: dict[str, Any] = {"num_sequences": 1, "num_steps": batch.frames.shape[1], **self.inputs}
+        how: dict[str, Any] = {"num_sequences": 1, "num_steps": batch.frames.shape[1], **self._inputs(batch.covariates)}
         if self.history:
-            how["history"] = (batch.frames, None)
+            how["history"] = (batch.frames, batch.observed)
         sites = run(self.model, values, self.sample, (), how, num_steps=batch.frames.shape[1])
         latents = {
             name: Latent(as_chain(inferred[name]["fn"]) is not None, as_chain(sites[name]["fn"]) is not None)
@@ -99,9 +101,15 @@ class Programs(NamedTuple):
         """Return the donor's identity in the source's own motion, whatever the guide infers motion from."""
         return self.swap(source, donor, self.static, self.motion)
 
-    def generate(self, num_sequences: int, num_steps: int, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return clips from the prior, or, where some latents are given, the mean that follows from them."""
-        how: dict[str, Any] = {"num_sequences": num_sequences, "num_steps": num_steps, **self.inputs}
+    def generate(
+        self,
+        num_sequences: int,
+        num_steps: int,
+        given: Mapping[str, Tensor] | None = None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        """Return sequences from the prior, or, where some latents are given, the mean that follows from them."""
+        how: dict[str, Any] = {"num_sequences": num_sequences, "num_steps": num_steps, **self._inputs(covariates)}
         how["emissions"] = None if self.emission is None else [self.emission]
         return self._mean(generate(self.model, given=given, sample=given is None or self.sample, **how))
 
@@ -110,24 +118,42 @@ class Programs(NamedTuple):
         how["num_steps"] = num_steps
         return self._mean(forecast(self.model, self.guide, *args, **how))
 
+    def draw_forecast(
+        self, *args: Tensor | None, num_steps: int, num_samples: int, covariates: Tensor | None
+    ) -> TorchDistribution:
+        """Return the emission, with `num_samples` futures on the left; `covariates` are those of the steps to come."""
+        how: dict[str, Any] = {"num_steps": num_steps, "num_samples": num_samples, "history": self.history}
+        how["future"] = None if covariates is None else {"covariates": covariates}
+        return self._emission(forecast(self.model, self.guide, *args, **how, **self.inputs))
+
+    def impute(self, *args: Tensor | None, num_samples: int) -> Imputed:
+        how: dict[str, Any] = {"num_samples": num_samples, "emission": self.emission, "history": self.history}
+        return impute(self.model, self.guide, *args, **how, **self.inputs)
+
+    def _inputs(self, covariates: Tensor | None) -> dict[str, Any]:
+        return {**self.inputs} if covariates is None else {**self.inputs, "covariates": covariates}
+
     def _mean(self, emitted: Mapping[str, TorchDistribution]) -> Tensor:
+        mean: Tensor = self._emission(emitted).mean
+        return mean
+
+    def _emission(self, emitted: Mapping[str, TorchDistribution]) -> TorchDistribution:
         name = list(emitted)[-1] if self.emission is None else self.emission
         if name not in emitted:
             raise ValueError(f"emission: the model has no site {name!r}, expected one of {sorted(emitted)}")
-        mean: Tensor = emitted[name].mean
-        return mean
+        return emitted[name]
 
 
-def batches(clips: Clips, size: int) -> Iterator[tuple[Tensor, Batch]]:
-    for rows in torch.arange(len(clips)).split(size):
-        yield rows, clips.batch(rows)
+def batches(data: Sequences, size: int) -> Iterator[tuple[Tensor, Batch]]:
+    for rows in torch.arange(len(data)).split(size):
+        yield rows, data.batch(rows)
 
 
-def motion_numbers(clips: Clips) -> Tensor | None:
-    """Return one number for the motion factors of each clip, None if they are not known."""
-    if not clips.motion_factors:
+def motion_numbers(data: Sequences) -> Tensor | None:
+    """Return one number for the motion factors of each sequence, None if they are not known."""
+    if not data.motion_factors:
         return None
-    labels = torch.stack([clips.labels[name] for name in clips.motion_factors])
+    labels = torch.stack([data.labels[name] for name in data.motion_factors])
     numbers: Tensor = torch.unique(labels, dim=1, return_inverse=True)[1]
     return numbers
 
@@ -137,6 +163,21 @@ def true_frames(clips: Clips, content: Tensor, motion: Tensor, num_steps: int | 
     return clips.true_swap(content, motion, num_steps=num_steps).float() / clips.scale
 
 
-def mean_frame(clips: Clips) -> Tensor:
-    some = slice(None, None, max(1, len(clips) // 500))
-    return clips.frames[some][clips.mask[some]].float().mean(0) / clips.scale
+def mean_frame(data: Sequences) -> Tensor:
+    """Return the mean step, of clips that of some: of each coordinate, the mean of what was observed, or 0."""
+    every, scale = (max(1, len(data) // 500), data.scale) if isinstance(data, Clips) else (1, 1)
+    some = slice(None, None, every)
+    values, mask = data.values[some], data.mask[some]
+    values = values if values.is_floating_point() else values.float()
+    if data.observed is None:
+        return values[mask].mean(0) / scale
+    known = known_places(values, mask, data.observed[some])
+    return torch.where(known, values, 0.0).sum((0, 1)) / known.sum((0, 1)).clamp(min=1) / scale
+
+
+def measured_steps(data: Sequences) -> Tensor:
+    """Return the real steps (N, T) of which something was observed."""
+    if data.observed is None:
+        return data.mask
+    steps: Tensor = data.observed.flatten(2).any(2) if data.observed.ndim > 2 else data.observed
+    return steps & data.mask

@@ -62,17 +62,28 @@ def plain(measured: Any) -> Any:
 def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str, str]) -> list[Table]:
     """Return the tables of what was measured; `roles` say which latent is static and which is motion."""
     errors = numbers["mean_squared_error"]
+    one = "clip" if "held_out_clips" in numbers else "sequence"
+    terms = [[name, _number(value, 1)] for name, value in numbers["nats"].items()]
+    if "bound_per_step" in numbers:
+        terms.append(["bound, for each measured step", _number(numbers["bound_per_step"])])
     tables = [
         Table(
-            f"Errors on {numbers['held_out_clips']} held-out clips",
-            ["clips", "mean squared error", "over that of reconstruction"],
+            f"Errors on {numbers[f'held_out_{one}s']} held-out {one}s",
+            [f"{one}s", "mean squared error", "over that of reconstruction"],
             [
                 [name, _number(value, 5), _number(numbers.get(f"{name} / reconstruction"))]
                 for name, value in errors.items()
             ],
         ),
-        Table("Terms of the bound", ["term", "nats a clip"], [[k, _number(v, 1)] for k, v in numbers["nats"].items()]),
+        Table("Terms of the bound", ["term", f"nats a {one}"], terms),
     ]
+    if found := numbers.get("imputation"):
+        tables.append(_of_draws(f"Imputation of {found['hidden_values']} hidden values", found))
+    if found := numbers.get("forecast"):
+        title = f"Forecast of the last {found['num_steps']} steps of {found['sequences']} sequences"
+        tables.append(_of_draws(title, found))
+    if found := numbers.get("swapped_labels"):
+        tables += _swapped_labels(found)
     if retrieval := numbers.get("nearest_true_clip"):
         rows = [[name, _per_cent(value)] for name, value in retrieval.items() if name != "of"]
         tables.append(Table(f"Nearest of {retrieval['of']} true clips to a swap", ["has the right", "%"], rows))
@@ -80,6 +91,34 @@ def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str,
         tables += _judged(numbers, beside)
     for kind, latents in numbers.get("probes", {}).items():
         tables.append(_probes(kind, latents, beside, roles))
+    return tables
+
+
+def _of_draws(title: str, found: Mapping[str, Any]) -> Table:
+    """Return scores of draws and, for guesses without draws, of these alone."""
+    scores = {name: of for name, of in found.items() if isinstance(of, Mapping)}
+    levels = scores["model"]["expected"]
+    header = ["values from", "mean squared error", "CRPS"]
+    header += [f"within the {level} % interval, % (calibrated: {_per_cent(of)})" for level, of in levels.items()]
+    header += [f"width of the {level} % interval" for level in levels]
+    rows = [
+        [name, _number(of["mean_squared_error"], 5), _number(of["crps"], 4)]
+        + [_per_cent(of.get("coverage", {}).get(level)) for level in levels]
+        + [_number(of.get("width", {}).get(level)) for level in levels]
+        for name, of in scores.items()
+    ]
+    return Table(title, header, rows)
+
+
+def _swapped_labels(found: Mapping[str, Any]) -> list[Table]:
+    known = [[name, *map(_per_cent, of.values())] for name, of in found["known"].items()]
+    tables = [Table("Labels told from mean and standard deviation", ["factor", "real, %", "reconstructed, %"], known)]
+    for direction, scores in found.items():
+        if direction != "known" and scores:
+            rows = [[name, _per_cent(of["donor"]), _per_cent(of["source"])] for name, of in scores.items()]
+            tables.append(
+                Table(f"Swap: {direction} from the donor", ["factor", "the donor's, %", "the source's, %"], rows)
+            )
     return tables
 
 

@@ -1,4 +1,4 @@
-"""Metrics of swapped clips against the true clips, where the data set has a renderer; no judge is involved."""
+"""Errors against true sequences; of swapped clips, where the data set has a renderer. No judge is involved."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.heads import full_precision
+from seqdisent.masks import expand_observed
 from seqdisent.metrics._predictions import as_tensor
 
 _PIXELS_AT_ONCE = 2048  # pixels per clip that nearest_clip converts to float64 at once
@@ -54,38 +55,83 @@ def pick_donors(identity: Tensor, motion: Tensor | None = None, *, seed: int) ->
     return keys.masked_fill(~allowed.cpu(), -1.0).argmax(1).to(identity.device)
 
 
-def squared_error(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean squared error of each clip, over its real frames and in pixels in [0, 1].
+def squared_error(
+    predicted: Tensor,
+    truth: Tensor,
+    mask: Tensor | None = None,
+    observed: Tensor | None = None,
+    *,
+    are_pixels: bool = True,
+) -> Tensor:
+    r"""Return the mean squared error of each sequence, over what is real and was observed.
 
     Args:
-        predicted: uint8, or floating point in [0, 1]; a mean up to 0.5 outside is accepted, as a Gaussian may have.
-        truth: the true clips, uint8 or floating point in [0, 1].
-        mask: True where a frame is real; None if all are.
+        predicted: pixels, uint8 or floating point in [0, 1], of which a mean up to 0.5 outside is accepted, as a
+            Gaussian may have; or measurements, floating point.
+        truth: the true sequences, uint8 or floating point in [0, 1], or measurements.
+        mask: True where a step is real; None if all are.
+        observed: True where measured, by step or by value; None if everything was. What stands in holes has no effect.
+        are_pixels: whether values are checked to be pixels. False for measurements, which may have any unit.
 
     Shape:
-        - predicted, truth: (N, T, C, H, W)
+        - predicted, truth: (N, T, \*E), (C, H, W) for pictures
         - mask: (N, T) bool
+        - observed: (N, T) or (N, T, \*E) bool
         - output: (N,)
 
+    Returns:
+        Errors in the square of the unit of the values; of bytes, in pixels in [0, 1].
+
     Raises:
-        TypeError: frames that are neither uint8 nor floating point.
-        ValueError: shapes that differ, pixels outside [0, 1], or a clip without a real frame.
+        TypeError: values that are neither uint8 nor floating point, or measurements that are not floating point;
+            `observed` that is not bool.
+        ValueError: shapes that differ, pixels outside [0, 1], true measurements that are not finite, a sequence without
+            a real step, or one in which nothing real was observed.
 
     Example:
         >>> squared_error(torch.full((1, 2, 1, 1, 1), 0.5), torch.zeros(1, 2, 1, 1, 1))
         tensor([0.2500])
+        >>> truth = torch.tensor([[[10.0], [torch.nan]]])
+        >>> squared_error(torch.full((1, 2, 1), 13.0), truth, observed=~truth.isnan(), are_pixels=False)
+        tensor([9.])
     """
     predicted, truth = as_tensor("predicted", predicted), as_tensor("truth", truth)
     if predicted.shape != truth.shape:
         raise ValueError(f"truth: has shape {tuple(truth.shape)}, expected that of predicted, {tuple(predicted.shape)}")
-    if mask is not None:
-        mask = _frame_mask(mask, predicted)
-    difference = (pixels("predicted", predicted, mask) - pixels("truth", truth, mask, true=True)).flatten(2)
-    if mask is None:
+    known = None if mask is None else _frame_mask(mask, predicted)
+    if observed is not None:
+        known = _known(observed, known, predicted)
+    if are_pixels:
+        difference = pixels("predicted", predicted, known) - pixels("truth", truth, known, true=True)
+    else:
+        difference = _measurements("predicted", predicted) - _measurements("truth", truth, known, true=True)
+    difference = (difference.unsqueeze(-1) if difference.ndim == 2 else difference).flatten(2)
+    if known is None:
         return difference.square().mean((1, 2))
-    # before the square, so that padding does not affect the gradient
-    difference = torch.where(mask.unsqueeze(-1), difference, 0.0)
-    return difference.square().mean(-1).sum(-1) / mask.sum(-1)
+    # before the square, so that what stands in padding and in holes does not affect the gradient
+    if known.ndim == 2:
+        difference = torch.where(known.unsqueeze(-1), difference, 0.0)
+        return difference.square().mean(-1).sum(-1) / known.sum(-1)
+    known = known.flatten(2)
+    return torch.where(known, difference, 0.0).square().sum((1, 2)) / known.sum((1, 2))
+
+
+def _known(observed: Tensor, mask: Tensor | None, values: Tensor) -> Tensor:
+    """Return which steps (N, T), or which values of these, are real and were observed."""
+    known = expand_observed(observed, values.shape[:2], values.shape[2:], values.device)
+    if mask is not None:
+        known = known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))
+    if not known.flatten(1).any(1).all():
+        raise ValueError("observed: has a row in which nothing real was measured, expected something in each")
+    return known
+
+
+def _measurements(argument: str, values: Tensor, known: Tensor | None = None, *, true: bool = False) -> Tensor:
+    if not values.is_floating_point():
+        raise TypeError(f"{argument}: has dtype {values.dtype}, expected floating-point measurements")
+    if true and not (values if known is None else values[known]).isfinite().all():
+        raise ValueError(f"{argument}: has measurements that are not finite, expected numbers where they are compared")
+    return full_precision(values)
 
 
 def _frame_mask(mask: Tensor, predicted: Tensor) -> Tensor:

@@ -163,6 +163,54 @@ def test_nearest_clip_keeps_no_graph_and_refuses_what_is_not_finite():
         nearest_clip(clips, clips, batch_size=0)
 
 
+@pytest.mark.parametrize("by", ["step", "value"])
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2, 2)])
+def test_the_squared_error_counts_what_was_observed_alone_in_any_unit(by, shape):
+    generator = torch.Generator().manual_seed(0)
+    predicted, truth = 100 * torch.randn(2, 4, 6, *shape, generator=generator).double()
+    mask = torch.arange(6) < torch.tensor([6, 4, 1, 3])[:, None]
+    observed = torch.rand(4, 6, *(shape if by == "value" else ()), generator=generator) < 0.6
+    observed[:, 0] = True
+    wanted = []
+    for b in range(4):
+        known = [t for t in range(6) if mask[b, t] and observed[b, t].any()]
+        errors = [((predicted[b, t] - truth[b, t]) ** 2)[observed[b, t].expand(shape)] for t in known]
+        wanted.append(torch.cat([error.flatten() for error in errors]).mean())
+    seen = (observed & mask.reshape(4, 6, *[1] * (observed.ndim - 2))).reshape(
+        *observed.shape, *[1] * (truth.ndim - observed.ndim)
+    )
+    for filler in (float("nan"), 1e9):
+        one, other = (torch.where(seen, values, filler).requires_grad_() for values in (predicted, truth))
+        found = squared_error(one, other, mask, observed, are_pixels=False)
+        torch.testing.assert_close(found, torch.stack(wanted))
+        (gradient,) = torch.autograd.grad(found.sum(), one)
+        assert (gradient[~seen.expand(gradient.shape)] == 0).all()
+    everything = torch.ones_like(observed)
+    torch.testing.assert_close(
+        squared_error(predicted, truth, mask, everything, are_pixels=False),
+        squared_error(predicted, truth, mask, are_pixels=False),
+    )
+
+
+def test_measurements_are_no_pixels_and_pixels_may_have_holes():
+    values = torch.full((1, 2, 3), 7.0)
+    with pytest.raises(ValueError, match="^predicted: has values of mean 7"):
+        squared_error(values, values)
+    assert squared_error(values, values, are_pixels=False).tolist() == [0]
+    bytes_ = torch.tensor([[[255], [0]]], dtype=torch.uint8)
+    assert squared_error(bytes_ * 0, bytes_, observed=torch.tensor([[True, False]])).tolist() == [1]
+    nan = torch.full_like(values, torch.nan)
+    for bad, error, said in (
+        ({"truth": nan}, ValueError, "^truth: has measurements that are not finite"),
+        ({"truth": values.long()}, TypeError, "^truth: has dtype torch.int64"),
+        ({"observed": torch.zeros(1, 2, dtype=torch.bool)}, ValueError, "^observed: has a row"),
+        ({"observed": torch.ones(1, 2)}, TypeError, "^observed: got dtype"),
+        ({"observed": torch.ones(1, 3, dtype=torch.bool)}, ValueError, "^observed: has shape"),
+    ):
+        with pytest.raises(error, match=said):
+            squared_error(**{"predicted": values, "truth": values, "are_pixels": False, **bad})
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_squared_error_of_half_precision_frames_is_computed_in_float32(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,68 @@
+"""Checks of what an evaluation is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from seqdisent._checks import check_positive, is_integer
+from seqdisent.datasets import Clips, Sequences
+from seqdisent.metrics import Judge
+
+
+def check_programs(model: Any, guide: Any, static: Sequence[str], motion: Sequence[str]) -> None:
+    for argument, program in (("model", model), ("guide", guide)):
+        module = getattr(program, "__self__", program)
+        if isinstance(module, nn.Module) and module.training:
+            raise ValueError(f"{argument}: {type(module).__name__} is in training mode, expected .eval() before")
+    for argument, sites in (("static", static), ("motion", motion)):
+        if isinstance(sites, str):
+            raise TypeError(f"{argument}: got the string {sites!r}, expected a sequence of site names")
+    if both := sorted(set(static) & set(motion)):
+        raise ValueError(f"motion: {both} are in `static` too, expected each site in one of the two")
+
+
+def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None, factors: Sequence[str] | None) -> None:
+    if isinstance(train, Clips) != isinstance(held_out, Clips):
+        raise TypeError(
+            f"train: got {type(train).__name__}, expected {type(held_out).__name__} as held_out: both Clips or neither"
+        )
+    shape, num_steps = tuple(held_out.values.shape[2:]), int(held_out.lengths.max())
+    if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
+        lengths = sorted(set(candidates.lengths.tolist()))
+        if lengths != [num_steps] or tuple(candidates.values.shape[2:]) != shape:
+            raise ValueError(
+                f"candidates: have lengths {lengths} and steps of shape {tuple(candidates.values.shape[2:])}, expected "
+                f"{num_steps} and {shape}, as the held-out clips"
+            )
+    if isinstance(factors, str):
+        raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
+    known = sorted(set(train.labels) & set(held_out.labels))
+    if unknown := sorted(set(factors or ()) - set(known)):
+        raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
+
+
+def check_numbers(
+    forecast_steps: int | None, season: int | None, hidden: float | None, num_samples: int, batch_size: int
+) -> None:
+    check_positive(batch_size=batch_size)
+    if forecast_steps is not None and (not is_integer(forecast_steps) or forecast_steps < 0):
+        raise ValueError(f"forecast_steps: got {forecast_steps!r}, expected an integer >= 0, or None")
+    if season is not None:
+        check_positive(season=season)
+    if hidden is not None and not 0 <= hidden < 1:
+        raise ValueError(f"hidden: got {hidden!r}, expected a share of at least 0 and below 1, or None")
+    if not is_integer(num_samples) or num_samples < 2:
+        raise ValueError(f"num_samples: got {num_samples!r}, expected an integer >= 2")
+
+
+def check_judge(judge: Any, held_out: Sequences) -> None:
+    if judge is not None and not isinstance(judge, int | Judge):
+        raise TypeError(
+            f"judge: got {type(judge).__name__}, expected a Judge, a number of steps to train one, or None; "
+            "predictions of another classifier go into seqdisent.metrics.SwapAccuracy"
+        )
+    if isinstance(judge, Judge) and not isinstance(held_out, Clips):
+        raise TypeError("judge: got a Judge, which sees Clips, expected a number or None for other Sequences")

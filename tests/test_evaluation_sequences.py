@@ -1,0 +1,426 @@
+"""`evaluate` of measurements: holes, covariates, ragged lengths; numbers against exact ones and against loops."""
+
+import json
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from models import StateSpace, normal
+from torch import nn
+
+for needed in ("torchmetrics", "sklearn", "matplotlib"):
+    pytest.importorskip(needed)
+
+from seqdisent import (  # noqa: E402
+    GatedTransition,
+    IndependentSteps,
+    MarkovChain,
+    NormalHead,
+    StaticEncoder,
+    batch_sizes,
+    generate,
+    mark_missing,
+)
+from seqdisent.datasets import Clips, Scaler, Sequences  # noqa: E402
+from seqdisent.evaluation import NUMBERS, evaluate  # noqa: E402
+from seqdisent.evaluation._judged import latents  # noqa: E402
+from seqdisent.evaluation._programs import Programs, mean_frame  # noqa: E402
+from seqdisent.evaluation._series import hide_some, hold_back, without_hidden  # noqa: E402
+from seqdisent.evaluation._swapped import statistics  # noqa: E402
+
+# A linear-Gaussian state space with its exact posterior
+
+
+def drawn_from(system, count, num_steps, seed):
+    """Sequences from the model itself, ragged, with holes by value, in float64."""
+    torch.manual_seed(seed)
+    emitted = generate(system.model, num_sequences=count, num_steps=num_steps)["x"]
+    values = emitted.sample()
+    lengths = torch.randint(num_steps // 2, num_steps + 1, (count,))
+    observed = torch.rand(values.shape) < 0.85
+    observed[:, 0] = True
+    observed[:30, :, 1] = torch.arange(num_steps) == lengths[:30, None] - 1  # of a coordinate, the last step alone
+    return Sequences(values, lengths=lengths, observed=observed)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    system = StateSpace(5)
+    train, held_out = drawn_from(system, 100, 12, seed=0), drawn_from(system, 120, 12, seed=1)
+    how = {"forecast_steps": 3, "season": 2, "seed": 3}
+    return system, train, held_out, how, evaluate(system.model, system.exact_guide, train, held_out, **how)
+
+
+def test_the_bound_of_the_exact_posterior_is_the_kalman_evidence_of_each_measured_step(exact):
+    system, _, held_out, _, found = exact
+    seen = torch.where(held_out.observed, held_out.values, math.nan)
+    evidence = system.log_evidence(seen, held_out.mask).sum()
+    steps = sum(bool(row[t].any()) for row in held_out.observed for t in range(len(row)))
+    assert steps < held_out.lengths.sum()  # some have nothing measured
+    assert found.numbers["bound_per_step"] == pytest.approx(float(evidence / steps), rel=1e-9)
+
+
+def test_errors_count_what_was_measured_alone(exact):
+    system, train, held_out, _, found = exact
+    total, counts = torch.zeros(2).double(), torch.zeros(2)
+    for row, seen in zip(train.values, train.observed, strict=True):
+        total += (row * seen).sum(0)
+        counts += seen.sum(0)
+    mean = total / counts
+    wanted = []
+    for row, seen in zip(held_out.values, held_out.observed, strict=True):
+        errors = [(row[t, i] - mean[i]) ** 2 for t in range(len(row)) for i in range(2) if seen[t, i]]
+        wanted.append(sum(errors) / len(errors))
+    errors = found.numbers["mean_squared_error"]
+    assert errors["mean_step"] == pytest.approx(float(sum(wanted) / len(wanted)), rel=1e-6)
+    assert errors["reconstruction"] < errors["roll_out"]
+    assert errors["reconstruction"] < errors["mean_step"]
+
+
+@pytest.mark.parametrize("kind", ["imputation", "forecast"])
+def test_draws_of_the_exact_posterior_cover_as_they_should(exact, kind):
+    scores = exact[-1].numbers[kind]
+    count = scores["hidden_values"] if kind == "imputation" else 3 * scores["sequences"]
+    model = scores["model"]
+    for level in ("50", "90"):
+        share = model["expected"][level]
+        error = math.sqrt(share * (1 - share) / count)
+        assert model["coverage"][level] == pytest.approx(share, abs=3.5 * error)
+    others = [of for name, of in scores.items() if isinstance(of, dict) and name != "model"]
+    assert len(others) == {"imputation": 2, "forecast": 3}[kind]
+    for other in others:
+        assert model["crps"] < other["crps"]
+        assert model["mean_squared_error"] < other["mean_squared_error"]
+
+
+def test_the_line_is_that_between_the_values_that_were_not_hidden(exact):
+    _, train, held_out, how, found = exact
+    hidden, mean = hide_some(held_out, 0.15, how["seed"]), mean_frame(train).numpy()
+    errors = []
+    for row, seen, unseen, length in zip(
+        held_out.values.numpy(), held_out.observed.numpy(), hidden.numpy(), held_out.lengths.tolist(), strict=True
+    ):
+        for i in range(2):
+            known = [t for t in range(length) if seen[t, i] and not unseen[t, i]]
+            for t in np.flatnonzero(unseen[:, i]):
+                guess = np.interp(t, known, row[known, i]) if known else mean[i]
+                errors.append(row[t, i] - guess)
+    scores = found.numbers["imputation"]
+    assert scores["hidden_values"] == len(errors)
+    assert scores["linear interpolation"]["mean_squared_error"] == pytest.approx(np.mean(np.square(errors)), rel=1e-6)
+    assert scores["linear interpolation"]["crps"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
+    assert "coverage" not in scores["linear interpolation"]  # it has no draws
+
+
+def test_the_frozen_step_is_the_last_one_before_the_forecast(exact):
+    _, train, held_out, _, found = exact
+    mean, errors, count = mean_frame(train), [], 0
+    for row, seen, length in zip(held_out.values, held_out.observed, held_out.lengths.tolist(), strict=True):
+        start = length - 3
+        if start <= 2 or not (seen[:start].any() and seen[start:length].any()):
+            continue
+        count += 1
+        for i in range(2):
+            known = [t for t in range(start) if seen[t, i]]
+            guess = row[known[-1], i] if known else mean[i]
+            errors += [float(row[t, i] - guess) ** 2 for t in range(start, length) if seen[t, i]]
+    scores = found.numbers["forecast"]
+    assert scores["sequences"] == count
+    assert scores["last step, frozen"]["mean_squared_error"] == pytest.approx(np.mean(errors), rel=1e-6)
+    assert scores["seasonal naive"]["coverage"].keys() == {"50", "90"}  # it has draws
+
+
+def test_numbers_follow_from_the_seed_and_the_random_state_stays(exact):
+    system, train, held_out, how, found = exact
+    state = torch.get_rng_state()
+    few = train.subset(range(20)), held_out.subset(range(20))
+    one, two = (
+        evaluate(system.model, system.exact_guide, *few, **how, batch_size=size, num_samples=5).numbers
+        for size in (64, 7)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    for kind in ("imputation", "forecast"):  # guesses without draws do not depend on the batch
+        for name in {"linear interpolation", "mean step", "last step, frozen"} & one[kind].keys():
+            assert one[kind][name] == pytest.approx(two[kind][name], rel=1e-6)
+    again = evaluate(system.model, system.exact_guide, *few, **how, batch_size=7, num_samples=5, pictures=False)
+    assert again.numbers == two
+    assert again.intervals == {}
+    assert found.numbers.keys() <= NUMBERS
+
+
+def test_the_report_shows_imputation_and_forecast(exact, tmp_path):
+    found = exact[-1]
+    written = found.save(tmp_path)
+    assert {path.name for path in written} == {
+        "metrics.json", "report.md", "report.html", "imputation.png", "forecast.png"
+    }  # fmt: skip
+    numbers = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert numbers == found.numbers
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    scores = found.numbers["imputation"]
+    assert f"## Imputation of {scores['hidden_values']} hidden values" in text
+    assert f"| linear interpolation | {scores['linear interpolation']['mean_squared_error']:.5f} |" in text
+    assert "Errors on 120 held-out sequences" in text
+    assert "bound, for each measured step" in page
+    assert "<img src='imputation.png'" in page
+
+
+# What is hidden and held back
+
+
+def test_nothing_of_what_is_hidden_reaches_the_programs():
+    values = torch.arange(1.0, 41).reshape(2, 10, 2)
+    data = Sequences(values, lengths=torch.tensor([10, 4]))
+    hidden = hide_some(data, 0.5, 0)
+    assert hidden.shape == (2, 10)  # by step, as there are no holes by value
+    assert 3 <= int(hidden[0].sum()) <= 7
+    assert not hidden[1, 4:].any()
+    batch = without_hidden(data.batch([0, 1]), hidden)
+    assert torch.equal(batch.observed, data.mask & ~hidden)
+    assert (batch.frames[~batch.observed] == 0).all()
+    assert torch.equal(batch.frames[batch.observed], values[batch.observed])
+
+
+def test_something_is_left_of_every_sequence():
+    observed = torch.zeros(200, 3, dtype=torch.bool)
+    observed[:, 1] = True  # a single value each
+    observed[:50] = True
+    data = Sequences(torch.ones(200, 3, 1), observed=observed)
+    for seed in range(5):
+        hidden = hide_some(data, 0.5, seed)
+        assert not hidden[50:].any()
+        assert (observed & ~hidden).any(1).all()
+
+
+def test_sequences_without_a_before_or_an_after_are_left_out():
+    observed = torch.ones(5, 8, dtype=torch.bool)
+    observed[1, :5] = False  # nothing before the last three
+    observed[2, 5:] = False  # nothing of them
+    data = Sequences(torch.rand(5, 8, 1), lengths=torch.tensor([8, 8, 8, 3, 5]), observed=observed)
+    whole, before, after = hold_back(data, 3, None)
+    assert whole.names == ["0", "4"]
+    assert before.lengths.tolist() == [5, 2]
+    assert after.lengths.tolist() == [3, 3]
+    assert hold_back(data, 3, 2)[0].names == ["0"]  # the other has no more than a season
+
+
+class Driven(nn.Module):
+    """A level that moves by exactly what its covariate says."""
+
+    def model(self, x=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            start = normal(torch.zeros(num_sequences, 1), 1.0)
+            move = lambda level, moved: normal(level + moved, 1e-4)  # noqa: E731
+            z = pyro.sample("z", MarkovChain(start, move, num_steps, inputs=covariates, mask=mask))
+            pyro.sample("x", IndependentSteps(normal(z, 1e-4), mask, observed), obs=x)
+
+    def guide(self, x, mask=None, observed=None, covariates=None):
+        """Reads the first step, and then what it was moved by."""
+        moved = covariates[..., 0].clone()
+        moved[:, 0] = 0
+        with pyro.plate("sequences", len(x)):
+            path = x[:, :1, 0] + moved.cumsum(1)
+            pyro.sample("z", IndependentSteps(normal(path.unsqueeze(-1), 1e-4), mask))
+
+
+@pytest.mark.parametrize("known_future", [0, 4])
+def test_forecasts_read_the_covariates_of_the_steps_to_come(known_future):
+    generator = torch.Generator().manual_seed(0)
+    covariates = torch.randn(12, 9 + known_future, 1, generator=generator)
+    values = torch.randn(12, 1, 1, generator=generator) + torch.cat(
+        [torch.zeros(12, 1, 1), covariates[:, 1:9].cumsum(1)], 1
+    )
+    data = Sequences(values, lengths=torch.arange(12) % 4 + 6, covariates=covariates)
+    program = Driven().eval()
+    found = evaluate(program.model, program.guide, data, data, forecast_steps=3, batch_size=5, hidden=0.0).numbers
+    assert found["forecast"]["model"]["mean_squared_error"] < 1e-6
+    assert found["forecast"]["last step, frozen"]["mean_squared_error"] > 0.1
+    assert found["mean_squared_error"]["roll_out"] < 1e-6  # it reads them too
+    assert "imputation" not in found
+    filled = evaluate(program.model, program.guide, data, data, hidden=0.0).numbers
+    assert "forecast" not in filled
+
+
+# Labels
+
+
+class Level(nn.Module):
+    """A sequence is its level, which says who, and a swing around it, which says what."""
+
+    def model(self, x=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            s = pyro.sample("s", normal(torch.zeros(1), 1.0))
+            z = pyro.sample(
+                "z", MarkovChain(normal(torch.zeros(num_sequences, 1), 1.0), self.stay, num_steps, mask=mask)
+            )
+            pyro.sample("x", IndependentSteps(normal(s.unsqueeze(-2) + z, 0.1), mask), obs=x)
+
+    def stay(self, z_prev):
+        return normal(z_prev, 1.0)
+
+    def guide(self, x, mask=None):
+        real = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+        level = (x * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("s", normal(level, 1e-3))
+            pyro.sample("z", IndependentSteps(normal(x - level.unsqueeze(1), 1e-3), mask))
+
+
+def levels_and_swings(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    who, what = torch.arange(count) % 3, torch.arange(count) // 3 % 2
+    noise = 0.1 * torch.randn(count, 8, 1, generator=generator)
+    swing = (-1.0) ** torch.arange(8) * (0.3 + what[:, None])
+    values = 3.0 * who[:, None, None] + swing.unsqueeze(-1) + noise
+    return Sequences(
+        values, lengths=8 - 2 * (torch.arange(count) // 6 % 2), identity=who, labels={"who": who, "what": what},
+        static_factors=["who"], motion_factors=["what"],
+    )  # fmt: skip
+
+
+def test_swaps_show_the_labels_of_the_donor_and_probes_find_them():
+    program, train, held_out = Level().eval(), levels_and_swings(60, 0), levels_and_swings(36, 1)
+    found = evaluate(program.model, program.guide, train, held_out, static=["s"], motion=["z"])
+    swapped = found.numbers["swapped_labels"]
+    assert swapped["known"] == {
+        "who": {"real": 1, "reconstruction": 1}, "what": {"real": 1, "reconstruction": 1}
+    }  # fmt: skip
+    assert swapped["identity"] == {"who": {"donor": 1, "source": 0}, "what": {"donor": 0, "source": 1}}
+    assert swapped["motion"] == {"who": {"donor": 0, "source": 1}, "what": {"donor": 1, "source": 0}}
+    assert found.numbers["probes"]["linear"]["s"]["who"]["accuracy"] == 1
+    assert found.numbers["probes"]["linear"]["z"]["who"]["accuracy"] < 0.7  # its mean is 0
+    assert "| who | 100.00 | 0.00 |" in found.tables()
+    assert found.judge is None
+    bare = evaluate(program.model, program.guide, train, held_out, static=["s"], motion=["z"], judge=None).numbers
+    assert bare.keys() & {"probes", "swapped_labels"} == set()
+
+
+class Copied(Level):
+    """Its trajectory is the sequence itself, and padding 100."""
+
+    def guide(self, x, mask=None):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("s", normal(torch.zeros(len(x), 1), 1.0))
+            path = x if mask is None else torch.where(mask.unsqueeze(-1), x, 100.0)
+            pyro.sample("z", IndependentSteps(normal(path, 1e-3)))
+
+
+def test_a_trajectory_of_measurements_is_probed_by_its_mean():
+    program, data = Copied().eval(), levels_and_swings(12, 0)
+    programs = Programs(program.model, program.guide, (), ("z",), None, False, False, {}).looked_at(data)
+    found = latents(programs, data, ["z"], 5, None)["z"]
+    wanted = [row[:length].mean(0) for row, length in zip(data.values, data.lengths.tolist(), strict=True)]
+    torch.testing.assert_close(found, torch.stack(wanted))
+
+
+def test_statistics_are_those_of_what_was_measured():
+    values = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0)).double()
+    mask = torch.arange(6) < torch.tensor([6, 4, 5])[:, None]
+    observed = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(1)) < 0.7
+    observed[2, :, 1] = False
+    found = statistics(torch.where(mask.unsqueeze(-1) & observed, values, math.nan), mask, observed)
+    for b in range(3):
+        for i in range(2):
+            known = [values[b, t, i] for t in range(6) if mask[b, t] and observed[b, t, i]]
+            mean = sum(known) / max(1, len(known))
+            deviation = math.sqrt(sum((x - mean) ** 2 for x in known) / max(1, len(known)))
+            assert float(found[b, i]) == pytest.approx(float(mean))
+            assert float(found[b, 2 + i]) == pytest.approx(deviation)
+
+
+# Real data
+
+
+class Speaker(nn.Module):
+    """A small static and sequential model that reads what was observed."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Linear(13, 16)
+        self.static, self.head = StaticEncoder(16, 4), NormalHead(16, 3)
+        self.transition, self.emit = GatedTransition(3, 8), nn.Linear(7, 12)
+
+    def model(self, x=None, mask=None, observed=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            s = pyro.sample("s", normal(torch.zeros(4), 1.0))
+            start = normal(torch.zeros(num_sequences, 3), 1.0)
+            z = pyro.sample("z", MarkovChain(start, self.transition, num_steps, mask=mask))
+            loc = self.emit(torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], 4), z], -1))
+            pyro.sample("x", IndependentSteps(normal(loc, 0.5), mask, observed), obs=x)
+
+    def guide(self, x, mask=None, observed=None):
+        observed = torch.ones(x.shape[:2], dtype=torch.bool) if observed is None else observed
+        features = self.read(mark_missing(x, observed, mask)).tanh()
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("s", self.static(features, mask, observed))
+            pyro.sample("z", IndependentSteps(self.head(features), mask))
+
+
+@pytest.fixture(scope="module")
+def vowels(data_root):
+    path = data_root / "japanese_vowels" / "japanese_vowels.npz"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    archive = np.load(path)
+    parts = []
+    for part, count in (("train", 90), ("test", 60)):
+        ends = archive[f"{part}_length"].astype(np.int64).cumsum()
+        rows = np.linspace(0, len(ends) - 1, count).astype(int)
+        arrays = [archive[part][end - n : end] for end, n in zip(ends, archive[f"{part}_length"], strict=True)]
+        speakers = archive[f"{part}_speaker"].astype(np.int64)[rows]
+        speakers = speakers - archive["train_speaker"].min()
+        parts.append(
+            Sequences.from_arrays(
+                [arrays[row] for row in rows], identity=speakers, labels={"speaker": speakers},
+                static_factors=["speaker"],
+            )
+        )  # fmt: skip
+    scaler = Scaler.fit(parts[0])
+    return [part.scaled(scaler) for part in parts]
+
+
+def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
+    train, held_out = vowels
+    torch.manual_seed(0)
+    network = Speaker().eval()
+    how = {"static": ["s"], "motion": ["z"], "hidden": 0.15, "forecast_steps": 4, "num_samples": 20}
+    found = evaluate(network.model, network.guide, train, held_out, **how, folder=tmp_path)
+    numbers = found.numbers
+    assert numbers["held_out_sequences"] == 60
+    assert numbers["forecast"]["sequences"] == 60
+    assert numbers["swapped_labels"]["known"]["speaker"]["real"] > 0.8
+    assert numbers["probes"]["linear"].keys() == {"s", "z"}
+    share = numbers["imputation"]["hidden_values"] / (12 * int(held_out.lengths.sum()))
+    assert share == pytest.approx(0.15, abs=0.03)
+    # the bound is that of the ledger's terms, of all sequences over all steps
+    terms = numbers["nats"]
+    bound = 60 * (terms["log_p(x)"] - terms["KL(s)"] - terms["KL(z)"]) / int(held_out.lengths.sum())
+    assert numbers["bound_per_step"] == pytest.approx(bound)
+    assert {"imputation.png", "forecast.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"hidden": 1.0}, ValueError, "hidden: got 1.0, expected a share"),
+        ({"hidden": 1e-9}, ValueError, "hidden: got 1e-09, which hides nothing"),
+        ({"season": 0}, ValueError, "season: got 0"),
+        ({"num_samples": 1}, ValueError, "num_samples: got 1, expected an integer >= 2"),
+        ({"forecast_steps": 40}, ValueError, "forecast_steps: got 40, expected fewer"),
+        ({"forecast_steps": 3, "season": 9}, ValueError, "forecast_steps: got 3, .*after a season of 9"),
+        ({"train": Clips(torch.zeros(2, 3, 1).byte())}, TypeError, "train: got Clips, expected Sequences as held_out"),
+    ],
+)
+def test_what_is_wrong_is_named(exact, options, error, said):
+    system, train, held_out, *_ = exact
+    few = {"train": train, "held_out": held_out.subset(range(4)), "hidden": 0.0, **options}
+    with pytest.raises(error, match=said):
+        evaluate(system.model, system.exact_guide, **few)
