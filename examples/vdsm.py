@@ -22,7 +22,7 @@ from parts import bernoulli, disagreement, factor, real_frames, unstack, warmed_
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
-from videos import VIDEOS, calibrate, encoded_draws, group_draws, part_recoloured
+from videos import VIDEOS, calibrate, encoded_draws, group_draws, part_recoloured, with_other_colours
 
 from seqdisent import (
     AnnealingSchedule,
@@ -268,8 +268,8 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
     }
     agree = {"same_identity": plan.same_identity, "same_motion": plan.same_motion}
     weights |= {name: AnnealingSchedule.constant(weight) for name, weight in agree.items() if any(agree.values())}
-    how = {"partners": any(agree.values()), "recolour": part_recoloured(plan.recolour, clips)}
-    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, **how)
+    clips = with_other_colours(clips, seed) if part_recoloured(plan.recolour, clips) else clips
+    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=any(agree.values()))
     return training(
         vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
