@@ -89,7 +89,7 @@ class Plan:
     pose_part: float = 1.0
     static_part: float = 1.0
     temperature_part: float = 1.0
-    recolour: float = 0.0  # stages 1 and 2: part of the clips in other colours, where identities are few
+    recolour: float = 0.0  # of few identities: part of stage 1's groups in other colours; above 0, stage 2 has copies
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
     peak_weight: float = 1.0  # stage 2: of KL(z) half way; above 1, it squeezes identity out
     dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
