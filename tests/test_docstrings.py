@@ -19,7 +19,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.chains.LinearEmission": "LinearGaussianChain shows it",
     "seqdisent.chains.Moments": "LinearGaussianChain shows it",
     "seqdisent.chains.Draw": "rsample_with_conditionals shows it",
-    "seqdisent.datasets.Batch": "Clips shows it",
+    "seqdisent.datasets.Batch": "Sequences shows it",
     "seqdisent.datasets.SpriteRenderer": "needs the sheets",
     "seqdisent.datasets.jsb_chorales": "needs the chorales' file",
     "seqdisent.datasets.moving_mnist": "needs MNIST's files",

@@ -1,4 +1,4 @@
-"""Data sets of clips with known factors, and your own files (extra: data)."""
+"""Data sets of sequences and of clips with known factors, and your own files (extra: data)."""
 
 from seqdisent.datasets.batch import Batch
 from seqdisent.datasets.clips import Clips
@@ -8,7 +8,11 @@ from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
 from seqdisent.datasets.polyphonic import jsb_chorales
 from seqdisent.datasets.renderer import Renderer
+from seqdisent.datasets.scaler import Scaler
+from seqdisent.datasets.sequence_files import load_sequences
+from seqdisent.datasets.sequences import Sequences
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
+from seqdisent.datasets.tables import sequences_from_table
 
 __all__ = [
     "Batch",
@@ -16,13 +20,17 @@ __all__ = [
     "MovingMNISTRenderer",
     "PendulumRenderer",
     "Renderer",
+    "Scaler",
+    "Sequences",
     "SpriteRenderer",
     "jsb_chorales",
     "load_clips",
     "load_frames",
+    "load_sequences",
     "moving_mnist",
     "mug",
     "pendulum",
     "render_pendulum",
+    "sequences_from_table",
     "sprites",
 ]

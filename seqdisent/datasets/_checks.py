@@ -11,7 +11,7 @@ from torch import Tensor
 from seqdisent._checks import is_integer
 
 if TYPE_CHECKING:
-    from seqdisent.datasets.clips import Clips
+    from seqdisent.datasets.sequences import Sequences
 
 
 def check_count(**counts: object) -> None:
@@ -52,50 +52,63 @@ def check_frames(frames: Tensor) -> None:
         )
 
 
-def check_per_clip(name: str, values: Tensor, frames: Tensor) -> Tensor:
-    """Check and return whole numbers (N,), one for each clip of `frames` (N, ...), as int64 on its device."""
-    check_tensor(name, values, "whole")
-    if values.shape != frames.shape[:1]:
+def check_values(values: Tensor) -> None:
+    r"""Raise unless values are float32 or float64 (N, T, \*E), and none of it empty."""
+    check_tensor("values", values, "floating")
+    if values.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"values: got {values.dtype}, expected float32 or float64")
+    if values.dim() < 3 or 0 in values.shape:
         raise ValueError(
-            f"{name}: shape is {tuple(values.shape)}, expected {tuple(frames.shape[:1])}, one value per clip"
+            f"values: shape is {tuple(values.shape)}, expected (N, T, *E), such as (N, T, X), nothing empty"
         )
-    return values.to(device=frames.device, dtype=torch.int64)
 
 
-def check_positions(name: str, indices: Tensor | Sequence[int], total: int) -> Tensor:
-    """Check and return positions of clips, at least one, as int64 (M,); they may be a bool tensor (total,)."""
+def check_whole(name: str, numbers: Tensor, wanted: torch.Size, device: torch.device, unit: str) -> Tensor:
+    """Check and return whole numbers of the `wanted` shape, one for each `unit`, as int64 on a device."""
+    check_tensor(name, numbers, "whole")
+    if numbers.shape != wanted:
+        raise ValueError(f"{name}: shape is {tuple(numbers.shape)}, expected {tuple(wanted)}, one value per {unit}")
+    return numbers.to(device=device, dtype=torch.int64)
+
+
+def check_lengths(lengths: Tensor, num_steps: int) -> None:
+    """Raise ValueError unless all lengths are from 1 to `num_steps`."""
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > num_steps:
+        raise ValueError(f"lengths: got values from {low} to {high}, expected 1 to {num_steps}")
+
+
+def check_positions(name: str, indices: Tensor | Sequence[int], total: int, unit: str) -> Tensor:
+    """Check and return positions of sequences, at least one, as int64 (M,); they may be a bool tensor (total,)."""
     positions = torch.as_tensor(indices)
     if positions.dtype == torch.bool and positions.shape == (total,):
         positions = positions.nonzero().squeeze(1)
     if positions.dim() != 1 or not len(positions) or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise ValueError(f"{name}: got {_kind_of(positions)}, expected at least one clip's position, shape (M,)")
+        raise ValueError(f"{name}: got {_kind_of(positions)}, expected at least one {unit}'s position, shape (M,)")
     low, high = int(positions.min()), int(positions.max())
     if low < 0 or high >= total:
         raise ValueError(f"{name}: got positions from {low} to {high}, expected 0 to {total - 1}")
     return positions.long()
 
 
-def check_clips(clips: Clips, factor_names: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError unless lengths, bytes, names, labels and factors fit together; names are as the caller's."""
-    low, high = int(clips.lengths.min()), int(clips.lengths.max())
-    if low < 1 or high > clips.frames.shape[1]:
-        raise ValueError(f"lengths: got values from {low} to {high}, expected 1 to {clips.frames.shape[1]}")
-    if clips.scale < 255 and (brightest := int(clips.frames[clips.mask].max())) > clips.scale:
-        raise ValueError(f"frames: got values up to {brightest}, expected at most scale={clips.scale}")
-    if len(clips.names) != len(clips):
-        raise ValueError(f"names: got {len(clips.names)}, expected one for each of {len(clips)} clips")
+def check_factors(data: Sequences, factor_names: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError unless names, labels and factors fit together; names are as the caller's."""
+    if len(data.names) != len(data):
+        raise ValueError(f"names: got {len(data.names)}, expected one for each of {len(data)} {data._unit}s")
     for argument, factors in (
         ("factor_names", factor_names),
-        ("static_factors", clips.static_factors),
-        ("motion_factors", clips.motion_factors),
+        ("static_factors", data.static_factors),
+        ("motion_factors", data.motion_factors),
     ):
         for name in factors:
-            if name not in clips.labels:
-                raise ValueError(f"{argument}: {name!r} is not among the labels {sorted(clips.labels)}")
-    for name, label in clips.labels.items():
-        low, high, known = int(label.min()), int(label.max()), len(clips.factor_names[name])
+            if name not in data.labels:
+                raise ValueError(f"{argument}: {name!r} is not among the labels {sorted(data.labels)}")
+    for name, label in data.labels.items():
+        low, high, known = int(label.min()), int(label.max()), len(data.factor_names[name])
         if low < 0 or high >= known:
             raise ValueError(f"labels[{name!r}]: got values from {low} to {high}, expected 0 to {known - 1}")
-    for name in clips.static_factors:
-        if torch.unique(torch.stack([clips.identity, clips.labels[name]]), dim=1).shape[1] != clips.num_identities:
-            raise ValueError(f"static_factors: {name!r} differs between clips of one identity, expected one value each")
+    for name in data.static_factors:
+        if torch.unique(torch.stack([data.identity, data.labels[name]]), dim=1).shape[1] != data.num_identities:
+            raise ValueError(
+                f"static_factors: {name!r} differs between {data._unit}s of one identity, expected one value each"
+            )

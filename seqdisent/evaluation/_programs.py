@@ -69,10 +69,10 @@ class Programs(NamedTuple):
         carried = any(carries_on(sites[name]["fn"]) for name in latents) and not goes_on_alone
         return self._replace(latents=latents, can_forecast=self.history or carried)
 
-    def infer(self, *args: Tensor) -> dict[str, Inferred]:
+    def infer(self, *args: Tensor | None) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)
 
-    def reconstruct(self, *args: Tensor) -> Tensor:
+    def reconstruct(self, *args: Tensor | None) -> Tensor:
         how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
         return self._mean(reconstruct(self.model, self.guide, *args, **how))
 

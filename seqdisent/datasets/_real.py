@@ -1,0 +1,84 @@
+"""What of a data set's tensors is real: filler in holes and padding is replaced where the data come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seqdisent.datasets._checks import check_tensor
+
+
+def beside(steps: Tensor, values: Tensor) -> Tensor:
+    r"""Return `steps` (N, T), or what has the values' shape already, so that it broadcasts with values (N, T, \*E)."""
+    return steps.reshape(steps.shape + (1,) * (values.dim() - steps.dim()))
+
+
+def settle_observed(observed: Tensor | None, values: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor | None:
+    r"""Check and return what was measured, False in padding; derived from NaN where it is not given.
+
+    Args:
+        observed: (N, T) or (N, T, \*E), or None.
+        values: (N, T, \*E).
+        mask: (N, T) bool.
+        names: of the sequences.
+
+    Returns:
+        Bool (N, T), or (N, T, \*E) where a step may be measured in part; None if it was not given and nothing is NaN.
+    """
+    if observed is None:
+        if not values.is_floating_point() or not bool((values.isnan() & beside(mask, values)).any()):
+            return None
+        observed = ~values.isnan()
+        whole = observed.flatten(2).all(dim=2)
+        if torch.equal(observed.flatten(2).any(dim=2), whole):
+            observed = whole
+    elif not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+        kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+        raise TypeError(f"observed: got {kind}, expected a tensor of bool")
+    elif observed.shape not in (values.shape[:2], values.shape):
+        raise ValueError(
+            f"observed: shape is {tuple(observed.shape)}, expected {tuple(values.shape[:2])} or {tuple(values.shape)}"
+        )
+    observed = observed.to(values.device)
+    observed = observed & beside(mask, observed)
+    _check_each(observed.flatten(1).any(dim=1), names, "observed: nothing was measured in", "at least one value")
+    return observed
+
+
+def settle_values(values: Tensor, real: Tensor, names: Sequence[str]) -> Tensor:
+    r"""Check and return floating point values (N, T, \*E), 0 where nothing is `real`, (N, T) or of their shape."""
+    real = beside(real, values)
+    finite = values.isfinite()
+    _check_each(
+        (finite | ~real).flatten(1).all(dim=1), names, "values: not finite in", "finite values where it was measured"
+    )
+    return values if bool(real.all()) else torch.where(real, values, values.new_zeros(()))
+
+
+def settle_covariates(covariates: Tensor, values: Tensor, lengths: Tensor, names: Sequence[str]) -> Tensor:
+    """Check and return known inputs (N, T or more, X); from the first step that is not finite on, the last one before.
+
+    Their dtype becomes that of the batches.
+    """
+    check_tensor("covariates", covariates, "floating")
+    count, num_steps = values.shape[:2]
+    if covariates.dim() != 3 or len(covariates) != count or covariates.shape[1] < num_steps or 0 in covariates.shape:
+        raise ValueError(
+            f"covariates: shape is {tuple(covariates.shape)}, expected ({count}, {num_steps} or more, X), not empty"
+        )
+    covariates = covariates.to(values.device, values.dtype if values.is_floating_point() else torch.float32)
+    known = covariates.isfinite().all(dim=2).cumprod(dim=1).sum(dim=1)
+    _check_each(known >= lengths, names, "covariates: end early in", "finite values in each of its real steps")
+    if int(known.min()) == covariates.shape[1]:
+        return covariates
+    steps = torch.arange(covariates.shape[1], device=values.device).minimum(known[:, None] - 1)
+    return covariates.gather(1, steps[:, :, None].expand_as(covariates))
+
+
+def _check_each(good: Tensor, names: Sequence[str], what: str, wanted: str) -> None:
+    """Raise ValueError with the first sequence that is not `good` (N,)."""
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        raise ValueError(f"{what} sequence {row} ({names[row]!r}), expected {wanted}")
