@@ -22,7 +22,7 @@ from parts import bernoulli, disagreement, factor, real_frames, unstack, warmed_
 from pyro.distributions import TorchDistribution
 from settings import Example
 from torch import Tensor, nn
-from videos import VIDEOS, calibrate, encoded_draws, group_draws
+from videos import VIDEOS, calibrate, encoded_draws, group_draws, part_recoloured
 
 from seqdisent import (
     AnnealingSchedule,
@@ -89,8 +89,7 @@ class Plan:
     pose_part: float = 1.0
     static_part: float = 1.0
     temperature_part: float = 1.0
-    recolour: float = 0.0  # stage 1: part of the groups in other colours, if clips have three and identities are few
-    few_identities: int = 30  # fewer than that
+    recolour: float = 0.0  # stages 1 and 2: part of the clips in other colours, where identities are few
     geometric: bool = False  # their profile: by a constant factor a step, or along a cosine
     peak_weight: float = 1.0  # stage 2: of KL(z) half way; above 1, it squeezes identity out
     dynamics_peak: float = 1.0  # stage 2: of KL(d) half way
@@ -251,7 +250,7 @@ def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining
     return training(
         vdsm, ("encoder", "static", "pose", "decoder"), plan, n, plan.pretraining_rate,
         vdsm.pretraining_model, vdsm.pretraining_guide,
-        group_draws(clips, plan.num_groups, plan.frames_per_group, plan.recolour, plan.few_identities),
+        group_draws(clips, plan.num_groups, plan.frames_per_group, part_recoloured(plan.recolour, clips)),
         weights={"z": change(plan.pose_weight, 1.0, round(n * plan.pose_part)),
                  "s": change(plan.static_weight, 1.0, round(n * plan.static_part))},
         inputs={"temperature": change(plan.temperature, plan.sizes.temperature, round(n * plan.temperature_part))},
@@ -269,7 +268,8 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
     }
     agree = {"same_identity": plan.same_identity, "same_motion": plan.same_motion}
     weights |= {name: AnnealingSchedule.constant(weight) for name, weight in agree.items() if any(agree.values())}
-    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=any(agree.values()))
+    how = {"partners": any(agree.values()), "recolour": part_recoloured(plan.recolour, clips)}
+    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, **how)
     return training(
         vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,

@@ -26,6 +26,7 @@ from seqdisent.plotting import film_strip, save_gif, save_png
 from seqdisent.training import ELBOTraining
 
 FORECAST_STEPS = 40  # frames of a forecast picture (paper, Figure 11)
+FEW_IDENTITIES = 30  # fewer are shown in other colours as well, if the plan of training says so
 
 # Vowels et al., tables 1 and 2, in per cent: consistency; what is told from the identity's and the dynamics' embedding
 PAPER = {
@@ -104,11 +105,9 @@ def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **
 
 
 def group_draws(
-    clips: Clips, num_groups: int, frames_per_group: int, recolour: float, few_identities: int
+    clips: Clips, num_groups: int, frames_per_group: int, recolour: float
 ) -> Callable[[torch.Generator], Batch]:
-    """Return what draws groups of frames of one identity each, a part in other colours where identities are few."""
-    if clips.num_identities >= few_identities or clips.frames.shape[2] != 3:
-        recolour = 0.0
+    """Return what draws groups of frames of one identity each, a part in other colours."""
 
     def draw(generator: torch.Generator) -> Batch:
         batch = clips.draw_groups(num_groups, frames_per_group, generator)
@@ -118,6 +117,11 @@ def group_draws(
         return batch
 
     return draw
+
+
+def part_recoloured(recolour: float, clips: Clips) -> float:
+    """Return the part of the clips that gets other colours: none of many identities, and none of grey ones."""
+    return recolour if clips.num_identities < FEW_IDENTITIES and clips.frames.shape[2] == 3 else 0.0
 
 
 def recoloured(frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -149,29 +153,51 @@ class EncodedBatch(NamedTuple):
 
 
 def encoded_draws(
-    encoder: nn.Module, clips: Clips, num_clips: int, num_steps: int, *, partners: bool = False, decodes: bool = True
+    encoder: nn.Module,
+    clips: Clips,
+    num_clips: int,
+    num_steps: int,
+    *,
+    partners: bool = False,
+    decodes: bool = True,
+    recolour: float = 0.0,
 ) -> Callable[[torch.Generator], EncodedBatch]:
     """Return what draws random clips with their features, which are computed once, when training starts.
 
-    Where nothing is decoded, of the frames one pixel is left.
+    Where nothing is decoded, of the frames one pixel is left. With partners, a part `recolour` of the clips is in other
+    colours, a window of the partner in the same ones; all of these are encoded when they are drawn.
     """
     shown = clips if decodes else Clips(clips.frames[..., :1, :1], lengths=clips.lengths, identity=clips.identity)
+    shape = clips.frames.shape[:2]
+
+    @torch.no_grad()
+    def encoded(frames: Tensor) -> Tensor:
+        device = next(encoder.parameters()).device
+        return torch.cat([encoder(chunk.to(device)).cpu() for chunk in frames.split(256)])
 
     @cache
-    @torch.no_grad()
     def features() -> Tensor:
-        device = next(encoder.parameters()).device
-        frames = clips.frames.flatten(0, 1).split(256)
-        return torch.cat([encoder(chunk.to(device) / 255).cpu() for chunk in frames])
+        return torch.cat([encoded(chunk / 255) for chunk in clips.frames.flatten(0, 1).split(256)])
 
     def draw(generator: torch.Generator) -> EncodedBatch:
         batch = shown.draw_clips(num_clips, generator, num_steps=num_steps)
-        partner = None
-        if partners:
-            rows = clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator)
-            mask = clips.mask[rows]
-            partner = features().unflatten(0, clips.frames.shape[:2])[rows], None if mask.all() else mask
-        return EncodedBatch(batch.frames, batch.mask if batch.ragged else None, features()[batch.positions], partner)
+        frames, mask = batch.frames, batch.mask if batch.ragged else None
+        if not partners:
+            return EncodedBatch(frames, mask, features()[batch.positions], None)
+        rows = clips.draw_partners(batch.positions[:, 0] // shape[1], generator)
+        if not recolour:
+            real = clips.mask[rows]
+            partner = features().unflatten(0, shape)[rows], None if real.all() else real
+            return EncodedBatch(frames, mask, features()[batch.positions], partner)
+        free = (clips.lengths[rows] - num_steps).clamp(min=0)
+        steps = (torch.rand(num_clips, generator=generator) * (free + 1)).long()[:, None] + torch.arange(num_steps)
+        steps, real = steps.clamp(max=shape[1] - 1), steps < clips.lengths[rows, None]
+        both = torch.cat([frames, clips.frames[rows[:, None], steps] / 255], 1)
+        chosen = torch.rand(num_clips, generator=generator) < recolour
+        both[chosen] = recoloured(both[chosen], generator)
+        seen = encoded(both.flatten(0, 1)).unflatten(0, both.shape[:2])
+        own = frames.shape[1]
+        return EncodedBatch(both[:, :own], mask, seen[:, :own], (seen[:, own:], None if real.all() else real))
 
     return draw
 

@@ -28,7 +28,7 @@ from seqdisent.inference import (
 from seqdisent.masks import fill_padding, mark_missing, overwrite_padding
 from seqdisent.priors import FlowPrior, MixturePrior, VampPrior
 from seqdisent.schedules import AnnealingSchedule
-from seqdisent.transitions import Combiner, GatedTransition
+from seqdisent.transitions import Combiner, GatedTransition, OrnsteinUhlenbeckTransition
 
 __all__ = [
     "AnnealingSchedule",
@@ -46,6 +46,7 @@ __all__ = [
     "MixtureOfExpertsConvDecoder",
     "MixturePrior",
     "NormalHead",
+    "OrnsteinUhlenbeckTransition",
     "OvershootingChain",
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",

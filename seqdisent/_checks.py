@@ -14,8 +14,8 @@ _AT_ONCE = frozenset({"cpu"})  # device types
 
 
 def reads_at_once(tensor: Tensor) -> bool:
-    """Return whether the values of `tensor` can be read without waiting for a device."""
-    return tensor.device.type in _AT_ONCE
+    """Return whether the values of `tensor` can be read: no device is waited for, and no graph is being traced."""
+    return tensor.device.type in _AT_ONCE and not torch.compiler.is_compiling()
 
 
 def is_integer(value: object) -> TypeGuard[int]:

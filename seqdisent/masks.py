@@ -111,7 +111,7 @@ def expand_observed(
         raise TypeError(f"observed: got {found}, expected a bool tensor, True where measured: ~values.isnan(), say")
     if device is not None and observed.device != device:
         raise ValueError(f"observed: is on {observed.device}, expected {device}, where the values are")
-    own = 2 if len(batch_shape) > 1 else 1  # (B, T): these may not be missing
+    own = min(2, len(batch_shape))  # (B, T), or () of one step: these may not be missing
     by_coordinate = is_by_coordinate(observed, batch_shape, event_shape)
     wanted = batch_shape + event_shape if by_coordinate else batch_shape
     num_own = own + (len(event_shape) if by_coordinate else 0)

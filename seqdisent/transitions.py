@@ -1,13 +1,23 @@
-"""One step of a chain: the gated transition of the prior and the combiner of the posterior."""
+"""One step of a chain: the gated transition of the prior, one for unequal time steps, the combiner of the posterior."""
 
 from __future__ import annotations
+
+import math
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqdisent._checks import check_context_dim, check_kind, check_last_dim, check_positive, check_scale, expand_to
+from seqdisent._checks import (
+    check_context_dim,
+    check_kind,
+    check_last_dim,
+    check_positive,
+    check_scale,
+    expand_to,
+    reads_at_once,
+)
 from seqdisent.heads import NormalHead, check_precision, diagonal_normal, full_precision
 from seqdisent.masks import check_mask, fill_padding
 
@@ -100,6 +110,98 @@ class GatedTransition(nn.Module):
             loc = g * h + (1 - g) * self.linear(u)
             scale = F.softplus(self.scale(F.relu(h))) + self.min_scale
             return diagonal_normal(loc, scale)
+
+
+class OrnsteinUhlenbeckTransition(nn.Module):
+    r"""A transition for unequal time steps, :math:`p(z_t \mid z_{t-1}, \Delta_t)`, exact whatever the step.
+
+    Each coordinate is an Ornstein-Uhlenbeck process with a mean :math:`\mu`, a time scale :math:`\tau` and a stationary
+    scale :math:`\sigma`, all learnt:
+
+    .. math:: z_t \mid z_{t-1} \sim \mathcal N\bigl(\mu + (z_{t-1} - \mu) e^{-\Delta_t / \tau},\;
+        \sigma^2 (1 - e^{-2 \Delta_t / \tau})\bigr)
+
+    From the :meth:`stationary` distribution on, a path is a Gaussian process with covariance
+    :math:`\sigma^2 e^{-|t - t'| / \tau}`: two steps in turn are one step of their sum. The times since the step before
+    are the `inputs` of a chain; that of the first step is never read::
+
+        dt = torch.diff(times, dim=-1, prepend=times[..., :1]).unsqueeze(-1)
+        initial = transition.stationary().expand([num_sequences])
+        MarkovChain(initial, transition, num_steps, inputs=dt, mask=mask)
+
+    Args:
+        latent_dim: size of z.
+        initial_time_scale: the :math:`\tau` at which training starts, in the unit of the data's times.
+        initial_scale: the :math:`\sigma` at which training starts.
+        min_scale: the smallest scale. It is reached where :math:`\Delta_t` is near 0 (a repeated measurement).
+
+    Shape:
+        - z_prev: (\*B, latent_dim)
+        - dt: (\*B, 1) or a shape that expands to it, or \*B; at least 0, in the unit of the data's times
+        - output: Normal, batch \*B, event (latent_dim,)
+
+    Raises:
+        ValueError: a size below 1, a scale that is not positive, inputs of another size or on another device, or a
+            negative dt (looked for on the CPU alone).
+        TypeError: inputs of another dtype than the parameters, or parameters in half precision.
+
+    Example:
+        >>> transition = OrnsteinUhlenbeckTransition(1, initial_time_scale=2.0)
+        >>> dt = torch.tensor([[0.0], [2.0], [1e6]])
+        >>> step = transition(torch.ones(3, 1), dt)
+        >>> step.mean.flatten().detach(), step.stddev.flatten().detach()
+        (tensor([1.0000, 0.3679, 0.0000]), tensor([1.0000e-04, 9.2987e-01, 1.0000e+00]))
+
+    References:
+        Uhlenbeck and Ornstein, "On the theory of the Brownian motion", Physical Review 1930; Rasmussen and Williams,
+        "Gaussian processes for machine learning", 2006, section 4.2.1, for the covariance.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        initial_time_scale: float = 1.0,
+        initial_scale: float = 1.0,
+        min_scale: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        check_positive(latent_dim=latent_dim)
+        check_scale(initial_time_scale=initial_time_scale, initial_scale=initial_scale, min_scale=min_scale)
+        self.latent_dim, self.min_scale = latent_dim, min_scale
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_time_scale = nn.Parameter(torch.full((latent_dim,), math.log(initial_time_scale)))
+        self.log_scale = nn.Parameter(torch.full((latent_dim,), math.log(initial_scale)))
+
+    def extra_repr(self) -> str:
+        """Return the size, for the repr."""
+        return f"latent_dim={self.latent_dim}"
+
+    def stationary(self) -> dist.Independent:
+        """Return the distribution of a step without a past, batch (), event (latent_dim,): a chain's initial one.
+
+        Raises:
+            TypeError: parameters in half precision.
+        """
+        check_precision(self.loc)
+        return diagonal_normal(self.loc, self.log_scale.exp().clamp(min=self.min_scale))
+
+    def forward(self, z_prev: Tensor, dt: Tensor) -> dist.Independent:
+        """Return p(z_t | z_prev, dt)."""
+        check_precision(self.loc)
+        check_last_dim("z_prev", z_prev, self.latent_dim, "latent_dim")
+        if isinstance(dt, Tensor) and dt.shape == z_prev.shape[:-1]:
+            dt = dt.unsqueeze(-1)
+        dt = _expand(dt, z_prev, 1, "dt", "the size of a time step")
+        for name, value in (("z_prev", z_prev), ("dt", dt)):
+            check_kind(name, value, self.loc)
+        if reads_at_once(dt) and (dt < 0).any():
+            raise ValueError(f"dt: got {dt.min():g}, expected times since the step before, at least 0")
+        z_prev, dt = full_precision(z_prev), full_precision(dt)
+        elapsed = dt * (-self.log_time_scale).exp()
+        variance = self.log_scale.mul(2).exp() * -torch.expm1(-2 * elapsed)
+        scale = variance.clamp(min=self.min_scale**2).sqrt()
+        return diagonal_normal(torch.lerp(self.loc, z_prev, (-elapsed).exp()), scale)
 
 
 class Combiner(nn.Module):

@@ -89,6 +89,30 @@ def test_one_call_evaluates(tmp_path, monkeypatch, capsys):
     assert "99.00" in capsys.readouterr().out
 
 
+def test_the_page_on_deployment_runs(capsys):
+    pytest.importorskip("lightning")
+    names = run_page("docs/deployment.md")
+    assert "torch.Size([1, 2]) torch.Size([1, 2, 2])" in capsys.readouterr().out
+    assert torch.equal(names["expected"], names["network"](names["frames"], names["z"]))
+
+
+def test_what_the_page_on_deployment_writes_as_onnx():
+    for needed in ("lightning", "onnx", "onnxscript"):
+        pytest.importorskip(needed)
+    names = run_page("docs/deployment.md")
+    (block,) = re.findall(r"^```py\n(.*?)^```$", read("docs/deployment.md"), re.DOTALL | re.MULTILINE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        exec(block, names)
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(str(names["folder"] / "predictor.onnx"))
+    longer = names["longer"]
+    values = {name: tensor.numpy() for name, tensor in zip(evaluator.input_names, longer, strict=True)}
+    (found,) = evaluator.run(None, values)
+    torch.testing.assert_close(torch.from_numpy(found), names["network"](*longer), rtol=1e-4, atol=1e-5)
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):

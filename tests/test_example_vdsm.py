@@ -228,17 +228,34 @@ def test_few_identities_are_seen_in_other_colours(vdsm, network):
     def drawn(num_identities, recolour, colours=3):
         frames = torch.arange(256, dtype=torch.uint8).expand(colours, 256).reshape(1, 1, colours, 16, 16)
         clips = Clips(frames.repeat(num_identities, 2, 1, 1, 1), identity=torch.arange(num_identities))
-        plan = vdsm.Plan(
-            network.sizes, num_groups=100, frames_per_group=2, recolour=recolour, few_identities=7, prior_steps=1
-        )
+        plan = vdsm.Plan(network.sizes, num_groups=100, frames_per_group=2, recolour=recolour, prior_steps=1)
         network_of = vdsm.VDSM((colours, 16, 16), network.sizes)
         batch = vdsm.pretraining(network_of, plan, clips, 0).draw(torch.Generator().manual_seed(1))
         real = clips.draw_groups(100, 2, torch.Generator().manual_seed(1))
         assert (batch.positions == real.positions).all()
         return (batch.frames != real.frames).flatten(1).any(1).double().mean()
 
-    assert drawn(6, 0.0) == drawn(7, 0.7) == drawn(6, 0.7, colours=1) == 0.0
-    assert 0.5 < drawn(6, 0.7) < 0.9
+    assert drawn(29, 0.0) == drawn(30, 0.7) == drawn(29, 0.7, colours=1) == 0.0
+    assert 0.5 < drawn(29, 0.7) < 0.9
+
+
+def test_pairs_of_few_identities_change_their_colours_together(vdsm, network):
+    flat = torch.tensor([40, 90, 140, 190, 240], dtype=torch.uint8).repeat_interleave(2)  # whom a clip shows
+    frames = flat[:, None, None, None, None].expand(10, 12, 3, 16, 16).clone()
+    frames[:, :, 1] //= 2
+    clips = Clips(frames, identity=torch.arange(10) // 2, lengths=torch.tensor([12, 5] * 5))
+    plan = vdsm.Plan(network.sizes, num_clips=40, clip_length=6, recolour=0.5, same_identity=1.0, prior_steps=1)
+    batch = vdsm.sequence_training(network, plan, clips, 0).draw(torch.Generator().manual_seed(0))
+    features, mask = batch.partner
+    real = network.encoder(batch.frames)
+    torch.testing.assert_close(batch.features, real)  # those of the frames as they are shown
+    first = features[:, 0]
+    torch.testing.assert_close(first, real[:, 0])  # the partner, of one flat colour, in the same colours
+    assert features.shape[:2] == mask.shape == (40, 6)
+    assert set(mask.sum(1).tolist()) == {5, 6}
+    shown = (255 * batch.frames[:, 0, :, 0, 0]).round().to(torch.uint8)
+    originals = (shown[:, None] == frames[:, 0, :, 0, 0]).all(-1).any(-1)
+    assert 0.3 < originals.double().mean() < 0.7
 
 
 def test_cached_features_are_those_of_the_frames(vdsm, network):

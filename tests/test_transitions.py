@@ -11,11 +11,19 @@ from reference import affine, softplus
 from strategies import Tensors, batch_shapes, dimensions, dtypes, num_steps, seeds
 from torch import Tensor, nn
 
-from seqdisent import Combiner, GatedTransition
+from seqdisent import Combiner, GatedTransition, OrnsteinUhlenbeckTransition
 
 CONTRACTS = {
     "GatedTransition": Contract(
         lambda: GatedTransition(8, 16, context_dim=3), ((8,), (3,)), (8,), "in_features=11, out_features=16"
+    ),
+    "OrnsteinUhlenbeckTransition": Contract(
+        lambda: OrnsteinUhlenbeckTransition(4),
+        ((4,), (1,)),
+        (4,),
+        "latent_dim=4",
+        positive=(1,),
+        starts_at_random=False,
     ),
     "Combiner": Contract(lambda: Combiner(2, 4, context_dim=3), ((2,), (3,)), (2,), "in_features=3, out_features=4"),
 }

@@ -1,4 +1,4 @@
-"""A linear-Gaussian chain: its exact filter, smoother, posterior and evidence, with padding and with holes."""
+"""A linear-Gaussian chain: its exact filter, also online, smoother, posterior and evidence, with padding and holes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from seqdisent._checks import check_last_dim
+from seqdisent._checks import check_last_dim, expand_to
 from seqdisent.chains.markov import MarkovChain
 from seqdisent.masks import expand_observed
 
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 class Filtered(NamedTuple):
-    r"""What the Kalman filter says after each step.
+    r"""What the Kalman filter says after each step; after one step, without T, as `filter_step` returns it.
 
     Attributes:
         loc: (\*B, T, D), the mean of z_t given what was observed until t.
@@ -147,29 +147,79 @@ class LinearGaussianChain(MarkovChain):
             ValueError: shapes that do not fit.
             TypeError: `observed` is not bool.
         """
-        (error, seen), matrix = self._errors(values, emission, observed), emission.matrix
-        with _full_precision(values):
-            loc, covariance = self.loc, self.first_scale.square().diag().expand(*self.batch_shape, -1, -1)
-            identity, found = torch.eye(self.event_shape[-1]).to(loc), []
-            step_noise, noise = self.scale.square().diag(), emission.scale.square()
-            for t, (e, w) in enumerate(zip(error.unbind(-2), seen.unbind(-2), strict=True)):
-                if t > 0:
-                    loc = loc @ self.matrix.T + self.offset
-                    covariance = self.matrix @ covariance @ self.matrix.T + step_noise
-                reading = w.unsqueeze(-1) * matrix  # a hole reads nothing, with an error of 0 and a noise of 1
-                spread = reading @ covariance @ reading.mT + torch.where(w > 0, noise, 1.0).diag_embed()
-                factor = torch.linalg.cholesky(spread)
-                surprise = e - (reading @ loc.unsqueeze(-1)).squeeze(-1)
-                whitened = torch.linalg.solve_triangular(factor, surprise.unsqueeze(-1), upper=False)
-                log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-                log_evidence = -0.5 * (whitened.square().sum((-2, -1)) + log_det + w.sum(-1) * math.log(2 * math.pi))
-                gain = torch.cholesky_solve(reading @ covariance, factor).mT
-                loc = loc + (gain @ surprise.unsqueeze(-1)).squeeze(-1)
-                kept = identity - gain @ reading  # Joseph's form stays symmetric and positive
-                covariance = kept @ covariance @ kept.mT + gain @ (w * noise).diag_embed() @ gain.mT
-                found.append((loc, covariance, log_evidence))
+        error, seen = self._errors(values, emission, observed, (self.num_steps,), self._step_mask)
+        found: list[Filtered] = []
+        for now in zip(error.unbind(-2), seen.unbind(-2), strict=True):
+            found.append(self._filtered(found[-1] if found else None, *now, emission))
         locs, covariances, log_evidences = zip(*found, strict=True)
         return Filtered(torch.stack(locs, -2), torch.stack(covariances, -3), torch.stack(log_evidences, -1))
+
+    def filter_step(
+        self,
+        values: Tensor | None,
+        emission: LinearEmission,
+        observed: Tensor | None = None,
+        *,
+        state: Filtered | None = None,
+    ) -> Filtered:
+        r"""Filter one more step: what :meth:`filter` does, while the observations arrive, at the cost of one step.
+
+        Neither the chain's number of steps nor its mask is read: a sequence that has ended is not observed any more.
+
+        Args:
+            values: x_t, (\*B, X); None where nothing was observed, which forecasts a step.
+            emission: how it is made of z_t.
+            observed: (\*B,) or (\*B, X) bool, True where measured; None for all.
+            state: what this function returned for the step before; None for the first step.
+
+        Returns:
+            The moments of z_t given what was observed until now, and the log-evidence of x_t given all before, as of
+            :meth:`filter` but without the dimension T. It is also the state that the next step starts from.
+
+        Raises:
+            ValueError: shapes that do not fit.
+            TypeError: `observed` is not bool.
+
+        Example:
+            >>> walk = LinearGaussianChain(torch.zeros(1, 1), torch.ones(1), torch.eye(1), torch.ones(1), num_steps=1)
+            >>> emission = LinearEmission(torch.eye(1), scale=torch.full((1,), 0.1))
+            >>> state = walk.filter_step(torch.zeros(1, 1), emission)
+            >>> for value in (None, torch.full((1, 1), 4.0)):
+            ...     state = walk.filter_step(value, emission, state=state)
+            >>> state.loc.item(), state.log_evidence.item()  # the evidence of the last value given the first
+            (3.98..., -5.23...)
+        """
+        if values is None:
+            batch_shape = self.batch_shape if state is None else state.loc.shape[:-1]
+            values = emission.matrix.new_zeros(*batch_shape, len(emission.matrix))
+            observed = torch.zeros_like(values, dtype=torch.bool)
+        error, seen = self._errors(values, emission, observed, ())
+        if state is not None:
+            expand_to("state.loc", state.loc, (*error.shape[:-1], self.event_shape[-1]))
+        return self._filtered(state, error, seen, emission)
+
+    def _filtered(self, before: Filtered | None, error: Tensor, seen: Tensor, emission: LinearEmission) -> Filtered:
+        """Filter one step, given the one before and what `_errors` says of this one, both (*B, X)."""
+        with _full_precision(error):
+            if before is None:
+                loc, covariance = self.loc, self.first_scale.square().diag().expand(*self.batch_shape, -1, -1)
+            else:
+                loc = before.loc @ self.matrix.T + self.offset
+                covariance = self.matrix @ before.covariance @ self.matrix.T + self.scale.square().diag()
+            reading = seen.unsqueeze(-1) * emission.matrix  # a hole reads nothing, with an error of 0 and a noise of 1
+            noise = emission.scale.square()
+            spread = reading @ covariance @ reading.mT + torch.where(seen > 0, noise, 1.0).diag_embed()
+            factor = torch.linalg.cholesky(spread)
+            surprise = error - (reading @ loc.unsqueeze(-1)).squeeze(-1)
+            whitened = torch.linalg.solve_triangular(factor, surprise.unsqueeze(-1), upper=False)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log_evidence = -0.5 * (whitened.square().sum((-2, -1)) + log_det + seen.sum(-1) * math.log(2 * math.pi))
+            gain = torch.cholesky_solve(reading @ covariance, factor).mT
+            kept = torch.eye(self.event_shape[-1]).to(loc) - gain @ reading
+            loc = loc + (gain @ surprise.unsqueeze(-1)).squeeze(-1)
+            # Joseph's form stays symmetric and positive
+            covariance = kept @ covariance @ kept.mT + gain @ (seen * noise).diag_embed() @ gain.mT
+            return Filtered(loc, covariance, log_evidence)
 
     def smooth(self, values: Tensor, emission: LinearEmission, observed: Tensor | None = None) -> Moments:
         r"""Return the moments of each step given all observations.
@@ -225,7 +275,10 @@ class LinearGaussianChain(MarkovChain):
         self, values: Tensor, emission: LinearEmission, observed: Tensor | None
     ) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
         """Return the first step's posterior, and of the later ones gain, shift and factor (*B, T - 1, D, ...)."""
-        (error, seen), matrix = self._errors(values, emission, observed), emission.matrix
+        (error, seen), matrix = (
+            self._errors(values, emission, observed, (self.num_steps,), self._step_mask),
+            emission.matrix,
+        )
         weight = seen / emission.scale.square()
         # what x_t says of z_t is exp(-1/2 z' L z + z' l), and x_t ... x_T: from the end on
         of_step = (weight.unsqueeze(-2) * matrix.T) @ matrix, ((weight * error) @ matrix).unsqueeze(-1)
@@ -244,23 +297,36 @@ class LinearGaussianChain(MarkovChain):
         later = _combined(self.scale, self.offset, precisions[..., 1:, :, :], shifts[..., 1:, :, :])
         return first, (later[0] @ self.matrix, later[1], later[2])
 
-    def _errors(self, values: Tensor, emission: LinearEmission, observed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return x - c, 0 where nothing was seen, and 1 where it was, both (*B, T, X)."""
+    def _errors(
+        self,
+        values: Tensor,
+        emission: LinearEmission,
+        observed: Tensor | None,
+        steps: tuple[int, ...],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return x - c, 0 where nothing was seen, and 1 where it was, both (*B, *steps, X)."""
         matrix, scale, offset = emission
         if matrix.ndim != 2 or matrix.shape[1] != self.event_shape[-1]:
             raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected (X, {self.event_shape[-1]})")
         for name, value in (("scale", scale), ("offset", scale if offset is None else offset)):
             check_last_dim(name, value, len(matrix), "X")
-        if values.shape[-2:] != (self.num_steps, len(matrix)):
-            raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, {self.num_steps}, {len(matrix)})")
-        batch_shape = torch.broadcast_shapes(values.shape[:-2], self.batch_shape)
-        values = values.expand(*batch_shape, *values.shape[-2:])
+        wanted = (*steps, len(matrix))
+        num_batch = max(0, values.ndim - len(wanted))
+        try:
+            batch_shape = torch.broadcast_shapes(values.shape[:num_batch], self.batch_shape)
+        except RuntimeError:
+            batch_shape = None
+        if batch_shape is None or values.shape[num_batch:] != wanted:
+            expected = f"(*B, {', '.join(map(str, wanted))}) with the chain's batch {tuple(self.batch_shape)}"
+            raise ValueError(f"values: has shape {tuple(values.shape)}, expected {expected}")
+        values = values.expand(*batch_shape, *wanted)
         seen = torch.ones_like(values, dtype=torch.bool)
         if observed is not None:
             observed = expand_observed(observed, values.shape[:-1], values.shape[-1:], values.device)
             seen = seen & (observed if observed.ndim == values.ndim else observed.unsqueeze(-1))
-        if self._step_mask is not None:
-            seen = seen & self._step_mask.unsqueeze(-1)
+        if mask is not None:
+            seen = seen & mask.unsqueeze(-1)
         error = torch.where(seen, values if offset is None else values - offset, 0.0)
         return error, seen.to(error.dtype)
 

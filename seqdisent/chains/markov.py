@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from seqdisent._checks import check_not_empty, check_positive, drops_out, reads_at_once
+from seqdisent._checks import check_not_empty, check_positive, drops_out, expand_to, reads_at_once
 from seqdisent.chains.draws import Draw, DrawnStep, conditionals_at_draw, drawn_step, log_prob_at_draw
 from seqdisent.chains.protocol import ChainState, Conditionals, fill_path, overwrite_steps
 from seqdisent.masks import check_mask, fill_inputs
@@ -191,20 +191,26 @@ class MarkovChain(TorchDistribution):
         """
         return self._whole_path((), "mean")
 
-    def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
+    def step(
+        self, z_prev: Tensor | None = None, state: ChainState | None = None, *, inputs: Tensor | None = None
+    ) -> tuple[Any, ChainState]:
         r"""Return the conditional of the next step, and the state from which the chain goes on after it.
 
-        Drawing, extending and forecasting are this one function, at the cost of one call of the transition.
+        Drawing, extending and forecasting are this one function, at the cost of one call of the transition. Online,
+        where a step's inputs arrive as it goes, hand them over as `inputs`, to a chain of any number of steps.
 
         Args:
             z_prev: the step before, (\*S, \*B, D); None for the first.
             state: what this function returned beside the step before, or :meth:`state_after` a path; None at the start.
+            inputs: (\*S, \*B, I) or what expands to it, what this step reads; None for the chain's own inputs. Those of
+                the first step are never read.
 
         Returns:
             The distribution of the step, batch (\*S, \*B), event (D,), and the next state.
 
         Raises:
-            ValueError: one of z_prev and state without the other, or a chain whose inputs have ended.
+            ValueError: one of z_prev and state without the other, a chain whose inputs have ended, or inputs of another
+                batch.
 
         Example:
             >>> start = dist.Normal(torch.zeros(4, 1), 1.0).to_event(1)
@@ -218,8 +224,8 @@ class MarkovChain(TorchDistribution):
             if z_prev is not None or state is not None:
                 raise ValueError("state: got one of z_prev and state without the other, expected both or neither")
             return self.initial, self._state_at(1)
-        inputs = self._reads_at(z_prev, state).get("inputs")
-        return self._step(z_prev, inputs), ChainState(state.num_steps + 1, state.reads)
+        reads = self._reads_at(z_prev, state, inputs=inputs)
+        return self._step(z_prev, reads.get("inputs")), ChainState(state.num_steps + 1, state.reads)
 
     def state_after(self, path: Tensor) -> ChainState:
         r"""Return the state after real steps `path` (\*S, \*B, T', D); :meth:`step` goes on with the last of them."""
@@ -310,14 +316,19 @@ class MarkovChain(TorchDistribution):
             ) from error
         self._by_step[name] = values if self._step_mask is None else fill_inputs(values, self._step_mask)
 
-    def _reads_at(self, z_prev: Tensor, state: ChainState) -> dict[str, Tensor]:
-        """Return what the next step reads, by name, with the leading dimensions of z_prev."""
-        t, batch_shape = state.num_steps, z_prev.shape[:-1]
+    def _reads_at(self, z_prev: Tensor, state: ChainState, **given: Tensor | None) -> dict[str, Tensor]:
+        """Return what the next step reads, by name, with the leading dimensions of z_prev; what is given, first."""
+        t, now = state.num_steps, {name: x for name, x in given.items() if x is not None}
         for name, values in state.reads.items():
-            if t >= len(values):
-                raise ValueError(f"state: {t} steps are done, expected fewer: the chain has {name} for {len(values)}")
-        now = {name: values[t] for name, values in state.reads.items()}
-        return {name: x if x.shape[:-1] == batch_shape else x.expand(*batch_shape, -1) for name, x in now.items()}
+            if name not in now:
+                if t >= len(values):
+                    raise ValueError(
+                        f"state: {t} steps are done, expected fewer: the chain has {name} for {len(values)}; "
+                        f"step(..., {name}=) takes those of a further step"
+                    )
+                now[name] = values[t]
+        batch = z_prev.shape[:-1]
+        return {n: x if x.shape[:-1] == batch else expand_to(n, x, (*batch, x.shape[-1])) for n, x in now.items()}
 
     def _along(self, name: str, path: Tensor) -> Tensor | None:
         r"""Return what the steps read under this name, with the leading dimensions of `path`, (\*S, \*B, T, I)."""

@@ -119,21 +119,30 @@ class RecurrentChain(MarkovChain):
         (states, _), context = self._states(path), self._along("context", path)
         return states if context is None else torch.cat([states, context], -1)
 
-    def step(self, z_prev: Tensor | None = None, state: ChainState | None = None) -> tuple[Any, ChainState]:
-        """Return the conditional of the next step, and the state from which the chain goes on after it.
+    def step(
+        self,
+        z_prev: Tensor | None = None,
+        state: ChainState | None = None,
+        *,
+        inputs: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> tuple[Any, ChainState]:
+        r"""Return the conditional of the next step, and the state from which the chain goes on after it.
 
         As :meth:`MarkovChain.step`, at the cost of one step of the network and one call of the transition.
 
         Args:
             z_prev: the step before; None for the first.
             state: what this function returned beside the step before; None at the start.
+            inputs: (\*S, \*B, I), what the network reads at this step; None for the chain's own, known or fed back.
+            context: (\*S, \*B, C), what the transition reads beside; None for the chain's own.
 
         Raises:
-            ValueError: as there, or a context that has ended.
+            ValueError: as there, or a context that has ended or of another batch.
         """
         if z_prev is None or state is None:
             return super().step(z_prev, state)
-        reads = self._reads_at(z_prev, state)
+        reads = self._reads_at(z_prev, state, inputs=inputs, context=context)
         hidden, layers = self._advance(z_prev, state.num_steps, reads.get("inputs"), state.carried)
         read = torch.cat([hidden, reads["context"]], -1) if "context" in reads else hidden
         return self._step(z_prev, read), ChainState(state.num_steps + 1, state.reads, (hidden, layers))
@@ -169,7 +178,7 @@ class RecurrentChain(MarkovChain):
     ) -> tuple[Tensor, _Layers]:
         """Let the network read what stands before step t, counted from 0; return its output and what it carries."""
         hidden, layers = self._start(z_prev.unsqueeze(-2)) if carried is None else carried
-        if self._feedback is not None:
+        if inputs is None and self._feedback is not None:
             inputs = self._feedback(z_prev, hidden, t)
             if inputs.shape[-1] + self._reads_latent * z_prev.shape[-1] != self._recurrence.input_size:
                 raise TypeError(

@@ -8,8 +8,11 @@ from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
 from seqdisent.datasets.polyphonic import jsb_chorales
 from seqdisent.datasets.renderer import Renderer
+from seqdisent.datasets.scaler import Scaler
+from seqdisent.datasets.sequence_files import load_sequences
 from seqdisent.datasets.sequences import Sequences
 from seqdisent.datasets.sprites import SpriteRenderer, sprites
+from seqdisent.datasets.tables import sequences_from_table
 
 __all__ = [
     "Batch",
@@ -17,14 +20,17 @@ __all__ = [
     "MovingMNISTRenderer",
     "PendulumRenderer",
     "Renderer",
+    "Scaler",
     "Sequences",
     "SpriteRenderer",
     "jsb_chorales",
     "load_clips",
     "load_frames",
+    "load_sequences",
     "moving_mnist",
     "mug",
     "pendulum",
     "render_pendulum",
+    "sequences_from_table",
     "sprites",
 ]

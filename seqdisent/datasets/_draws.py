@@ -48,8 +48,8 @@ def draw_partners(identity: Tensor, rows: Tensor, generator: torch.Generator) ->
 
 
 def draw_held_out(owner: Tensor, held_out: float, seed: int, by: str) -> Tensor:
-    """Which clips to hold out, (N,) bool, as `Clips.split` says; `owner` (N,) has their identities from 0."""
-    check_choice("by", by, ("identity", "sequence"))
+    """Which sequences to hold out, (N,) bool, as `Sequences.split` says; `owner` (N,) has their identities from 0."""
+    check_choice("by", by, ("identity", "sequence", "time"))
     unit = owner if by == "identity" else torch.arange(len(owner), device=owner.device)
     total = int(unit.max()) + 1
     if total < 2:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from seqdisent.datasets._batches import Indices
 from seqdisent.datasets._checks import check_count, check_frames
@@ -187,3 +187,9 @@ class Clips(Sequences):
     def _options(self, rows: Tensor) -> dict[str, Any]:
         own = {"scale": self.scale, "source": self.source[rows], "renderer": self.renderer}
         return super()._options(rows) | own
+
+    @override
+    def _cut(self, rows: Tensor, starts: Tensor, lengths: Tensor, num_known: int | None = None) -> Self:
+        part = super()._cut(rows, starts, lengths, num_known)
+        part.renderer = None  # it renders clips from their first frame on
+        return part

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from seqdisent.datasets._archives import read_arrays
 from seqdisent.datasets._checks import check_count
 from seqdisent.datasets._images import Pixels, read_frames, resize
+from seqdisent.datasets._labels import number_labels
 from seqdisent.datasets.clips import Clips
 
 _FOLDER_LAYOUT = "expected the layout identity/clip/frame.png"
@@ -178,25 +178,11 @@ def _clips_of_archive(path: Path, image_size: int) -> Clips:
         raise ValueError(
             f"{path}: array 'lengths' says {int(lengths[worst])} for clip {worst}, expected 1 to {num_steps}"
         )
-    labels: dict[str, Tensor] = {}
-    factor_names: dict[str, Sequence[str]] = {}
-    for name, label in whole.items():
-        values, labels[name] = torch.unique(label, return_inverse=True)
-        factor_names[name] = [str(value) for value in values.tolist()]
-    static: list[str] = []
-    motion: list[str] = []
-    if identity is not None and len(identities := torch.unique(identity)) < count:
-        for name, label in labels.items():
-            never_differs = len(torch.unique(torch.stack([identity, label], dim=1), dim=0)) == len(identities)
-            (static if never_differs else motion).append(name)
     return Clips(
         torch.from_numpy(np.ascontiguousarray(array.transpose(0, 1, 4, 2, 3))),
         lengths=lengths,
         identity=identity,
-        labels=labels,
-        factor_names=factor_names,
-        static_factors=static,
-        motion_factors=motion,
+        **number_labels(whole, identity).options(),
     )
 
 

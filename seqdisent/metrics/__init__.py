@@ -1,4 +1,4 @@
-"""Metrics of disentanglement, generation and reconstruction, for any model.
+"""Metrics of disentanglement, generation, reconstruction and forecasts, for any model.
 
 Metrics that accumulate and probes need the extra ``metrics`` (torchmetrics, scikit-learn), imported on first use.
 """
@@ -6,6 +6,7 @@ Metrics that accumulate and probes need the extra ``metrics`` (torchmetrics, sci
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from seqdisent.metrics.baselines import linear_interpolation, seasonal_naive, seasonal_naive_draws
 from seqdisent.metrics.combinations import CombinationScores, combination_scores
 from seqdisent.metrics.counterfactual import nearest_clip, pick_donors, squared_error
 from seqdisent.metrics.judge import Judge, train_judge
@@ -19,6 +20,14 @@ from seqdisent.metrics.neighbours import (
 if TYPE_CHECKING:
     from seqdisent.metrics.consistency import AccuracyConsistency, ConsistencyScores, released_protocol_consistency
     from seqdisent.metrics.entropies import EntropyScores, GenerationEntropies
+    from seqdisent.metrics.forecasts import (
+        CRPS,
+        CoverageScores,
+        EnergyScore,
+        IntervalCoverage,
+        QuantileLoss,
+        QuantileScores,
+    )
     from seqdisent.metrics.frechet import FrechetDistance, FrechetScore
     from seqdisent.metrics.generation import (
         GenerationScores,
@@ -30,24 +39,31 @@ if TYPE_CHECKING:
     from seqdisent.metrics.swaps import SwapAccuracy, SwapScores, intervention_score
 
 __all__ = [
+    "CRPS",
     "AccuracyConsistency",
     "CombinationScores",
     "ConsistencyScores",
+    "CoverageScores",
+    "EnergyScore",
     "EntropyScores",
     "FrechetDistance",
     "FrechetScore",
     "GenerationEntropies",
     "GenerationScores",
+    "IntervalCoverage",
     "Judge",
     "MemorisationScores",
     "NeighbourScores",
     "ProbeScores",
+    "QuantileLoss",
+    "QuantileScores",
     "SampledSwapScores",
     "SwapAccuracy",
     "SwapScores",
     "combination_scores",
     "generation_scores",
     "intervention_score",
+    "linear_interpolation",
     "memorisation_scores",
     "nearest_clip",
     "neighbour_scores",
@@ -56,6 +72,8 @@ __all__ = [
     "probe_table",
     "released_protocol_consistency",
     "sampled_swap_accuracy",
+    "seasonal_naive",
+    "seasonal_naive_draws",
     "squared_error",
     "train_judge",
 ]
@@ -63,6 +81,14 @@ __all__ = [
 _NEED_THE_EXTRA = {
     "consistency": ("AccuracyConsistency", "ConsistencyScores", "released_protocol_consistency"),
     "entropies": ("EntropyScores", "GenerationEntropies"),
+    "forecasts": (
+        "CRPS",
+        "CoverageScores",
+        "EnergyScore",
+        "IntervalCoverage",
+        "QuantileLoss",
+        "QuantileScores",
+    ),
     "frechet": ("FrechetDistance", "FrechetScore"),
     "generation": ("GenerationScores", "SampledSwapScores", "generation_scores", "sampled_swap_accuracy"),
     "probes": ("ProbeScores", "probe", "probe_table"),

@@ -242,3 +242,108 @@ def test_observations_that_do_not_fit_are_refused(method, changed, error, messag
     emission = LinearEmission(given_["matrix"], given_["scale"], given_.get("offset"))
     with pytest.raises(error, match=message):
         getattr(chain, method)(given_["values"], emission, given_.get("observed"))
+
+
+# One observation at a time -------------------------------------------------------------------------------------------
+
+
+def filtered_online(chain, given_, num_steps):
+    """Every step by `filter_step`, each from the state that the one before returned."""
+    found, state, observed = [], None, given_["observed"]
+    for t in range(num_steps):
+        now = None if observed is None else observed[:, t]
+        state = chain.filter_step(given_["values"][:, t], given_["emission"], now, state=state)
+        found.append(state)
+    return found
+
+
+@given(systems)
+def test_one_observation_at_a_time_is_the_batch_filter(system):
+    chain, given_ = system.chain(), system.given()
+    if system.observed is None:  # the mask's part: a sequence that has ended is observed no more
+        given_["observed"] = system.mask
+    else:
+        given_["observed"] = system.seen if system.observed.ndim == 3 else system.mask & system.observed
+    one_step = LinearGaussianChain(
+        system.loc, system.first_scale, system.matrix, system.scale, 1, offset=system.offset
+    )  # neither the number of steps nor the mask is read
+    wanted = chain.filter(**system.given())
+    for found in (filtered_online(each, given_, system.num_steps) for each in (chain, one_step)):
+        for t, step in enumerate(found):
+            near(step.loc, wanted.loc[:, t])
+            near(step.covariance, wanted.covariance[:, t])
+            near(step.log_evidence, wanted.log_evidence[:, t])
+
+
+@given(systems)
+def test_steps_without_an_observation_forecast_as_a_hole_at_the_end(system):
+    """Three of them, after all that was observed, and one observation more."""
+    given_, length = system.given(observed=system.seen), system.num_steps
+    last = torch.ones_like(given_["values"][:, :1])
+    values = torch.cat([given_["values"], last.expand(-1, 3, -1) * math.nan, last], 1)
+    observed = torch.cat([system.seen, ~values[:, length:].isnan()], 1)
+    longer = LinearGaussianChain(
+        system.loc, system.first_scale, system.matrix, system.scale, length + 4, offset=system.offset
+    )
+    wanted = longer.filter(values, given_["emission"], observed)
+    state = filtered_online(longer, given_, length)[-1]
+    for t in range(length, length + 4):
+        state = longer.filter_step(last[:, 0] if t == length + 3 else None, given_["emission"], state=state)
+        near(state.loc, wanted.loc[:, t])
+        near(state.covariance, wanted.covariance[:, t])
+        near(state.log_evidence, wanted.log_evidence[:, t])
+
+
+def test_the_first_step_may_be_without_an_observation():
+    system = System(0, [3, 3], 2, 2)
+    state = system.chain().filter_step(None, system.given()["emission"])
+    near(state.loc, system.loc)
+    near(state.covariance, torch.diag(system.first_scale**2).expand(2, 2, 2))
+    assert torch.equal(state.log_evidence, torch.zeros(2).double())
+
+
+def test_one_sequence_without_a_batch_is_filtered_too():
+    system = System(0, [3], 2, 2, "step")
+    given_ = system.given()
+    chain = LinearGaussianChain(system.loc[0], system.first_scale, system.matrix, system.scale, 4, offset=system.offset)
+    wanted = chain.filter(given_["values"][0], given_["emission"], given_["observed"][0])
+    state = None
+    for t in range(4):
+        state = chain.filter_step(given_["values"][0, t], given_["emission"], given_["observed"][0, t], state=state)
+        near(state.loc, wanted.loc[t])
+        near(state.log_evidence, wanted.log_evidence[t])
+
+
+def test_particles_of_one_observation_are_filtered_too():
+    system = System(3, [3, 2], 2, 2)
+    given_, state = system.given(observed=system.mask), None
+    several = torch.stack([given_["values"], given_["values"] + 1.0])
+    wanted = system.chain(mask=None).filter(several, given_["emission"], system.mask)
+    for t in range(system.num_steps):
+        seen = system.mask[:, t].expand(2, -1)
+        state = system.chain().filter_step(several[:, :, t], given_["emission"], seen, state=state)
+        near(state.loc, wanted.loc[:, :, t])
+        near(state.log_evidence, wanted.log_evidence[:, :, t])
+    forecast = system.chain().filter_step(None, given_["emission"], state=state)
+    near(forecast.loc, state.loc @ system.matrix.T + system.offset)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"emission": LinearEmission(torch.ones(1, 3), torch.ones(1))}, ValueError, r"^matrix: has shape \(1, 3\)"),
+        ({"values": torch.zeros(2, 3)}, ValueError, r"^values: has shape \(2, 3\), expected \(\*B, 1\)"),
+        ({"values": torch.zeros(3, 1)}, ValueError, r"^values: has shape \(3, 1\), .* the chain's batch \(2,\)"),
+        ({"observed": torch.ones(2)}, TypeError, "^observed: got dtype"),
+        ({"observed": False}, TypeError, "^observed: got bool, expected a bool tensor"),
+        ({"observed": torch.ones(3) > 0}, ValueError, r"^observed: has shape \(3,\), expected \(2,\) or \(2, 1\)"),
+        ({"several": True}, ValueError, r"^state.loc: has shape \(2, 3, 2\), expected one that expands to \(2, 2\)"),
+    ],
+)
+def test_one_observation_that_does_not_fit_is_refused(changed, error, message):
+    chain = LinearGaussianChain(torch.zeros(2, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3)
+    given_ = {"emission": LinearEmission(torch.ones(1, 2), torch.ones(1)), "values": torch.zeros(2, 1), **changed}
+    if given_.pop("several", False):  # all steps of a batch, where a state is one step
+        given_["state"] = chain.filter(torch.zeros(2, 3, 1), given_["emission"])
+    with pytest.raises(error, match=message):
+        chain.filter_step(**given_)

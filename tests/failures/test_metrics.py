@@ -18,14 +18,19 @@ pytest.importorskip("matplotlib")
 from seqdisent import metrics, plotting  # noqa: E402
 from seqdisent.datasets import Clips  # noqa: E402
 from seqdisent.metrics import (  # noqa: E402
+    CRPS,
     AccuracyConsistency,
+    EnergyScore,
     FrechetDistance,
     GenerationEntropies,
+    IntervalCoverage,
     Judge,
+    QuantileLoss,
     SwapAccuracy,
     combination_scores,
     generation_scores,
     intervention_score,
+    linear_interpolation,
     memorisation_scores,
     nearest_clip,
     neighbour_scores,
@@ -34,6 +39,8 @@ from seqdisent.metrics import (  # noqa: E402
     probe_table,
     released_protocol_consistency,
     sampled_swap_accuracy,
+    seasonal_naive,
+    seasonal_naive_draws,
     squared_error,
     train_judge,
 )
@@ -70,6 +77,7 @@ def clips(*shape, who=(0, 1)):
 
 
 judge = Judge({"who": 2}, in_channels=1, image_size=4, channels=(2,))
+VALUES = torch.arange(8.0).reshape(2, 4)
 FRAMES = torch.linspace(0, 1, 3 * 2 * 16).reshape(3, 2, 1, 4, 4)
 LATENTS, CLASSES = torch.arange(40.0).reshape(10, 4), torch.arange(10) % 2
 
@@ -92,6 +100,25 @@ def show(frames=None, mask=None, *, num_sequences=None, num_steps=None):
 def look(frames, mask=None):
     with pyro.plate("sequences", len(frames)):
         pyro.sample("s", dist.Normal(frames.mean((1, 2, 3, 4)), 1.0))
+
+
+def scored(metric=CRPS, draws=None, target=None, mask=None, observed=None):
+    """Score three draws of two sequences with four steps."""
+
+    def do():
+        made = metric()
+        made.update(
+            zeros(3, 2, 4) if draws is None else draws, zeros(2, 4) if target is None else target, mask, observed
+        )
+        return made.compute()
+
+    return do
+
+
+def continued(values=VALUES, num_steps=2, season=2, num_samples=None, **options):
+    if num_samples is None:
+        return lambda: seasonal_naive(values, num_steps, season, **options)
+    return lambda: seasonal_naive_draws(values, num_steps, season, num_samples, torch.Generator(), **options)
 
 
 def sampled(**options):
@@ -228,6 +255,55 @@ def sampled(**options):
     ("codes that are NaN", probed(test=nan * LATENTS), ValueError, "test_latents: not all are finite"),
     ("a table of other factors", lambda: probe_table({"s": LATENTS}, {"who": CLASSES}, {"s": LATENTS}, {}), ValueError,
      r"test_labels: got \[\], expected those of training, \['who'\]"),
+    # forecasts
+    ("a mean instead of draws", scored(draws=zeros(2, 4)), ValueError,
+     r"draws: has shape \(2, 4\), expected \(S, B, T, \*E\) with at least S=2 draws"),
+    ("one draw", scored(EnergyScore, draws=zeros(1, 2, 4)), ValueError,
+     r"draws: has shape \(1, 2, 4\), expected \(S, B, T, \*E\) with at least S=2 draws"),
+    ("draws behind the batch", scored(draws=zeros(2, 3, 4)), ValueError,
+     r"target: has shape \(2, 4\), expected that of a draw, \(3, 4\), of draws \(2, 3, 4\)"),
+    ("draws in bytes", scored(draws=zeros(3, 2, 4, dtype=torch.uint8)), TypeError,
+     "draws: got dtype torch.uint8, expected a floating-point tensor"),
+    ("a target in a list", scored(target=[0.0]), TypeError, "target: got list, expected a floating-point tensor"),
+    ("a target elsewhere", scored(target=zeros(2, 4, device="meta")), ValueError,
+     "target: is on meta, expected cpu, where the draws are"),
+    ("a hole that nobody named", scored(target=nan * zeros(2, 4)), ValueError,
+     "target: got 8 values that are not finite, expected finite ones at all real steps that `observed` does not leave"),
+    ("a forecast that is NaN", scored(IntervalCoverage, draws=nan * zeros(3, 2, 4)), ValueError,
+     "draws: got 24 values that are not finite"),
+    ("a mask of numbers", scored(mask=ones(2, 4)), TypeError, "mask: has dtype torch.float32, expected torch.bool"),
+    ("a mask of other steps", scored(mask=ones(2, 3) > 0), ValueError,
+     r"mask: has shape \(2, 3\), expected \(\*B, T\) with T=4 steps"),
+    ("holes in numbers", scored(observed=ones(2, 4)), TypeError,
+     "observed: got dtype torch.float32, expected a bool tensor"),
+    ("holes of other steps", scored(observed=ones(2, 3) > 0), ValueError,
+     r"observed: has shape \(2, 3\), expected \(2, 4\)"),
+    *((f"nothing to score, {metric.__name__}", scored(metric, observed=zeros(2, 4) > 0), ValueError,
+       "target: got no scored value in any update, expected at least one that is real and observed")
+      for metric in (CRPS, EnergyScore, IntervalCoverage, QuantileLoss)),
+    *((f"levels {levels}", lambda metric=metric, levels=levels: metric(levels), ValueError,
+       r"levels: got .*, expected different numbers above 0 and below 1, such as \(0.5, 0.9\)")
+      for metric in (IntervalCoverage, QuantileLoss) for levels in ((), 0.5, (5, 9), (0.0,), (nan,), (0.5, 0.5), "ab")),
+    # baselines
+    ("no step to forecast", continued(num_steps=0), ValueError, "num_steps: got 0, expected an integer >= 1"),
+    ("a season of no step", continued(season=0), ValueError, "season: got 0, expected an integer >= 1"),
+    ("a season that was not seen", continued(season=5), ValueError,
+     "season: got 5, expected at most the 4 steps of values"),
+    ("a season without a second", continued(season=4, num_samples=2), ValueError,
+     "season: got 4, expected fewer than the 4 steps of values, for residuals"),
+    ("no draw", continued(num_samples=0), ValueError, "num_samples: got 0, expected an integer >= 1"),
+    ("counts in whole numbers", continued(VALUES.long()), TypeError,
+     "values: got dtype torch.int64, expected a floating-point tensor"),
+    ("one sequence without a batch", continued(VALUES[0]), ValueError,
+     r"values: has shape \(4,\), expected \(B, T, \*E\) with at least one step"),
+    ("a past that is NaN", continued(nan * VALUES, num_samples=2), ValueError,
+     "values: got 8 values that are not finite"),
+    ("a hole in a mask", continued(mask=torch.tensor([[True, False, True, True]]).expand(2, 4)), ValueError,
+     "mask: a row has a hole"),
+    ("no step at all", lambda: linear_interpolation(zeros(2, 0), zeros(2, 0) > 0), ValueError,
+     r"values: has shape \(2, 0\), expected \(B, T, \*E\) with at least one step"),
+    ("holes between lines in numbers", lambda: linear_interpolation(VALUES, ones(2, 4)), TypeError,
+     "observed: got dtype torch.float32, expected a bool tensor"),
     ("a metric that is not there", lambda: metrics.accuracy_of_everything, AttributeError,
      "module 'seqdisent.metrics' has no attribute 'accuracy_of_everything'"),
     # pictures
@@ -253,6 +329,7 @@ def test_a_log_without_a_ledger(tmp_path):
     [
         ("consistency", "torchmetrics", "torchmetrics"),
         ("entropies", "torchmetrics", "torchmetrics"),
+        ("forecasts", "torchmetrics", "torchmetrics"),
         ("frechet", "torchmetrics.image.fid", "torchmetrics"),
         ("generation", "seqdisent.metrics.entropies", "torchmetrics"),
         ("probes", "sklearn.exceptions", "scikit-learn"),

@@ -15,6 +15,7 @@ from seqdisent import metrics
 LACKING = {  # module: the first that it imports of the extra
     "consistency": "torchmetrics",
     "entropies": "torchmetrics",
+    "forecasts": "torchmetrics",
     "frechet": "torchmetrics.image.fid",
     "generation": "seqdisent.metrics.entropies",
     "probes": "sklearn.exceptions",
@@ -46,6 +47,7 @@ def test_a_missing_extra_is_named_by_all_that_needs_it_and_by_nothing_else():
     free = {"Judge", "train_judge", "nearest_clip", "pick_donors", "squared_error"}
     free |= {"combination_scores", "CombinationScores", "memorisation_scores", "MemorisationScores"}
     free |= {"neighbour_scores", "NeighbourScores"}
+    free |= {"linear_interpolation", "seasonal_naive", "seasonal_naive_draws"}
     assert set(said) == set(metrics.__all__) - free
     assert all("pip install 'seqdisent[metrics]'" in message for message in said.values())
 

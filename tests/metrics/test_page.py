@@ -65,3 +65,8 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         assert f"{result}Scores(" in said
     assert {name: score.kept for name, score in names["protocol"].items()} == {"colour": False, "motion": True}
     assert seqdisent.metrics.Judge.load("judge.pt").accuracy == names["judge"].accuracy
+    scores, coverage = zip(*names["table"].values(), strict=True)
+    assert scores[0] < min(scores[1:])
+    assert coverage[1] == 0  # a mean is no interval
+    assert abs(coverage[0] - 0.882) < 0.03
+    assert abs(coverage[2] - 0.882) < 0.06  # the baseline has 24 residuals a series

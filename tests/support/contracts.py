@@ -21,6 +21,8 @@ class Contract(NamedTuple):
     inputs: tuple[tuple[int, ...], ...]  # the shape of each input to the right of the batch
     event: tuple[int, ...]  # of the output: a tensor's shape to the right of the batch, or a distribution's event
     says: str  # what the repr must hold
+    positive: tuple[int, ...] = ()  # which of the inputs are positive, by their place
+    starts_at_random: bool = True
     takes_any: tuple[str, ...] = ()  # arguments of `forward` whose last dimension may be any
     other_calls: Callable[[Any, Sequence[Tensor]], list[Tensor]] = lambda module, inputs: []  # methods beside `forward`
 

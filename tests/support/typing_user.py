@@ -64,24 +64,31 @@ from seqdisent.datasets import (
 from seqdisent.evaluation import Evaluation, evaluate
 from seqdisent.inference import Inferred, Term
 from seqdisent.metrics import (
+    CRPS,
     AccuracyConsistency,
     CombinationScores,
     ConsistencyScores,
+    CoverageScores,
+    EnergyScore,
     EntropyScores,
     FrechetDistance,
     FrechetScore,
     GenerationEntropies,
     GenerationScores,
+    IntervalCoverage,
     Judge,
     MemorisationScores,
     NeighbourScores,
     ProbeScores,
+    QuantileLoss,
+    QuantileScores,
     SampledSwapScores,
     SwapAccuracy,
     SwapScores,
     combination_scores,
     generation_scores,
     intervention_score,
+    linear_interpolation,
     memorisation_scores,
     nearest_clip,
     neighbour_scores,
@@ -90,6 +97,8 @@ from seqdisent.metrics import (
     probe_table,
     released_protocol_consistency,
     sampled_swap_accuracy,
+    seasonal_naive,
+    seasonal_naive_draws,
     squared_error,
     train_judge,
 )
@@ -306,6 +315,24 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
+
+
+def forecasts(draws: Tensor, target: Tensor, mask: Tensor, observed: Tensor) -> None:
+    crps, energy = CRPS(fair=False), EnergyScore(by_step=True)
+    coverage, loss = IntervalCoverage([0.5]), QuantileLoss((0.1, 0.9))
+    crps.update(draws, target)
+    energy.update(draws, target, mask)
+    coverage.update(draws, target, observed=observed)
+    loss.update(draws, target, mask=mask, observed=observed)
+    average: Tensor = crps.compute()
+    covered: CoverageScores = coverage.compute()
+    losses: QuantileScores = loss.compute()
+    assert_type(covered.width, dict[float, Tensor])
+    assert_type(losses.average, Tensor)
+    assert_type(seasonal_naive(target, 3, season=2, observed=observed), Tensor)
+    assert_type(seasonal_naive_draws(target, 3, 2, 10, torch.Generator(), mask=mask), Tensor)
+    assert_type(linear_interpolation(target, observed, mask, fill=1.0), Tensor)
+    print(average, energy.compute())
 
 
 def protocol(judge: Judge, held_out: Clips) -> dict[str, SampledSwapScores]:

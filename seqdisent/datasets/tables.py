@@ -1,0 +1,149 @@
+"""Sequences from a long table, one row for each id and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqdisent.datasets._columns import Floats, as_floats, as_items, is_missing, read_columns
+from seqdisent.datasets._timeline import Part, parts_of, put_in_time
+from seqdisent.datasets.sequences import Sequences
+
+
+def sequences_from_table(
+    table: Any,
+    *,
+    columns: Sequence[str],
+    id: str | None = None,
+    time: str | None = None,
+    covariates: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    step: float | timedelta | np.timedelta64 | None = None,
+    sort: bool = False,
+    dt: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Sequences:
+    """Sequences from a long table: one row for each id and time, one column for each thing that was measured.
+
+    Ids come in the order in which they first stand in the table, and are the names of the sequences. What is missing
+    (NaN, an empty cell, "NA" and the like) was not measured.
+
+    Args:
+        table: A DataFrame of pandas or polars, a mapping of names to arrays, or the path of a CSV file with a header.
+        columns: What was measured, the values of a step.
+        id: The column that says which sequence a row belongs to; by default all rows are one sequence.
+        time: The column of times: numbers, dates of any kind, or ISO text; by default rows are in order.
+        covariates: Columns of known inputs, which have a number in each row; with `step`, the table then has a row at
+            each time.
+        labels: Columns that do not differ within a sequence, text or numbers; their values are numbered in their order.
+        step: The regular spacing of times, in their unit (seconds for dates) or as a timedelta: a time that the table
+            lacks becomes a hole. None keeps rows as they come.
+        sort: Put the rows of each id in the order of their times; by default that is an error.
+        dt: Add the time since the last step as the last covariate, in the unit of the times (seconds for dates); the
+            first step of a sequence has the median of all (1 where no sequence has two steps).
+        dtype: Of the values.
+
+    Returns:
+        The sequences, with values (N, T, len(columns)).
+
+    Raises:
+        TypeError: `table` is something else, or `dtype` is neither float32 nor float64.
+        ValueError: A column that is not there; no time, the same time twice, or times out of order in one id; text
+            where numbers belong, or an infinite number; a covariate that is missing; a label that is missing or differs
+            within one id; a time that does not fit `step`; an id with nothing measured; `step`, `sort` or `dt` without
+            `time`. The message names the column and the id.
+
+    Example:
+        >>> table = {
+        ...     "who": ["a", "a", "b", "b", "b"],
+        ...     "hour": [0, 2, 5, 6, 7],
+        ...     "pulse": [60.0, 62.0, 80.0, None, 85.0],
+        ... }
+        >>> data = sequences_from_table(table, columns=["pulse"], id="who", time="hour", step=1)
+        >>> data.names, data.values[..., 0].tolist()
+        (['a', 'b'], [[60.0, 0.0, 62.0], [80.0, 0.0, 85.0]])
+        >>> data.observed.tolist()
+        [[True, False, True], [True, False, True]]
+        >>> sequences_from_table(table, columns=["pulse"], id="who", time="hour", dt=True).covariates[..., 0].tolist()
+        [[1.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
+    """
+    if time is None and (step is not None or sort or dt):
+        raise ValueError("time: got None, expected the column of times, which `step`, `sort` and `dt` need")
+    if not columns:
+        raise ValueError("columns: got none, expected at least one")
+    wanted = {"columns": columns, "covariates": covariates, "labels": labels}
+    wanted |= {name: [column] for name, column in (("id", id), ("time", time)) if column is not None}
+    cells = read_columns(table, wanted)
+    ids = ["0"] * len(cells[columns[0]]) if id is None else _ids(id, cells[id])
+    parts = parts_of(ids)
+    if time is not None:
+        parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort)
+    values = np.stack([as_floats(name, cells[name], ids) for name in columns], axis=1)
+    inputs = [_covariates(covariates, cells, ids, parts)] if covariates else []
+    inputs += [_time_steps(parts)] if dt else []
+    return Sequences.from_arrays(
+        [torch.from_numpy(part.place(values)).to(dtype) for part in parts],
+        covariates=[torch.from_numpy(np.concatenate(of, axis=1)) for of in zip(*inputs, strict=True)] or None,
+        names=[str(part.who) for part in parts],
+        **_labels(labels, cells, parts),
+    )
+
+
+def _ids(name: str, column: npt.NDArray[Any]) -> list[Any]:
+    ids = as_items(column)
+    if (row := next((row for row, who in enumerate(ids) if is_missing(who)), None)) is not None:
+        raise ValueError(f"column {name!r}: got no id in row {row}, expected one in each row")
+    return ids
+
+
+def _covariates(
+    names: Sequence[str], cells: Mapping[str, npt.NDArray[Any]], ids: Sequence[Any], parts: Sequence[Part]
+) -> list[Floats]:
+    """Known inputs (T, X) of each sequence; they have no holes."""
+    known = np.stack([as_floats(name, cells[name], ids) for name in names], axis=1)
+    if np.isnan(known).any():
+        row, column = np.argwhere(np.isnan(known))[0]
+        raise ValueError(f"column {names[column]!r}: got no covariate at id {ids[row]!r}, expected one in each row")
+    for part in parts:
+        if part.steps[-1] >= len(part.steps):
+            raise ValueError(
+                f"column {names[0]!r}: id {part.who!r} lacks a row at some time of the regular `step`, expected rows "
+                "with their covariates, and nothing in `columns`, at all times; or step=None"
+            )
+    return [part.place(known) for part in parts]
+
+
+def _time_steps(parts: Sequence[Part]) -> list[Floats]:
+    """Time since the last step, (T, 1) of each sequence."""
+    gaps = [np.zeros(0) if part.gaps is None else part.gaps for part in parts]
+    every = np.concatenate(gaps)
+    first = np.median(every, keepdims=True) if len(every) else np.ones(1)
+    return [np.concatenate([first, gap])[:, None] for gap in gaps]
+
+
+def _labels(names: Sequence[str], cells: Mapping[str, npt.NDArray[Any]], parts: Sequence[Part]) -> dict[str, Any]:
+    """The arguments of the constructor that say what each sequence is."""
+    labels, factor_names = {}, {}
+    for name in names:
+        items = as_items(cells[name])
+        for part in parts:
+            said = {items[row] for row in part.rows}
+            if len(said) > 1 or any(map(is_missing, said)):
+                found = sorted(map(str, said))
+                raise ValueError(f"column {name!r}: got {found} at id {part.who!r}, expected one label in all its rows")
+        values = sorted(set(items), key=_number_or_text)
+        labels[name] = [values.index(items[part.rows[0]]) for part in parts]
+        factor_names[name] = [str(value) for value in values]
+    return {"labels": labels, "factor_names": factor_names}
+
+
+def _number_or_text(item: Any) -> tuple[int, float, str]:
+    try:
+        return 0, float(item), ""
+    except (TypeError, ValueError):
+        return 1, 0.0, str(item)
