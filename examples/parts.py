@@ -35,9 +35,23 @@ def real_frames(frames: Tensor | None, mask: Tensor | None) -> Tensor | None:
     return frames
 
 
-def bernoulli(logits: Tensor, mask: Tensor | None, event_dims: int = 1) -> TorchDistribution:
+def bernoulli(
+    logits: Tensor, mask: Tensor | None, event_dims: int = 1, drawn: Tensor | None = None
+) -> TorchDistribution:
     """Return independent pixels or keys; between 0 and 1, it is a cross-entropy and not a normalised density."""
-    return IndependentSteps(dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims), mask)
+    step = dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dims)
+    return IndependentSteps(step, mask, drawn=drawn)
+
+
+def uniform_noise(like: Tensor, *shape: int) -> Tensor:
+    """Sample what decides which keys are pressed, in a site that is no emission; at its mean, the likelier is."""
+    noise = dist.Uniform(like.new_zeros(shape), 1.0, validate_args=False).to_event(len(shape))
+    return pyro.sample("noise", noise, infer={"is_auxiliary": True})
+
+
+def pressed(logits: Tensor, noise: Tensor) -> Tensor:
+    """Draw keys: each is pressed where its probability exceeds its noise, uniform in [0, 1]."""
+    return (logits.sigmoid() > noise).to(logits.dtype)
 
 
 def factor(name: str, log_factor: Tensor) -> None:

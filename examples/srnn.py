@@ -5,8 +5,8 @@
 
 A recurrent network reads the chords alone, d_t = f(d_{t-1}, x_{t-1}); above it z is a chain of its own. The guide
 smooths: a second network reads {d_t, x_t} from the end, and the location of q is that of p plus a correction. When the
-model goes on by itself, it reads back the keys that are likelier pressed than not. The command line is in
-`command_line.py`, data in `chorales.py`.
+model goes on by itself, it reads back the keys that it draws; of means, those that are likelier pressed than not. The
+command line is in `command_line.py`, data in `chorales.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from chorales import CHORALES
 from command_line import main, single_stage
-from parts import bernoulli, mlp, normal_mlp, real_frames
+from parts import bernoulli, mlp, normal_mlp, pressed, real_frames, uniform_noise
 from settings import Example
 from torch import nn
 
@@ -41,17 +41,22 @@ class SRNN(nn.Module):
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
-        frames = real_frames(frames, mask)
-        inputs = feedback(self.frame, history) if frames is None else shift_steps(frames)
+        frames, noise = real_frames(frames, mask), None
         z_before, state = (start.expand(num_sequences, -1) for start in (self.z_before, self.initial_state))
         with pyro.plate("sequences", num_sequences):
+            if frames is None:
+                noise = uniform_noise(self.initial_state, num_steps, self.emission[-1].out_features)
+                inputs = feedback(self.frame, history, noise=noise)
+            else:
+                inputs = shift_steps(frames)
             chain = RecurrentChain(
                 self.transition(z_before, state), self.transition, num_steps, recurrence=self.forward_rnn, state=state,
                 inputs=inputs, reads_latent=False, mask=mask,
             )  # fmt: skip
             z = pyro.sample("z", chain)
             logits = self.emission(torch.cat([z, chain.states(z)], -1))
-            pyro.sample("x", bernoulli(logits, mask), obs=frames)
+            drawn = None if noise is None else pressed(logits, noise)
+            pyro.sample("x", bernoulli(logits, mask, drawn=drawn), obs=frames)
 
     def guide(self, frames, mask=None):
         frames = real_frames(frames, mask)
@@ -72,8 +77,8 @@ class SRNN(nn.Module):
         loc = self.transition(z_prev, d).mean + corrected.mean
         return dist.Normal(loc, corrected.stddev, validate_args=False).to_event(1)
 
-    def frame(self, z, d):
-        return (self.emission(torch.cat([z, d], -1)) > 0).to(z.dtype)
+    def frame(self, z, d, noise):
+        return pressed(self.emission(torch.cat([z, d], -1)), noise)
 
 
 EXAMPLE = Example("srnn", __doc__, CHORALES, SRNN, {"training": single_stage}, motion=("z",), history=True)

@@ -15,7 +15,7 @@ import pyro
 import torch
 from chorales import CHORALES
 from command_line import main, single_stage
-from parts import bernoulli, mlp, normal_mlp, real_frames
+from parts import bernoulli, mlp, normal_mlp, pressed, real_frames, uniform_noise
 from settings import Example
 from torch import nn
 
@@ -39,14 +39,18 @@ class VRNN(nn.Module):
 
     def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None, history=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
-        frames = real_frames(frames, mask)
-        own = feedback(self.frame, history, prepare=self.read)
-        inputs = own if frames is None else shift_steps(self.read(frames))
+        frames, noise = real_frames(frames, mask), None
         with pyro.plate("sequences", num_sequences):
+            if frames is None:
+                noise = uniform_noise(self.initial_state, num_steps, self.emission[-1].out_features)
+                inputs = feedback(self.frame, history, prepare=self.read, noise=noise)
+            else:
+                inputs = shift_steps(self.read(frames))
             chain = self.chain(self.prior, num_sequences, num_steps, inputs=inputs, mask=mask)
             z = pyro.sample("z", chain)
             logits = self.emission(torch.cat([z, chain.states(z)], -1))
-            pyro.sample("x", bernoulli(logits, mask), obs=frames)
+            drawn = None if noise is None else pressed(logits, noise)
+            pyro.sample("x", bernoulli(logits, mask, drawn=drawn), obs=frames)
 
     def guide(self, frames, mask=None):
         seen = self.read(real_frames(frames, mask))
@@ -61,8 +65,8 @@ class VRNN(nn.Module):
             first, lambda _, read: head(read), num_steps, recurrence=self.rnn, state=state, context=context, **steps
         )
 
-    def frame(self, z, state):
-        return (self.emission(torch.cat([z, state], -1)) > 0).to(z.dtype)
+    def frame(self, z, state, noise):
+        return pressed(self.emission(torch.cat([z, state], -1)), noise)
 
 
 EXAMPLE = Example("vrnn", __doc__, CHORALES, VRNN, {"training": single_stage}, motion=("z",), history=True)

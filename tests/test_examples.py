@@ -196,6 +196,21 @@ def test_history_is_read_where_there_is_one(name):
     torch.testing.assert_close(ragged[1], alone[1])
 
 
+@pytest.mark.parametrize("name", ["vrnn", "srnn"])
+@torch.no_grad()
+def test_what_is_drawn_was_read_back(name):
+    """Frames that the model draws by itself have the means that it gives them when they are its data."""
+    example = example_of(name)
+    network = example.build((88,), example.preset("tiny").sizes).double()
+    z = torch.randn(3, 5, network.prior[-1].loc.out_features, dtype=torch.float64)
+    drawn = generate(network.model, num_sequences=3, num_steps=5, given={"z": z})
+    frames = drawn["x"].sample()
+    trained = poutine.trace(poutine.condition(network.model, {"z": z})).get_trace(frames)
+    torch.testing.assert_close(drawn["x"].mean, trained.nodes["x"]["fn"].mean)
+    assert list(drawn) == ["x"]
+    assert 0.2 < frames.mean() < 0.8  # neither the keys of another draw nor none
+
+
 class Gaussian(torch.nn.Module):
     """z_t ~ N(0, 1), x_t ~ N(z_t, 1), and a posterior that is too wide: all that is estimated of it is known."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from typing_extensions import Self
 
-from seqdisent._checks import check_positive
+from seqdisent._checks import check_positive, expand_to
 from seqdisent.chains.draws import Draw, is_flow
 from seqdisent.chains.protocol import Chain, Conditionals, fill_path, overwrite_steps
 from seqdisent.masks import check_mask, expand_observed, is_by_coordinate
@@ -30,6 +31,8 @@ class IndependentSteps(TorchDistribution):
         mask: (\*B, T) bool, True where a step is real, padding on the right; None if all are.
         observed: of an emission, what of it was measured: (\*B, T) bool, or (\*B, T, \*E) for each coordinate of steps
             whose coordinates are independent; None for all. The rest counts nothing. It has no bearing on draws.
+        drawn: (\*B, T, \*E), a draw that was made beforehand, of frames that a model fed back to itself
+            (:func:`~seqdisent.feedback`): drawing returns it. None to draw anew.
 
     What stands in padding or in a hole, NaN say, reaches no value and no gradient.
 
@@ -38,8 +41,8 @@ class IndependentSteps(TorchDistribution):
 
     Raises:
         TypeError: a mask or `observed` that is not bool.
-        ValueError: a step without a batch dimension for time, a mask of another shape or with a hole, `observed` of
-            another shape, or by coordinates where these are not independent.
+        ValueError: a step without a batch dimension for time, a mask of another shape or with a hole, `observed` or
+            `drawn` of another shape, `observed` by coordinates where these are not independent.
 
     Example:
         >>> step = dist.Normal(torch.zeros(2, 3, 4), 1.0).to_event(1)
@@ -58,7 +61,13 @@ class IndependentSteps(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, step: TorchDistribution, mask: Tensor | None = None, observed: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        step: TorchDistribution,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+        drawn: Tensor | None = None,
+    ) -> None:
         if not step.batch_shape:
             raise ValueError(
                 f"step: has batch shape (), expected (*B, T): the last batch dimension of a {type(step).__name__} with "
@@ -78,6 +87,7 @@ class IndependentSteps(TorchDistribution):
                     f"needs independent ones in `.to_event({len(step.event_shape)})`, not a {type(step).__name__}"
                 )
         self.step_distribution, self._step_mask, self._observed = step, mask, observed
+        self._drawn = None if drawn is None else expand_to("drawn", drawn, step.shape())
         event_shape = torch.Size((step.batch_shape[-1], *step.event_shape))
         super().__init__(step.batch_shape[:-1], event_shape, validate_args=False)
 
@@ -128,16 +138,25 @@ class IndependentSteps(TorchDistribution):
         if self._observed is not None:
             by_coordinate = self._observed.shape[len(self.batch_shape) + 1 :]
             steps._observed = self._observed.expand(shape + by_coordinate)
+        steps._drawn = None if self._drawn is None else self._drawn.expand(*batch_shape, *self.event_shape)
         return steps
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        r"""Draw all steps (\*sample_shape, \*B, T, \*E), reparameterised; padding repeats the first."""
-        return fill_path(self, self.step_distribution.rsample(torch.Size(sample_shape)))
+        r"""Draw all steps (\*sample_shape, \*B, T, \*E), reparameterised; padding repeats the first.
+
+        Raises:
+            ValueError: a `sample_shape` for what was drawn beforehand.
+        """
+        return fill_path(self, self._draw(sample_shape, self.step_distribution.rsample))
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        r"""Draw all steps (\*sample_shape, \*B, T, \*E) without gradient; padding repeats the first."""
+        r"""Draw all steps (\*sample_shape, \*B, T, \*E) without gradient; padding repeats the first.
+
+        Raises:
+            ValueError: as :meth:`rsample`.
+        """
         with torch.no_grad():
-            return fill_path(self, self.step_distribution.sample(torch.Size(sample_shape)))
+            return fill_path(self, self._draw(sample_shape, self.step_distribution.sample)).detach()
 
     def rsample_with_conditionals(
         self,
@@ -151,7 +170,7 @@ class IndependentSteps(TorchDistribution):
         Returns:
             The :class:`~seqdisent.chains.Draw`, without conditionals.
         """
-        path = self.step_distribution.rsample(torch.Size(sample_shape))
+        path = self._draw(sample_shape, self.step_distribution.rsample)
         log_prob = self.step_distribution.log_prob(path) if is_flow(self.step_distribution) else None
         return Draw(fill_path(self, path), None, log_prob)
 
@@ -224,6 +243,16 @@ class IndependentSteps(TorchDistribution):
             is_known = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], num_steps)], -1)
         known = torch.cat([prefix, path.narrow(time, length, num_steps)], time)
         return torch.where(is_known.reshape(is_known.shape + (1,) * event_dims), known, path)
+
+    def _draw(self, sample_shape: Sequence[int], anew: Callable[[torch.Size], Tensor]) -> Tensor:
+        if self._drawn is None:
+            return anew(torch.Size(sample_shape))
+        if tuple(sample_shape):
+            raise ValueError(
+                f"sample_shape: got {tuple(sample_shape)}, expected (): frames that were fed back are one draw, and "
+                "`num_sequences` or `num_samples` ask for more"
+            )
+        return self._drawn
 
     @property
     def is_normal(self) -> bool:

@@ -36,7 +36,8 @@ class RecurrentChain(MarkovChain):
             for 0.
         inputs: u_t, (\*B, T, I), known beforehand (actions, or the frame before); or a function of z_prev, h_prev and
             t, counted from 0, that makes u_t as the chain goes, and that must be deterministic (the model's own frame,
-            fed back). Then scoring walks through time too. Those of the first step are never read.
+            fed back by :func:`feedback`, also with noise that was drawn before). Then scoring walks through time too.
+            Those of the first step are never read.
         context: c_t, (\*B, T, C), what the transition reads and the network does not (a guide's features of frames).
             That of the first step is never read.
         reads_latent: whether the network reads z_{t-1}; if not, u_t alone.
@@ -204,31 +205,65 @@ class RecurrentChain(MarkovChain):
 
 
 def feedback(
-    frame: Callable[[Tensor, Tensor], Tensor],
+    frame: Callable[..., Tensor],
     history: tuple[Tensor, Tensor | None] | None = None,
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     r"""Return the `inputs` of a :class:`~seqdisent.RecurrentChain` that reads back the model's own frames.
 
+    Such inputs must be a function of the path, since scoring walks along it again. Without `noise`, `frame` is one by
+    itself, the mean say, which leaves out that frames vary. To feed back *draws*, the model first samples the noise of
+    all frames, as a site of its own. A frame is then a function of z, h and its noise, the same in every walk. The
+    model emits these same frames, the `drawn` of :class:`~seqdisent.IndependentSteps`: ``generate(...)["x"].sample()``,
+    and that of `forecast`, are the frames that were fed back. The emission's mean is that given the frames before.
+
+    .. code-block:: python
+
+        with pyro.plate("sequences", num_sequences):
+            if frames is None:
+                normal = dist.Normal(torch.zeros(num_steps, X), 1.0).to_event(2)
+                noise = pyro.sample("noise", normal, infer={"is_auxiliary": True})  # no emission
+                inputs = feedback(lambda z, h, noise: loc(z, h) + scale * noise, noise=noise)
+            ...
+            step = dist.Normal(loc(z, states), scale).to_event(1)
+            drawn = None if frames is not None else step.mean + scale * noise
+            pyro.sample("x", IndependentSteps(step, mask, drawn=drawn), obs=frames)
+
+    With ``sample=False`` the noise is at its own mean. What is fed back, and what ``.sample()`` returns, is then the
+    frame with that noise: the mean if the noise is a Normal's, as here; the keys that are likelier pressed than not,
+    where a key is pressed if its probability exceeds a Uniform's noise. Noise of S futures has S on the left, as every
+    site has. A step that `history` knows is read from there; what is drawn at it is read nowhere.
+
     Args:
-        frame: a function of z_prev and h_prev that returns the model's frame (\*B, X), deterministic.
+        frame: a function of z_prev, h_prev and, with `noise`, the noise of that step, that returns the model's frame
+            (\*B, X), deterministic.
         history: frames (B, T', X) and which of them are known, (B, T') or (B, T', X) bool, or None for all: they are
             read in place of the model's own, as `reconstruct`, `impute` and `forecast` pass them with
             ``history=True``. None for no such frames.
         prepare: what is made of a frame before the network reads it.
+        noise: (\*B, T, N), what `frame` reads at each step; None for nothing.
 
     Returns:
         A function of z_prev, h_prev and t.
+
+    Raises:
+        ValueError: what is returned is called at a step that the noise does not have.
 
     Example:
         >>> read = feedback(lambda z, h: z + h, (torch.ones(1, 2, 1), None))
         >>> [read(torch.zeros(1, 1), torch.zeros(1, 1), t).item() for t in (1, 2, 3)]
         [1.0, 1.0, 0.0]
+        >>> read = feedback(lambda z, h, noise: z + noise, noise=torch.tensor([[[0.5], [-0.5]]]))
+        >>> [read(torch.zeros(1, 1), torch.zeros(1, 1), t).item() for t in (1, 2)]
+        [0.5, -0.5]
     """
 
     def inputs(z_prev: Tensor, hidden: Tensor, t: int) -> Tensor:
-        read = frame(z_prev, hidden)
+        if noise is not None and t > noise.shape[-2]:
+            raise ValueError(f"noise: has {noise.shape[-2]} steps, expected at least {t}")
+        read = frame(z_prev, hidden) if noise is None else frame(z_prev, hidden, noise[..., t - 1, :])
         if history is not None and t <= history[0].shape[1]:
             frames, known = history[0][:, t - 1], None if history[1] is None else history[1][:, t - 1]
             if known is not None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Batch, Clips
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.inference.interventions import Inferred, forecast, generate, infer, reconstruct, swap
+from seqdisent.inference.forecasting import forecast
+from seqdisent.inference.interventions import Inferred, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import carries_on, is_auxiliary, run
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from seqdisent.chains import IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps, coordinates
-from seqdisent.inference.programs import Used, drawn_at_once, emit, inferred, taken_apart, values_of
+from seqdisent.inference.arguments import taken_apart
+from seqdisent.inference.programs import Used, drawn_at_once, emit, inferred, values_of
 from seqdisent.masks import expand_observed
 
 
@@ -33,7 +34,7 @@ def impute(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    observed: Tensor,
+    observed: Tensor | None = None,
     num_samples: int | None = None,
     emission: str | None = None,
     history: bool = False,
@@ -44,7 +45,8 @@ def impute(
     Args:
         model: a Pyro model with an argument `observed`, whose steps are independent given the latents.
         guide: its guide, with that argument too.
-        *args: sequences (B, T, \*E), NaN or anything in their holes, and a mask where they are ragged.
+        *args: sequences (B, T, \*E), NaN or anything in their holes, and, by position, a mask where they are ragged,
+            `observed` and covariates.
         observed: (B, T) or (B, T, \*E) bool, True where measured.
         num_samples: S, how many joint draws of latents and observations; they are drawn at once, in a plate on the
             left of the programs' own. None for the latents' means and the mean of what was missing.
@@ -57,7 +59,7 @@ def impute(
         where the emission has an ``rsample``.
 
     Raises:
-        TypeError: as :func:`reconstruct`; `observed` is not bool.
+        TypeError: as :func:`reconstruct`; `observed` is not bool, or missing.
         ValueError: as there; `observed` of another shape; no or several emissions of the sequences' shape; one whose
             steps are not independent, or not its coordinates where these were observed in part, or that has another
             batch than the sequences; without `num_samples`, one that has no mean.
@@ -83,13 +85,16 @@ def impute(
         torch.Size([7, 1, 3])
     """
     sample = num_samples is not None
+    given = taken_apart("args", args, inputs if observed is None else {"observed": observed, **inputs})
+    frames, mask, observed = given.frames, given.mask, given.inputs.get("observed")
+    if observed is None:
+        raise TypeError("observed: got None, expected a bool tensor, True where measured: ~values.isnan(), say")
 
     def use(model: Callable[..., Any], guide: Callable[..., Any]) -> Used:
-        frames, mask, sites, read = inferred(guide, args, sample, history, {"observed": observed, **inputs})
+        sites, read = inferred(guide, given, sample, history)
         return Used(*emit(model, values_of(sites), frames.shape[:2], mask, sample, read), sites)
 
     emitted = drawn_at_once(use, model, guide, num_samples).emitted
-    _, frames, mask = taken_apart("args", args if "mask" not in inputs else (*args, inputs["mask"]), observed)
     known = expand_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
     fn = _emission(emitted, emission, frames, num_samples, by_coordinate=known.ndim > 2)
     known = known if mask is None else known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))

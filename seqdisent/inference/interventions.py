@@ -7,13 +7,22 @@ Models and guides are Pyro programs of this form:
     model(frames=None, mask=None, *, num_sequences=None, num_steps=None, **inputs)   # frames=None: nothing is observed
     guide(frames, mask=None, **inputs)
 
-A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
-`reconstruct` and `forecast` give it ``(frames, known)``, which it reads in place of its own frames; `known` is the
-mask, without what was not observed. Elsewhere, and in `generate` and `swap`, it reads what it makes itself
-(:func:`~seqdisent.feedback` makes such inputs).
+Two inputs have a place of their own, after the mask, and reach the programs by name where they are not None:
 
-Where sequences have holes, pass ``observed=`` to `infer`, `reconstruct` and `forecast`, bool (B, T) or (B, T, \*E):
-guide and model have that argument too. :func:`~seqdisent.impute` fills holes.
+- `observed`, where sequences have holes: bool (B, T) or (B, T, \*E). :func:`~seqdisent.impute` fills holes.
+- `covariates`, what is known of each step beside the frames: (B, T, X). Where a model reads them to make the frames,
+  `forecast` needs those of the steps to come, ``future={"covariates": (B, num_steps, X)}``.
+
+So ``reconstruct(model, guide, frames, mask, observed, covariates)`` takes a batch as it is, up to any of these, and
+:func:`~seqdisent.elbo_terms` takes it too if the programs have these arguments in this order:
+``model(frames=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None)``.
+
+A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
+`reconstruct`, `impute` and `forecast` give it ``(frames, known)``, which it reads in place of its own frames; `known`
+is the mask, without what was not observed. Elsewhere, and in `generate` and `swap`, it reads what it makes itself:
+:func:`~seqdisent.feedback` makes such inputs, and says how draws, and not means, are fed back.
+
+A site of the model that is marked ``infer={"is_auxiliary": True}`` is no emission.
 
 No function here changes a mode or a gradient: call ``.eval()`` and use ``torch.no_grad()`` as with a module.
 """
@@ -28,20 +37,9 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
+from seqdisent.inference.arguments import by_name, taken_apart
 from seqdisent.inference.plates import Site
-from seqdisent.inference.programs import (
-    Used,
-    carries_on,
-    check_means,
-    drawn_at_once,
-    emit,
-    inferred,
-    past_of,
-    run,
-    taken_apart,
-    values_of,
-    without_factors,
-)
+from seqdisent.inference.programs import check_means, emit, inferred, past_of, run, values_of, without_factors
 
 
 class Inferred(NamedTuple):
@@ -61,7 +59,7 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
 
     Args:
         guide: a Pyro guide.
-        *args: frames, and a mask (\*B, T) where they are ragged.
+        *args: frames, and, by position, a mask (\*B, T) where they are ragged, `observed` and covariates.
         sample: draw every site, or feed each conditional's mean forward.
         **inputs: further arguments of the guide.
 
@@ -69,6 +67,7 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         {site: :class:`~seqdisent.inference.Inferred`}, in the guide's order.
 
     Raises:
+        TypeError: more than four arguments by position, or one by position and by name; so do the other functions here.
         ValueError: without `sample`, a site that has no mean (a flow); so do the other functions here.
 
     Example:
@@ -81,6 +80,7 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         >>> infer(guide, torch.ones(2, 3))["s"].value
         tensor([1., 1.])
     """
+    args, inputs = by_name("args", args, inputs)
     return {name: Inferred(site["fn"], site["value"]) for name, site in run(guide, {}, sample, args, inputs).items()}
 
 
@@ -97,7 +97,7 @@ def reconstruct(
     Args:
         model: a Pyro model.
         guide: its guide.
-        *args: frames, and a mask where they are ragged.
+        *args: frames (B, T, ...), and, by position, a mask (B, T) where they are ragged, `observed` and covariates.
         sample: draw the latents, or use their means.
         history: give the model ``history=(frames, known)``.
         **inputs: further arguments of both.
@@ -126,8 +126,9 @@ def reconstruct(
         >>> reconstruct(model, guide, torch.tensor([[1.0, 2.0, 6.0]]))["x"].mean
         tensor([[3., 3., 3.]])
     """
-    frames, mask, sites, read = inferred(guide, args, sample, history, inputs)
-    return emit(model, values_of(sites), frames.shape[:2], mask, sample, read)[0]
+    given = taken_apart("args", args, inputs)
+    sites, read = inferred(guide, given, sample, history)
+    return emit(model, values_of(sites), given.frames.shape[:2], given.mask, sample, read)[0]
 
 
 def swap(
@@ -152,20 +153,22 @@ def swap(
     Args:
         model: a Pyro model.
         guide: its guide.
-        source: frames, or (frames, mask).
-        donor: frames, or (frames, mask), as many sequences as the source.
+        source: frames, or (frames, mask, observed, covariates) up to any of these.
+        donor: likewise, as many sequences as the source. The guide reads of each side its own. The model reads mask,
+            `observed` and covariates of the side that gives the length.
         sites: latents that follow the donor. If a trajectory (a chain, or :class:`~seqdisent.IndependentSteps`) is
-            among them, the result has the donor's length, and other trajectories, which are the source's, are cut to it
-            or continued by the model.
+            among them, the donor gives the length, and other trajectories, which are the source's, are cut to it
+            or continued by the model. Else the source gives it.
         keep: latents that stay the source's though they depend on a swapped one.
         sample: draw the latents, or use their means.
-        **inputs: further arguments of both programs.
+        **inputs: further arguments of both programs, the same for source and donor.
 
     Returns:
         {emission site: its distribution}
 
     Raises:
-        TypeError: source or donor is neither frames nor (frames, mask), or a mask is not bool.
+        TypeError: source or donor is neither frames nor a tuple that begins with them, a mask is not bool, or a mask or
+            `observed` by name.
         ValueError: a site that the guide does not have, one in both lists, none at all, or batches that differ.
 
     Example:
@@ -188,31 +191,32 @@ def swap(
         >>> swap(model, guide, source, donor, sites=["slope"])["x"].mean
         tensor([[ 7.,  9., 11.]])
     """
-    if "mask" in inputs:
-        raise TypeError("mask: source and donor have one each, expected (frames, mask) for the ragged ones")
-    if "observed" in inputs:
-        raise TypeError("observed: source and donor would have one each, expected sequences without holes")
-    source_args, frames, mask = taken_apart("source", source)
-    donor_args, donor_frames, donor_mask = taken_apart("donor", donor)
-    if len(frames) != len(donor_frames):
-        raise ValueError(f"donor: has {len(donor_frames)} sequences, expected as many as the source, {len(frames)}")
-    donor_sites = run(guide, {}, sample, donor_args, inputs)
+    for name in ("mask", "observed"):
+        if name in inputs:
+            raise TypeError(f"{name}: source and donor have one each, expected (frames, mask, observed) of either")
+    of_source, of_donor = taken_apart("source", source, inputs), taken_apart("donor", donor, inputs)
+    num_sequences = len(of_source.frames)
+    if num_sequences != len(of_donor.frames):
+        raise ValueError(
+            f"donor: has {len(of_donor.frames)} sequences, expected as many as the source, {num_sequences}"
+        )
+    donor_sites = run(guide, {}, sample, of_donor.args, of_donor.inputs)
     _check_names("sites", sites, "guide", donor_sites)
     _check_names("keep", keep, "guide", donor_sites)
     if not sites:
         raise ValueError(f"sites: is empty, expected at least one of {sorted(donor_sites)}")
     if both := sorted(set(sites) & set(keep)):
         raise ValueError(f"keep: {both} are in `sites` too, expected each site in one of the two")
-    source_values = values_of(run(guide, {}, sample, source_args, inputs)) if keep else {}
+    source_values = values_of(run(guide, {}, sample, of_source.args, of_source.inputs)) if keep else {}
     latents = {name: donor_sites[name]["value"] for name in sites} | {name: source_values[name] for name in keep}
     trajectories = [name for name in sites if as_chain(donor_sites[name]["fn"]) is not None]
     if set(latents) != set(donor_sites):  # something is left to infer, given these
-        latents = values_of(run(guide, latents, sample, source_args, inputs))
-    if not trajectories:
-        return emit(model, latents, frames.shape[:2], mask, sample, inputs)[0]
-    followers = dict.fromkeys(set(latents) - set(sites), mask)  # cut to the donor's length, or continued by the model
-    past = past_of(donor_sites, len(frames), followers)
-    return emit(model, latents, donor_frames.shape[:2], donor_mask, sample, inputs, past)[0]
+        latents = values_of(run(guide, latents, sample, of_source.args, of_source.inputs))
+    past, shown = None, of_source
+    if trajectories:  # the source's are cut to the donor's length, or continued by the model
+        followers = dict.fromkeys(set(latents) - set(sites), of_source.mask)
+        past, shown = past_of(donor_sites, num_sequences, followers), of_donor
+    return emit(model, latents, shown.frames.shape[:2], shown.mask, sample, shown.inputs, past)[0]
 
 
 def generate(
@@ -279,86 +283,6 @@ def generate(
     if not sample:
         check_means({name: site for name, site in trace.items() if name not in emitted})
     return {name: trace[name]["fn"] for name in emitted}
-
-
-def forecast(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    num_steps: int,
-    num_samples: int | None = None,
-    sample: bool = True,
-    history: bool = False,
-    **inputs: Any,
-) -> dict[str, TorchDistribution]:
-    """Continue sequences by `num_steps` steps of the model's prior.
-
-    Args:
-        model: a Pyro model whose trajectories are chains (a :class:`~seqdisent.MarkovChain`, say).
-        guide: its guide.
-        *args: one frame or more, (B, T, ...), and a mask where they are ragged: a shorter sequence is continued from
-            its own last frame.
-        num_steps: how many steps to add.
-        num_samples: S, how many futures of each sequence; they are drawn at once, in a plate on the left of the
-            programs' own. None for one.
-        sample: draw the latents, or feed each conditional's mean forward.
-        history: give the model ``history=(frames, known)``.
-        **inputs: further arguments of both; what the model reads step by step must cover T + num_steps.
-
-    Returns:
-        {emission site: its distribution} over T + num_steps steps, those of the given frames first; with `num_samples`,
-        its batch is (S, B). Its mean leaves out the emission's noise: ``.sample()`` draws observations, whose quantiles
-        are intervals.
-
-    Raises:
-        TypeError: as :func:`reconstruct`.
-        ValueError: as there; fewer than one step to add, inputs of the model that end too early, a model in which no
-            latent and no `history` carries the frames into the future, or frames that are a chain; `num_samples` with
-            means.
-        RuntimeError: a program that fails with draws on the left of its own dimensions.
-
-    Example:
-        The chain that doubles, continued from two frames.
-
-        >>> import pyro
-        >>> import pyro.distributions as dist
-        >>> import torch
-        >>> from seqdisent import MarkovChain
-        >>> def model(frames=None, mask=None, *, num_sequences=None, num_steps=None):
-        ...     with pyro.plate("sequences", num_sequences):
-        ...         start = dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1)
-        ...         double = lambda z_prev: dist.Normal(2 * z_prev, 0.1).to_event(1)
-        ...         z = pyro.sample("z", MarkovChain(start, double, num_steps))
-        ...         pyro.sample("x", dist.Normal(z.squeeze(-1), 0.1).to_event(1), obs=frames)
-        >>> def guide(frames, mask=None):
-        ...     with pyro.plate("sequences", len(frames)):
-        ...         pyro.sample("z", dist.Normal(frames.unsqueeze(-1), 0.1).to_event(2))
-        >>> forecast(model, guide, torch.tensor([[1.0, 2.0]]), num_steps=2, sample=False)["x"].mean
-        tensor([[1., 2., 4., 8.]])
-    """
-    check_positive(num_steps=num_steps)
-    if num_samples is not None and not sample:
-        raise ValueError(f"num_samples: got {num_samples} with sample=False, expected None for means")
-
-    def use(model: Callable[..., Any], guide: Callable[..., Any]) -> Used:
-        frames, mask, sites, read = inferred(guide, args, sample, history, dict(inputs))
-        read = {name: value for name, value in read.items() if name != "observed"}  # nothing is, of the future
-        total, past = frames.shape[1] + num_steps, past_of(sites, len(frames), dict.fromkeys(sites, mask))
-        return Used(*emit(model, values_of(sites), (len(frames), total), None, sample, read, past), sites)
-
-    emitted, trace, sites = drawn_at_once(use, model, guide, num_samples)
-    for name, fn in emitted.items():
-        if not history and as_chain(fn) is not None and carries_on(fn):
-            raise ValueError(
-                f"site {name!r}: is a chain of frames, whose forecast would not follow the given ones; expected "
-                f"independent steps, or go on with extend(frames, num_steps) of the chain that `reconstruct` returns"
-            )
-    if not history and not any(carries_on(trace[name]["fn"]) for name in values_of(sites)):
-        raise ValueError(
-            "model: has no latent that carries the frames into the future, so the forecast would ignore them; expected "
-            "a chain or a static latent, or history=True for a model that reads its own frames"
-        )
-    return emitted
 
 
 def _check_names(argument: str, names: Sequence[str], program: str, sites: Mapping[str, Site]) -> None:

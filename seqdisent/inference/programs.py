@@ -17,8 +17,9 @@ from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
 from seqdisent.chains import Chain, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps
+from seqdisent.inference.arguments import Given
 from seqdisent.inference.plates import Site, by_row, check_plates, in_particle_plate, num_plates, sequences_plate
-from seqdisent.masks import check_mask, expand_observed
+from seqdisent.masks import expand_observed
 
 
 def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
@@ -44,31 +45,6 @@ def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int
     if num_sequences is None or num_steps is None:
         raise ValueError("num_sequences, num_steps: got None without frames, expected both")
     return num_sequences, num_steps
-
-
-def taken_apart(name: str, given: Any, observed: Tensor | None = None) -> tuple[tuple[Any, ...], Tensor, Tensor | None]:
-    """Return frames, or (frames, mask), as the guide's arguments, and the two."""
-    args = (given,) if isinstance(given, Tensor) else given
-    if not isinstance(args, tuple | list) or not args:
-        raise TypeError(f"{name}: got {type(given).__name__}, expected frames or (frames, mask)")
-    if not isinstance(args[0], Tensor):
-        raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
-    frames, mask = args[0], args[1] if len(args) > 1 else None
-    if frames.ndim < 2 or 0 in frames.shape[:2]:
-        raise ValueError(
-            f"{name}: frames have shape {tuple(frames.shape)}, expected (B, T, ...) with at least one frame"
-        )
-    if mask is not None:
-        mask = check_mask(mask, frames.shape[:1], frames.shape[1])
-    seen = frames
-    if observed is not None:
-        observed = expand_observed(observed, frames.shape[:2], frames.shape[2:], frames.device)
-        observed = observed.reshape(observed.shape + (1,) * (frames.ndim - observed.ndim))
-        seen = torch.where(observed, frames, 0.0)
-    if not torch.isfinite(seen if mask is None else seen[mask]).all():
-        hint = "; what was not measured is for `observed` to say" if observed is None else " where `observed` is True"
-        raise ValueError(f"{name}: frames have real steps that are not finite, expected numbers{hint}")
-    return tuple(args), frames, mask
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -110,7 +86,7 @@ def run_on(model: Callable[..., Any], guide_trace: poutine.Trace, args: Any, kwa
 
 
 def is_auxiliary(site: Site) -> bool:
-    """Say whether a guide's site is marked as one that the model need not have, as Pyro's automatic guides do."""
+    """Say whether a site is marked as one that the other program need not have, as Pyro's automatic guides do."""
     return bool((site["infer"] or {}).get("is_auxiliary"))
 
 
@@ -283,8 +259,8 @@ def past_of(guide_sites: Mapping[str, Site], num_sequences: int, masks: Mapping[
 
 
 def without_factors(sites: Mapping[str, Site]) -> list[str]:
-    """Return the sites that are not ``pyro.factor``, which has no picture."""
-    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)]
+    """Return the sites that are not ``pyro.factor``, which has no picture, nor marked as auxiliary."""
+    return [name for name, site in sites.items() if not isinstance(site["fn"], dist.Unit) and not is_auxiliary(site)]
 
 
 class Used(NamedTuple):
@@ -301,20 +277,17 @@ def values_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
 
 
 def inferred(
-    guide: Callable[..., Any], args: tuple[Any, ...], sample: bool, history: bool, inputs: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, dict[str, Site], dict[str, Any]]:
-    """Run the guide on frames; return them, their mask, the guide's sites and the further inputs of the model."""
-    if "mask" in inputs:
-        args = (*args, inputs.pop("mask"))
-    args, frames, mask = taken_apart("args", args, inputs.get("observed"))
-    sites = run(guide, {}, sample, args, inputs)
+    guide: Callable[..., Any], given: Given, sample: bool, history: bool
+) -> tuple[dict[str, Site], dict[str, Any]]:
+    """Run the guide on sequences; return its sites and the further inputs of the model."""
+    sites = run(guide, {}, sample, given.args, given.inputs)
     if not history:
-        return frames, mask, sites, inputs
-    known = mask
-    if inputs.get("observed") is not None:
-        known = expand_observed(inputs["observed"], frames.shape[:2], frames.shape[2:])
+        return sites, given.inputs
+    frames, mask, known = given.frames, given.mask, given.mask
+    if (observed := given.inputs.get("observed")) is not None:
+        known = expand_observed(observed, frames.shape[:2], frames.shape[2:])
         known = known if mask is None else known & mask.reshape(mask.shape + (1,) * (known.ndim - 2))
-    return frames, mask, sites, {"history": (frames, known), **inputs}
+    return sites, {"history": (frames, known), **given.inputs}
 
 
 def drawn_at_once(

@@ -603,7 +603,7 @@ def test_what_cannot_be_filled_hole_by_hole_is_refused():
 def test_holes_are_refused_where_nobody_leaves_them_out():
     network, frames = Latent(0, 2), torch.zeros(1, 3, 2).double()
     observed = torch.ones(1, 3, 2, dtype=torch.bool)
-    with pytest.raises(TypeError, match="observed: source and donor would have one each"):
+    with pytest.raises(TypeError, match="observed: source and donor have one each"):
         swap(network.model, network.guide, frames, frames, sites=["s"], observed=observed)
     with pytest.raises(ValueError, match="args: frames have real steps that are not finite"):
         forecast(network.model, network.guide, torch.full_like(frames, math.nan), num_steps=1, num_samples=2)

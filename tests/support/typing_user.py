@@ -213,6 +213,7 @@ def interventions(frames: Tensor, mask: Tensor) -> None:
     pictures |= swap(model, guide, frames, (frames, mask), sites=["z"], keep=["s"])
     pictures |= generate(model, num_sequences=2, num_steps=9, given={"z": frames}, emissions=["x"])
     pictures |= forecast(model, guide, frames, num_steps=5, sample=False)
+    pictures |= forecast(model, guide, frames, mask, None, frames, num_steps=5, future={"covariates": frames})
 
 
 def schedules() -> AnnealingSchedule:
