@@ -2,9 +2,9 @@
 
     SEQDISENT_DATA=FOLDER python examples/ett.py RUN --seed 0
 
-A sequence is one of the seven columns in windows of a day, by the mean and deviation of the two weeks that are known; one
-network serves all columns. Its static code holds the shape of these days, its chain what changes from day to day. Beside
-it: the day before (with resampled changes for intervals), and a linear-Gaussian model of the same sequences.
+A sequence is one of the seven columns in windows of a day, by the mean and deviation of the two weeks that are known.
+One network serves all columns. Its static code holds the shape of these days, its chain what changes from day to day.
+Beside it: the day before (with resampled changes for intervals), and a linear-Gaussian model of the same sequences.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqdisent import IndependentSteps, NormalHead, StaticEncoder, batch_sizes, infer, mark_missing
-from seqdisent.datasets import Sequences
+from seqdisent.datasets import Scaler, Sequences
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.training import ELBOTraining, fit, load_weights
 
@@ -88,14 +89,10 @@ class Task(NamedTuple):
     valid: Tensor
     test: Tensor
 
-    def batches(self, rows: Tensor) -> list[Any]:
-        return [self.series.batch(some) for some in rows.split(256)]
 
-
-def standardised(values: Tensor, train: Tensor) -> Tensor:
-    """Return (N, T, X) by the mean and standard deviation of what was observed in the training series."""
-    seen = values[train].flatten(0, 1)
-    return (values - seen.nanmean(0)) / torch.from_numpy(np.nanstd(seen.numpy(), 0))
+def scaled(series: Sequences, train: Tensor) -> Sequences:
+    """Return series (N, T, hours, X) by the mean and deviation of each feature in the training series."""
+    return series.scaled(Scaler.fit(series.subset(train), dims=[1]))
 
 
 def air_quality(folder: Path, seed: int, develop: bool) -> Task:
@@ -109,8 +106,7 @@ def air_quality(folder: Path, seed: int, develop: bool) -> Task:
     rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
     train, valid = rest.split([round(0.85 * len(rest)), len(rest) - round(0.85 * len(rest))])
     month = torch.from_numpy(arrays["month"].astype(np.int64)) - 1
-    series = Sequences(standardised(values, train).unflatten(1, (-1, 24)))
-    return Task(series, month, train, valid, test)
+    return Task(scaled(Sequences(values.unflatten(1, (-1, 24))), train), month, train, valid, test)
 
 
 def icu(folder: Path, seed: int, develop: bool) -> Task:
@@ -122,8 +118,9 @@ def icu(folder: Path, seed: int, develop: bool) -> Task:
     first, count = len(values) // 5, len(values)
     rest = first + torch.randperm(count - first, generator=torch.Generator().manual_seed(seed))
     train, valid = rest.split([round(0.8 * len(rest)), len(rest) - round(0.8 * len(rest))])
-    windows = standardised(values, train).clamp(-5, 5).unflatten(1, (-1, 4))
-    return Task(Sequences(windows, lengths=-(-lengths // 4)), died, train, valid, valid if develop else torch.arange(first))
+    series = scaled(Sequences(values.unflatten(1, (-1, 4)), lengths=-(-lengths // 4)), train)
+    series = series.map_values(lambda windows: windows.clamp(-5, 5))
+    return Task(series, died, train, valid, valid if develop else torch.arange(first))
 
 
 # Learning without labels
@@ -135,7 +132,8 @@ def learn(network: GlobalLocal, task: Task, run: Path, seed: int, num_steps: int
     terms = 64 * network.window[0] * network.window[1] * train.lengths.double().mean().item()
     training = ELBOTraining(
         network, network.model, network.guide, partial(train.draw_windows, 64), num_steps=num_steps,
-        learning_rate=warmed_up(2e-3, 50, num_steps), terms_per_step=terms, validation=task.batches(task.valid), seed=seed,
+        learning_rate=warmed_up(2e-3, 50, num_steps), terms_per_step=terms, seed=seed,
+        validation=[task.series.batch(rows) for rows in task.valid.split(256)],
     )  # fmt: skip
     fit(training, run, clip_norm=5.0, validate_every=50, progress_bar=False, accelerator="cpu")
     load_weights(network, run / "best.ckpt")
@@ -171,7 +169,9 @@ class Predictor(nn.Module):
     def __init__(self, local_dim: int, static_dim: int, num_classes: int) -> None:
         super().__init__()
         self.network = nn.LSTM(local_dim, 32, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(32 + static_dim, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, num_classes))
+        self.head = nn.Sequential(
+            nn.Linear(32 + static_dim, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, num_classes)
+        )
 
     def forward(self, static: Tensor, local: Tensor, lengths: Tensor) -> Tensor:
         last = self.network(local)[0][torch.arange(len(local)), lengths - 1]
@@ -205,7 +205,9 @@ def ranking(task: Task, probability: Any) -> dict[str, float]:
 
 def raw_windows(task: Task) -> Tensor:
     """Return windows (N, T, W) with 0 in holes, and beside them what was observed."""
-    observed = torch.ones_like(task.series.values, dtype=torch.bool) if task.series.observed is None else task.series.observed
+    observed = (
+        torch.ones_like(task.series.values, dtype=torch.bool) if task.series.observed is None else task.series.observed
+    )
     return mark_missing(task.series.values, observed, None, event_dims=2).flatten(2)
 
 
@@ -215,7 +217,13 @@ def summaries(task: Task) -> Any:
     values, seen = values.flatten(1, 2).numpy(), seen.flatten(1, 2).numpy()
     values = np.where(seen, values, np.nan)
     with np.errstate(all="ignore"):
-        parts = [np.nanmean(values, 1), np.nanstd(values, 1), np.nanmin(values, 1), np.nanmax(values, 1), 1 - seen.mean(1)]
+        parts = [
+            np.nanmean(values, 1),
+            np.nanstd(values, 1),
+            np.nanmin(values, 1),
+            np.nanmax(values, 1),
+            1 - seen.mean(1),
+        ]
     return np.concatenate(parts, 1)
 
 
@@ -266,7 +274,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a new folder for checkpoints, logs and metrics.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the split and of training")
     parser.add_argument("--num-steps", type=int, help="of training")
-    parser.add_argument("--develop", action="store_true", help="score on other series than the test's, to choose settings")
+    parser.add_argument("--develop", action="store_true", help="score on other series, to choose settings")
     options = parser.parse_args()
     setting, folder = SETTINGS[options.data], Path(os.environ.get("SEQDISENT_DATA", "data"))
     found: dict[str, list[dict[str, float]]] = {}
