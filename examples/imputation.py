@@ -221,10 +221,12 @@ def main() -> None:
             found.setdefault(name, []).append(score(partial(draws, network, options.num_samples), data, seed))
     for name, each in found.items():
         for kind in KINDS:
-            for measure in ("MSE", "CRPS", "90 %"):
-                values = torch.tensor([row[kind][measure] for row in each])
-                spread = f" +- {values.std():.3f}" if len(values) > 1 else ""
-                print(f"{name:24} {kind:8} {measure:6} {values.mean():.3f}{spread}")
+            values = {measure: torch.tensor([row[kind][measure] for row in each]) for measure in each[0][kind]}
+            means = (
+                f"{measure} {value.mean():.3f}" + (f" +- {value.std():.3f}" if len(value) > 1 else "")
+                for measure, value in values.items()
+            )
+            print(f"{name:24} {kind:8}", *means, sep="  ")
     (options.run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
