@@ -133,7 +133,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "vowels": Setting(utterances, 60, (500, 1000), (None, None)),
+    "vowels": Setting(utterances, 60, (500, 3000), (None, None)),
     "air_quality": Setting(air_quality, 32, (400, 400), (32, 96)),
 }
 
