@@ -1,0 +1,168 @@
+"""The examples of vowels and of imputation: their parts against what is obvious, and each run at a tiny size."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import mask_of
+
+from seqdisent import elbo_terms, infer
+
+for needed in ("lightning", "sklearn", "torchmetrics"):
+    pytest.importorskip(needed)
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples_on_the_path():
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def vowels():
+    return importlib.import_module("vowels")
+
+
+@pytest.fixture(scope="module")
+def imputation():
+    return importlib.import_module("imputation")
+
+
+# Measures and holes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_error_rate_is_where_both_errors_are_equal(vowels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    speaker = torch.randint(4, (40,), generator=generator)
+    codes = torch.eye(4)[speaker] + 0.7 * torch.randn(40, 4, generator=generator)
+    same, other = [], []
+    for i in range(40):
+        for j in range(i + 1, 40):
+            cosine = float(torch.cosine_similarity(codes[i], codes[j], dim=0))
+            (same if speaker[i] == speaker[j] else other).append(cosine)
+    errors = []
+    for threshold in same + other:
+        missed, accepted = sum(c < threshold for c in same) / len(same), sum(c >= threshold for c in other) / len(other)
+        errors.append((abs(missed - accepted), (missed + accepted) / 2))
+    assert vowels.equal_error_rate(codes, speaker) == pytest.approx(min(errors)[1], abs=2 / len(same))
+    assert vowels.equal_error_rate(torch.eye(4)[speaker], speaker) == 0
+
+
+@pytest.mark.parametrize("kind", ["values", "blocks", "outages"])
+def test_holes_are_of_their_kind_and_share(imputation, kind):
+    generator = torch.Generator().manual_seed(0)
+    hidden = imputation.hide(kind, torch.ones(300, 80, 6, dtype=torch.bool), generator)
+    # a share of draws that are independent in no more than 10 steps and 6 coordinates: 4 standard errors
+    num_independent = hidden.numel() / {"values": 1, "blocks": 10, "outages": 60}[kind]
+    assert hidden.float().mean().item() == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / num_independent) ** 0.5)
+    if kind != "values":
+        for column in hidden.transpose(1, 2).flatten(0, 1).tolist():
+            inside = "".join("x" if hole else " " for hole in column).strip("x").split()  # the ends cut blocks off
+            assert all(len(run) >= 10 for run in inside)
+    if kind == "outages":
+        assert torch.equal(hidden.any(-1), hidden.all(-1))
+
+
+@pytest.mark.parametrize("kind", ["values", "blocks", "outages"])
+def test_only_what_was_measured_is_hidden_and_something_is_left(imputation, kind):
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.rand(500, 7, 2, generator=generator) < 0.4
+    seen[:, 0, 0] = True
+    hidden = imputation.hide(kind, seen, generator)
+    assert hidden.any()
+    assert not (hidden & ~seen).any()
+    assert (seen & ~hidden).flatten(1).any(1).all()
+
+
+def test_interpolation_is_linear_inside_and_constant_outside(imputation):
+    nan = torch.nan
+    x = torch.tensor([[[nan, nan], [1.0, nan], [nan, nan], [nan, nan], [4.0, nan], [nan, nan]]])
+    filled = imputation.interpolated(x, torch.ones(1, 6, dtype=torch.bool), ~x.isnan())[0, 0]
+    assert filled[:, 0].tolist() == [1, 1, 2, 3, 4, 4]
+    assert filled[:, 1].tolist() == [0] * 6  # never measured: the mean of standardised values
+
+
+# Models
+
+MASK = mask_of([6, 3, 4])
+
+
+def networks(vowels, imputation):
+    torch.manual_seed(0)
+    return {
+        "vowels": vowels.Utterances(3, 5, 2),
+        "vowels without s": vowels.Utterances(3, 0, 2),
+        "imputation": imputation.Series(3, 4, 5, 8),
+    }
+
+
+def observed_of(name, generator):
+    return (torch.rand(3, 6, 3, generator=generator) < 0.7,) if name == "imputation" else ()
+
+
+@pytest.mark.parametrize("name", ["vowels", "vowels without s", "imputation"])
+def test_padding_and_holes_change_no_value_and_no_gradient(vowels, imputation, name):
+    network, generator = networks(vowels, imputation)[name].double(), torch.Generator().manual_seed(0)
+    observed = observed_of(name, generator)
+    x = torch.randn(3, 6, 3, generator=generator, dtype=torch.float64)
+
+    def run(filler):
+        unread = ~MASK.unsqueeze(-1).expand_as(x) if not observed else ~(observed[0] & MASK.unsqueeze(-1))
+        network.zero_grad()
+        torch.manual_seed(1)
+        bound = elbo_terms(network.model, network.guide, x.masked_fill(unread, filler), MASK, *observed).elbo()
+        bound.sum().backward()
+        return bound.detach(), {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+    wanted, wanted_gradients = run(0.0)
+    assert all(gradient.any() for gradient in wanted_gradients.values())
+    assert len(wanted_gradients) == len(list(network.parameters()))
+    for filler in (1e6, torch.nan):
+        found, gradients = run(filler)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(gradients, wanted_gradients)
+
+
+def test_a_guide_does_not_see_what_training_hides_and_the_model_does(imputation, vowels):
+    network, generator = networks(vowels, imputation)["imputation"], torch.Generator().manual_seed(0)
+    observed, hidden = (torch.rand(2, 3, 6, 3, generator=generator) < 0.7).unbind()
+    x = torch.randn(3, 6, 3, generator=generator)
+    given = {"mask": MASK, "observed": observed, "hidden": hidden}
+    moved = torch.where(hidden, x + 1, x)
+    one, other = (infer(network.guide, values, **given) for values in (x, moved))
+    torch.testing.assert_close(one["z"].value, other["z"].value, rtol=0, atol=0)
+    bounds = []
+    for values in (x, moved):
+        torch.manual_seed(0)
+        bounds.append(elbo_terms(network.model, network.guide, values, **given).log_likelihood["x"])
+    assert (bounds[0] != bounds[1]).all()
+
+
+# Runs
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "rows"),
+    [
+        ("vowels", [], {"s, with s", "z, with s", "z, without s", "mean of x", "supervised"}),
+        ("imputation", ["--num-samples", "2"], {"interpolation", "linear-Gaussian", "static code and chain"}),
+    ],
+)
+def test_an_example_runs(tmp_path, data_root, name, arguments, rows):
+    if not (data_root / "japanese_vowels").is_dir():
+        pytest.skip("the folder of data has no japanese_vowels")
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(tmp_path / "run"), "--seeds", "0", "--num-steps", "4"]
+    environment = {**os.environ, "SEQDISENT_DATA": str(data_root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())) == rows
