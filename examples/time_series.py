@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -214,17 +213,9 @@ def raw_windows(task: Task) -> Tensor:
 def summaries(task: Task) -> Any:
     """Return mean, deviation, least and largest of each feature of a series, and how often it was missing."""
     values, seen = task.series.values, task.series.observed & task.series.mask[:, :, None, None]
-    values, seen = values.flatten(1, 2).numpy(), seen.flatten(1, 2).numpy()
-    values = np.where(seen, values, np.nan)
-    with np.errstate(all="ignore"):
-        parts = [
-            np.nanmean(values, 1),
-            np.nanstd(values, 1),
-            np.nanmin(values, 1),
-            np.nanmax(values, 1),
-            1 - seen.mean(1),
-        ]
-    return np.concatenate(parts, 1)
+    known = np.ma.masked_array(values.flatten(1, 2), ~seen.flatten(1, 2))
+    parts = [getattr(known, name)(axis=1).filled(np.nan) for name in ("mean", "std", "min", "max")]
+    return np.concatenate([*parts, known.mask.mean(1)], 1)
 
 
 def supervised_month(task: Task) -> dict[str, float]:
