@@ -129,17 +129,18 @@ def is_by_coordinate(observed: Tensor, batch_shape: torch.Size, event_shape: tor
     return len(event_shape) > 0 and num_batch >= min(2, len(batch_shape)) and observed.shape[num_batch:] == event_shape
 
 
-def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None, *, event_dims: int = 1) -> Tensor:
+def mark_missing(values: Tensor, observed: Tensor | None, mask: Tensor | None = None, *, event_dims: int = 1) -> Tensor:
     r"""Return what a network reads of sequences with holes: 0 in each hole, and beside the values what was observed.
 
     Args:
         values: (\*B, T, X), or pictures (\*B, T, C, H, W); NaN or any filler where `observed` is False.
-        observed: (\*B, T) bool, or of the values' shape, True where measured.
+        observed: (\*B, T) bool, or of the values' shape, True where measured; None for all values, by coordinate.
         mask: (\*B, T) bool, which steps are real; padding is no observation.
         event_dims: dimensions to the right of time: 1 for vectors, 3 for pictures.
 
     Returns:
-        (\*B, T, X + 1), or (\*B, T, 2 X) if `observed` says so of each coordinate; of pictures, as many more channels.
+        (\*B, T, X + 1), or (\*B, T, 2 X) if `observed` says so of each coordinate or is None; of pictures, as many more
+        channels.
 
     Raises:
         TypeError: `observed` or `mask` is no tensor of bool.
@@ -154,6 +155,8 @@ def mark_missing(values: Tensor, observed: Tensor, mask: Tensor | None = None, *
     if event_dims < 1 or values.ndim <= event_dims:
         raise ValueError(f"values: has shape {tuple(values.shape)}, expected (*B, T) and {max(1, event_dims)} more")
     steps, event_shape = values.shape[: values.ndim - event_dims], values.shape[values.ndim - event_dims :]
+    if observed is None:
+        observed = torch.ones_like(values, dtype=torch.bool)
     observed = expand_observed(observed, steps, event_shape, values.device)
     if observed.ndim < values.ndim:
         observed = observed.reshape(steps + (1,) * event_dims).expand(*steps, 1, *event_shape[1:])

@@ -55,8 +55,10 @@ def frames_and_mask(batch: Any) -> tuple[Tensor | None, ...]:
 
     Example:
         >>> from seqdisent.datasets import pendulum
-        >>> [part.shape for part in frames_and_mask(pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1]))]
-        [torch.Size([2, 4, 3, 8, 8])]
+        >>> batch = pendulum(2, seed=0, num_steps=4, image_size=8).batch([0, 1])
+        >>> (frames,) = frames_and_mask(batch)
+        >>> frames is batch.frames
+        True
     """
     if not (hasattr(batch, "frames") and hasattr(batch, "mask")):
         raise TypeError(

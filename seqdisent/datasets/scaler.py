@@ -26,7 +26,7 @@ class Scaler(nn.Module):
 
     Shape:
         - values: (\*B, T, \*E)
-        - Output: the same
+        - output: the same
 
     Raises:
         TypeError: `loc` or `scale` is no tensor of floating point.
@@ -91,7 +91,7 @@ class Scaler(nn.Module):
         if not bool(count.all()):
             where = (count[0, 0] == 0).nonzero()[0].tolist()
             raise ValueError(f"sequences: coordinate {where} was never measured, expected at least one value")
-        mean = torch.where(real, values, 0.0).sum(dim=shared, keepdim=True, dtype=torch.float64) / count
+        mean = values.sum(dim=shared, keepdim=True, dtype=torch.float64) / count  # holes and padding are 0
         squares = torch.where(real, values.double() - mean, 0.0).square().sum(dim=shared, keepdim=True)
         low = torch.where(real, values, torch.inf).amin(dim=shared, keepdim=True)
         high = torch.where(real, values, -torch.inf).amax(dim=shared, keepdim=True)

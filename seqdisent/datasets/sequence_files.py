@@ -47,8 +47,10 @@ def load_sequences(path: str | Path) -> Sequences:
         ...     data = load_sequences(f"{folder}/mine.npz")
         >>> data
         Sequences(3 sequences of 4 to 5 steps, 2, 3 identities)
-        >>> data.labels["site"].tolist(), data.factor_names["site"], data.observed[0].tolist()
-        ([0, 0, 1], ('7', '9'), [True, False, True, True, True])
+        >>> data.labels["site"].tolist(), data.factor_names["site"]
+        ([0, 0, 1], ('7', '9'))
+        >>> print(data.subset([0]).observed)
+        tensor([[ True, False,  True,  True,  True]])
     """
     path = Path(path)
     if not path.is_file():
@@ -57,10 +59,10 @@ def load_sequences(path: str | Path) -> Sequences:
         raise ValueError(f"{path}: got a file {path.suffix!r}, expected .npz or .ts")
     try:
         return _of_archive(path) if path.suffix == ".npz" else _of_ts(path)
-    except (TypeError, ValueError) as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise type(error)(f"{path}: {error}") from error
+    except TypeError as error:
+        raise TypeError(_at(path, error)) from error
+    except ValueError as error:
+        raise ValueError(_at(path, error)) from error
 
 
 def _of_archive(path: Path) -> Sequences:
@@ -91,6 +93,10 @@ def _of_ts(path: Path) -> Sequences:
     if found.classes is not None:
         options = {"labels": {"class": found.classes}, "factor_names": {"class": found.class_names}}
     return Sequences.from_arrays(found.arrays, **options)
+
+
+def _at(path: Path, error: Exception) -> str:
+    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
 
 
 def _native(array: Any) -> Any:

@@ -217,7 +217,7 @@ class Sequences(Batches):
         if self.observed is not None:
             steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
             measured = self.observed.flatten(2).any(dim=2) if self.observed.dim() > 2 else self.observed
-            seen = take_steps(measured, rows, steps.minimum((starts + lengths)[:, None] - 1)).any(dim=1)
+            seen = take_steps(measured, rows, steps).any(dim=1)  # what runs over the end repeats the last step
             rows, starts, lengths = rows[seen], starts[seen], lengths[seen]
         if not len(rows):
             raise ValueError(f"windows: nothing was measured in any, got stride={stride}, expected a smaller one")

@@ -67,10 +67,13 @@ def sequences_from_table(
         >>> data = sequences_from_table(table, columns=["pulse"], id="who", time="hour", step=1)
         >>> data.names, data.values[..., 0].tolist()
         (['a', 'b'], [[60.0, 0.0, 62.0], [80.0, 0.0, 85.0]])
-        >>> data.observed.tolist()
-        [[True, False, True], [True, False, True]]
-        >>> sequences_from_table(table, columns=["pulse"], id="who", time="hour", dt=True).covariates[..., 0].tolist()
-        [[1.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
+        >>> print(data.observed)
+        tensor([[ True, False,  True],
+                [ True, False,  True]])
+        >>> print(sequences_from_table(table, columns=["pulse"], id="who", time="hour", dt=True).subset([1]).covariates)
+        tensor([[[1.],
+                 [1.],
+                 [1.]]])
     """
     if time is None and (step is not None or sort or dt):
         raise ValueError("time: got None, expected the column of times, which `step`, `sort` and `dt` need")

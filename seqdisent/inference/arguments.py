@@ -29,7 +29,7 @@ class Given(NamedTuple):
     inputs: dict[str, Any]
 
 
-def by_name(name: str, given: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _by_name(name: str, given: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return frames and mask as positional arguments, and the others by name: `observed`, `covariates`, the inputs.
 
     What is None is left out, so that programs need not have an argument for it.
@@ -38,8 +38,6 @@ def by_name(name: str, given: Sequence[Any], inputs: Mapping[str, Any]) -> tuple
         raise TypeError(
             f"{name}: got {len(given)} arguments, expected at most four, (frames, mask, observed, covariates)"
         )
-    if not given:  # a guide of its own kind
-        return (), dict(inputs)
     named = {key: value for key, value in zip(_AFTER_FRAMES, given[1:], strict=False) if value is not None}
     if both := [key for key in named if inputs.get(key) is not None]:
         raise TypeError(f"{both[0]}: got one by position and one by name, expected one of them")
@@ -55,7 +53,7 @@ def taken_apart(name: str, given: Any, inputs: Mapping[str, Any]) -> Given:
         raise TypeError(f"{name}: got {type(given).__name__}, expected frames or (frames, mask)")
     if not isinstance(args[0], Tensor):
         raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
-    args, inputs = by_name(name, args, inputs)
+    args, inputs = _by_name(name, args, inputs)
     frames, mask, observed = args[0], args[1] if len(args) > 1 else None, inputs.get("observed")
     if frames.ndim < 2 or 0 in frames.shape[:2]:
         raise ValueError(

@@ -13,8 +13,9 @@ Two inputs have a place of their own, after the mask, and reach the programs by 
 - `covariates`, what is known of each step beside the frames: (B, T, X). Where a model reads them to make the frames,
   `forecast` needs those of the steps to come, ``future={"covariates": (B, num_steps, X)}``.
 
-So ``reconstruct(model, guide, frames, mask, observed, covariates)`` takes a batch as it is, up to any of these, and
-:func:`~seqdisent.elbo_terms` takes it too if the programs have these arguments in this order:
+So ``reconstruct(model, guide, frames, mask, observed, covariates)`` takes a batch as it is, up to any of these.
+:func:`~seqdisent.elbo_terms` and `infer` hand on all arguments as they are; they take such a batch too if the programs
+have these arguments in this order:
 ``model(frames=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None)``.
 
 A model whose steps read the frames before them (a VRNN) has one more argument, `history`. With ``history=True``,
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent.chains.factorised import as_chain
-from seqdisent.inference.arguments import by_name, taken_apart
+from seqdisent.inference.arguments import taken_apart
 from seqdisent.inference.plates import Site
 from seqdisent.inference.programs import check_means, emit, inferred, past_of, run, values_of, without_factors
 
@@ -59,7 +60,8 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
 
     Args:
         guide: a Pyro guide.
-        *args: frames, and, by position, a mask (\*B, T) where they are ragged, `observed` and covariates.
+        *args: what the guide takes, handed on as it is: frames, a mask (\*B, T) where they are ragged, `observed` and
+            covariates where it has them.
         sample: draw every site, or feed each conditional's mean forward.
         **inputs: further arguments of the guide.
 
@@ -67,7 +69,6 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         {site: :class:`~seqdisent.inference.Inferred`}, in the guide's order.
 
     Raises:
-        TypeError: more than four arguments by position, or one by position and by name; so do the other functions here.
         ValueError: without `sample`, a site that has no mean (a flow); so do the other functions here.
 
     Example:
@@ -80,7 +81,6 @@ def infer(guide: Callable[..., Any], *args: Any, sample: bool = False, **inputs:
         >>> infer(guide, torch.ones(2, 3))["s"].value
         tensor([1., 1.])
     """
-    args, inputs = by_name("args", args, inputs)
     return {name: Inferred(site["fn"], site["value"]) for name, site in run(guide, {}, sample, args, inputs).items()}
 
 
@@ -107,7 +107,8 @@ def reconstruct(
         distribution's mean is the picture, in the unit of the frames.
 
     Raises:
-        TypeError: no frames, a mask that is not bool, or `history` of a model without that argument.
+        TypeError: no frames, more than four arguments by position, one by position and by name, a mask that is not
+            bool, or `history` of a model without that argument.
         ValueError: frames without a step or with real steps that are not finite, a mask with a hole, or a site of the
             guide that the model does not have.
 

@@ -97,6 +97,14 @@ def test_a_split_by_time_holds_out_the_end(lengths, data, holes):
             check_part(test, n, n, range(length - later, length))
 
 
+def test_a_split_by_time_keeps_all_of_a_known_future():
+    known = torch.arange(16.0).reshape(2, 8, 1)
+    train, test = Sequences(torch.ones(2, 5, 1), lengths=torch.tensor([5, 2]), covariates=known).split(1, by="time")
+    assert torch.equal(train.covariates, known)
+    assert test.covariates[0, :4, 0].tolist() == [4, 5, 6, 7]
+    assert test.covariates[1, :, 0].tolist() == [9, 10, 11, 12, 13, 14, 15]
+
+
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [

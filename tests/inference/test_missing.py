@@ -346,6 +346,9 @@ def test_pictures_get_a_channel_of_what_was_observed():
         seen = seen & mask_of([4, 2])[..., None, None, None]
         assert (marked[:, :, :3] == torch.where(seen, frames, 0.0)).all()
         assert (marked[:, :, 3:] == seen[:, :, :more]).all()
+    everything = torch.ones(frames.shape, dtype=torch.bool)
+    assert (mark_missing(frames, None, mask_of([4, 2]), event_dims=3)
+            == mark_missing(frames, everything, mask_of([4, 2]), event_dims=3)).all()  # fmt: skip
     with pytest.raises(ValueError, match="observed: has shape"):
         mark_missing(frames, by_step)
 
