@@ -19,7 +19,7 @@ from seqdisent.metrics._predictions import check_classes
 from seqdisent.metrics.counterfactual import check_pixels
 
 if TYPE_CHECKING:
-    from seqdisent.datasets.clips import Clips
+    from seqdisent.datasets.sequences import Sequences
 
 
 class Judge(nn.Module):
@@ -37,6 +37,8 @@ class Judge(nn.Module):
         channels: output channels of each convolution; each convolution halves the image, rounding up.
         frame_dim: number of values per frame.
         hidden_dim: hidden size of the GRU, per direction.
+        network: for steps that are no pictures, what maps them, (M, \*E), to (M, frame_dim), in place of the
+            convolutions; `in_channels`, `image_size` and `channels` are then of no account.
 
     Attributes:
         accuracy: {factor: accuracy on held-out clips}, in [0, 1]; empty unless :func:`train_judge` made the judge.
@@ -44,13 +46,14 @@ class Judge(nn.Module):
         num_features: size of :meth:`features`.
 
     Shape:
-        - frames: (N, T, C, H, W), floating point in [0, 1]; computed in the parameters' dtype, under autocast too
+        - frames: (N, T, C, H, W), floating point in [0, 1], or (N, T, \*E) of any values with a `network`; computed in
+          the parameters' dtype, under autocast too
         - mask: (N, T) bool, padding on the right; None if there is no padding
         - output: {factor: logits (N, K)}
 
     Raises:
-        ValueError: no factors, a factor without classes, frames or a mask of another shape or on another device, or
-            frames whose mean is more than 0.5 outside [0, 1].
+        ValueError: no factors, a factor without classes, frames or a mask of another shape or on another device,
+            pictures whose mean is more than 0.5 outside [0, 1], or a network whose values have another shape.
         TypeError: frames that are not floating point, or outside autocast not of the parameters' dtype.
 
     Example:
@@ -69,25 +72,17 @@ class Judge(nn.Module):
         channels: Sequence[int] = (16, 32, 48, 64),
         frame_dim: int = 128,
         hidden_dim: int = 64,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = check_classes(num_classes)
         check_positive(in_channels=in_channels, image_size=image_size, frame_dim=frame_dim, hidden_dim=hidden_dim)
         check_positive(**{f"channels[{i}]": count for i, count in enumerate(channels)})
-        self.frame_shape = (in_channels, image_size, image_size)
+        self.frame_shape = None if network is not None else (in_channels, image_size, image_size)
         self.channels, self.frame_dim, self.hidden_dim = tuple(channels), frame_dim, hidden_dim
         self.num_features = frame_dim + 2 * hidden_dim
         self.accuracy: dict[str, float] = {}
-        layers: list[nn.Module] = []
-        width, size = in_channels, image_size
-        for count in self.channels:
-            layers += [nn.Conv2d(width, count, 3, stride=2, padding=1), nn.LeakyReLU(0.01)]
-            width, size = count, (size + 1) // 2
-        layers += [nn.Flatten(), nn.Linear(width * size * size, frame_dim), nn.LeakyReLU(0.01)]
-        self.frame_encoder = nn.Sequential(*layers)
-        for layer in self.frame_encoder:
-            if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's default shrinks the differences between frames
-                nn.init.kaiming_normal_(layer.weight, a=0.01)
+        self.frame_encoder = _convolutions(in_channels, image_size, channels, frame_dim) if network is None else network
         self.gru = nn.GRU(frame_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.heads = nn.Linear(self.num_features, sum(self.num_classes.values()))
 
@@ -104,20 +99,27 @@ class Judge(nn.Module):
 
     def features(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the features (N, num_features) of frames and a mask, the input of the last layer."""
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != self.frame_shape or 0 in frames.shape[:2]:
-            raise ValueError(
-                f"frames: has shape {tuple(frames.shape)}, expected (N, T, {', '.join(map(str, self.frame_shape))})"
-            )
+        fits = frames.ndim > 2 if self.frame_shape is None else tuple(frames.shape[2:]) == self.frame_shape
+        if not fits or 0 in frames.shape[:2]:
+            shape = "*E" if self.frame_shape is None else ", ".join(map(str, self.frame_shape))
+            raise ValueError(f"frames: has shape {tuple(frames.shape)}, expected (N, T, {shape})")
         check_pixel_dtype(frames)
         check_kind("frames", frames, self.heads.weight)
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
         mask = check_mask(mask, frames.shape[:1], frames.shape[1], frames.device)
         frames = frames[mask].to(self.heads.weight.dtype)
-        check_pixels("frames", frames)
+        if self.frame_shape is not None:
+            check_pixels("frames", frames)
+            frames = frames - 0.5
         # in full precision, so that scores do not depend on an enclosing autocast
         with torch.autocast(frames.device.type, enabled=False):
-            real = self.frame_encoder(frames - 0.5)
+            real = self.frame_encoder(frames)
+            if real.shape != (len(frames), self.frame_dim):
+                raise ValueError(
+                    f"network: returned shape {tuple(real.shape)} for {len(frames)} steps, expected "
+                    f"({len(frames)}, {self.frame_dim}), frame_dim values each"
+                )
             values = real.new_zeros(*mask.shape, self.frame_dim)
             values[mask] = real
             lengths = mask.sum(1)
@@ -127,8 +129,13 @@ class Judge(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the judge and its accuracy, beside `path` first, so that a killed process never leaves half a file."""
-        options = {"in_channels": self.frame_shape[0], "image_size": self.frame_shape[1], "channels": self.channels}
-        options |= {"frame_dim": self.frame_dim, "hidden_dim": self.hidden_dim}
+        options: dict[str, object] = {"frame_dim": self.frame_dim, "hidden_dim": self.hidden_dim}
+        if self.frame_shape is not None:
+            options |= {
+                "in_channels": self.frame_shape[0],
+                "image_size": self.frame_shape[1],
+                "channels": self.channels,
+            }
         contents = {
             "num_classes": self.num_classes,
             "options": options,
@@ -138,19 +145,43 @@ class Judge(nn.Module):
         _files.write_tensors(contents, Path(path), several_writers=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> Judge:
-        """Read the judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU."""
+    def load(cls, path: str | Path, *, network: nn.Module | None = None) -> Judge:
+        """Read the judge that :meth:`save` wrote to `path`; it is frozen, and on the CPU.
+
+        Args:
+            path: the file.
+            network: one of the same architecture, for a judge that had one; it gets the weights.
+
+        Raises:
+            ValueError: a judge with a network without one here, or the other way round.
+        """
         contents = _files.read_tensors(Path(path))
+        if ("image_size" in contents["options"]) == (network is not None):
+            had, wanted = ("none", "None") if network is not None else ("one", "a network of the same architecture")
+            raise ValueError(f"network: the judge in {path} had {had}, expected {wanted}")
         with kept_random_state():
-            judge = cls(contents["num_classes"], **contents["options"])
+            judge = cls(contents["num_classes"], **contents["options"], network=network)
         judge.load_state_dict(contents["state"])
         judge.accuracy = contents["accuracy"]
         return judge.eval().requires_grad_(False)
 
 
+def _convolutions(width: int, size: int, channels: Sequence[int], frame_dim: int) -> nn.Sequential:
+    """Return what maps pictures (M, C, H, W) to (M, frame_dim)."""
+    layers: list[nn.Module] = []
+    for count in channels:
+        layers += [nn.Conv2d(width, count, 3, stride=2, padding=1), nn.LeakyReLU(0.01)]
+        width, size = count, (size + 1) // 2
+    layers += [nn.Flatten(), nn.Linear(width * size * size, frame_dim), nn.LeakyReLU(0.01)]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's default shrinks the differences between frames
+            nn.init.kaiming_normal_(layer.weight, a=0.01)
+    return nn.Sequential(*layers)
+
+
 def train_judge(
-    train: Clips,
-    held_out: Clips,
+    train: Sequences,
+    held_out: Sequences,
     *,
     factors: Sequence[str] | None = None,
     num_steps: int = 500,
@@ -160,6 +191,7 @@ def train_judge(
     channels: Sequence[int] = (16, 32, 48, 64),
     frame_dim: int = 128,
     hidden_dim: int = 64,
+    network: nn.Module | None = None,
     on_step: Callable[[int, float], object] | None = None,
 ) -> Judge:
     """Train a judge on real clips, freeze it, and measure its accuracy on held-out clips.
@@ -168,7 +200,8 @@ def train_judge(
     the same judge, and the global random state does not change.
 
     Args:
-        train: real clips of the training identities only (:meth:`~seqdisent.datasets.Clips.split`).
+        train: real clips, or sequences of any kind, of the training identities only
+            (:meth:`~seqdisent.datasets.Sequences.split`).
         held_out: real clips of other identities, used only for the judge's accuracy.
         factors: the labels to learn; None for all.
         num_steps: number of optimisation steps.
@@ -178,14 +211,16 @@ def train_judge(
         channels: as :class:`Judge`'s.
         frame_dim: as :class:`Judge`'s.
         hidden_dim: as :class:`Judge`'s.
+        network: as :class:`Judge`'s, for steps that are no pictures. Its initial weights are the caller's, and `seed`
+            has no bearing on them; it is trained in place. What was not observed it reads as 0.
         on_step: called with the number and loss (nats per clip) of each step, for a progress bar.
 
     Returns:
         The frozen judge, on the device of the frames of `train`, with its ``accuracy``.
 
     Raises:
-        ValueError: a factor that the clips do not have, no factors, or held-out clips whose factors or frames differ
-            from those of `train`.
+        ValueError: a factor that the clips do not have, no factors, held-out clips whose factors or frames differ from
+            those of `train`, or frames that are no pictures without a `network`.
 
     Example:
         >>> from seqdisent.datasets import Clips
@@ -209,28 +244,30 @@ def train_judge(
                 f"held_out: factor {name!r} has other values than that of train ({len(held_out.factor_names[name])} "
                 f"and {len(train.factor_names[name])}), expected the same; pass the same factor_names to both Clips"
             )
-    image = tuple(train.frames.shape[2:])
-    if len(image) != 3 or image[1] != image[2]:
-        raise ValueError(f"train: frames have shape {image}, expected pictures (C, H, W) with height equal to width")
-    if image != tuple(held_out.frames.shape[2:]):
+    shape = tuple(train.values.shape[2:])
+    if network is None and (len(shape) != 3 or shape[1] != shape[2]):
         raise ValueError(
-            f"held_out: frames have shape {tuple(held_out.frames.shape[2:])}, expected that of train, {image}"
+            f"train: frames have shape {shape}, expected pictures (C, H, W) with height equal to width, or a `network`"
+        )
+    if shape != tuple(held_out.values.shape[2:]):
+        raise ValueError(
+            f"held_out: frames have shape {tuple(held_out.values.shape[2:])}, expected that of train, {shape}"
         )
     with kept_random_state():
         torch.manual_seed(seed)
         judge = Judge(
             {name: len(train.factor_names[name]) for name in factors},
-            in_channels=image[0],
-            image_size=image[1],
+            **({"in_channels": shape[0], "image_size": shape[1]} if network is None else {}),
             channels=channels,
             frame_dim=frame_dim,
             hidden_dim=hidden_dim,
-        ).to(train.frames.device)
+            network=network,
+        ).to(train.values.device)
     optimizer = torch.optim.Adam(judge.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps) if num_steps > 1 else None
     generator = torch.Generator().manual_seed(seed)
     for step in range(num_steps):
-        batch = train.draw_clips(batch_size, generator)
+        batch = train.draw_windows(batch_size, generator)
         logits = judge(batch.frames, batch.mask)
         loss = torch.stack([F.cross_entropy(logits[name], batch.labels[name]) for name in factors]).sum()
         optimizer.zero_grad()
@@ -246,7 +283,7 @@ def train_judge(
 
 
 @torch.no_grad()
-def _accuracy(judge: Judge, clips: Clips, batch_size: int) -> dict[str, float]:
+def _accuracy(judge: Judge, clips: Sequences, batch_size: int) -> dict[str, float]:
     right = dict.fromkeys(judge.num_classes, 0)
     for positions in torch.arange(len(clips)).split(batch_size):
         batch = clips.batch(positions)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Tensors, lengths, mask_of, padding, seeds
 
-from seqdisent.datasets import Clips, sprites
+from seqdisent.datasets import Clips, Sequences, sprites
 from seqdisent.metrics import Judge, train_judge
 
 SIZES = {"who": 3, "what": 2}
@@ -174,3 +174,39 @@ def test_it_learns_the_direction_of_real_sprites_in_a_few_steps(data_root):
     train, held_out = clips.split(2, 0, by="identity")
     judge = train_judge(train, held_out, factors=["direction"], num_steps=30, batch_size=12, channels=(8, 16, 16, 16))
     assert judge.accuracy["direction"] > 0.9
+
+
+def ramps(seed, count=90):
+    """Ragged sequences of three numbers with a hole each, whose level says who, and which rise or fall."""
+    generator = torch.Generator().manual_seed(seed)
+    who, what = (torch.randint(size, (count,), generator=generator) for size in SIZES.values())
+    steps = torch.linspace(-1, 1, 6)[:, None].expand(count, 6, 3)
+    values = steps * (2 * what - 1)[:, None, None] + 3 * who[:, None, None]
+    values = values + 0.1 * torch.randn(values.shape, generator=generator)
+    values[torch.arange(count), torch.randint(4, (count,), generator=generator)] = torch.nan
+    lengths = torch.randint(5, 7, (count,), generator=generator)
+    return Sequences(values, lengths=lengths, labels={"who": who, "what": what})
+
+
+def test_any_steps_are_judged_by_a_network_of_ones_own(tmp_path):
+    def network():
+        return torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.ReLU())
+
+    torch.manual_seed(0)
+    judge = train_judge(ramps(0), ramps(1), num_steps=150, learning_rate=1e-2, frame_dim=16, network=network())
+    assert min(judge.accuracy.values()) > 0.9
+    batch = ramps(2).batch([0, 1, 2])
+    judge.save(tmp_path / "judge.pt")
+    again = Judge.load(tmp_path / "judge.pt", network=network())
+    for name, logits in judge(batch.values, batch.mask).items():
+        assert (again(batch.values, batch.mask)[name] == logits).all()
+    for kept, own in ((tmp_path / "judge.pt", None), (tmp_path / "pictures.pt", network())):
+        small_judge(0).save(tmp_path / "pictures.pt")
+        with pytest.raises(ValueError, match="network: the judge in .* had"):
+            Judge.load(kept, network=own)
+    with pytest.raises(ValueError, match=r"expected pictures .*, or a `network`"):
+        train_judge(ramps(0), ramps(1))
+    with pytest.raises(ValueError, match=r"network: returned shape \(.*, 16\) .*, expected \(.*, 8\)"):
+        train_judge(ramps(0), ramps(1), num_steps=1, frame_dim=8, network=network())
+    with pytest.raises(ValueError, match=r"frames: has shape \(3, .\), expected \(N, T, \*E\)"):
+        judge(batch.values[..., 0])
