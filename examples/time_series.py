@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -88,6 +87,7 @@ class Task(NamedTuple):
     train: Tensor
     valid: Tensor
     test: Tensor
+    epochs: int = 40  # of a predictor that is trained on the target
 
 
 def scaled(series: Sequences, train: Tensor) -> Sequences:
@@ -178,11 +178,11 @@ class Predictor(nn.Module):
         return self.head(torch.cat([last, static], -1))
 
 
-def predicted(task: Task, static: Tensor, local: Tensor, num_classes: int, epochs: int = 40) -> Tensor:
+def predicted(task: Task, static: Tensor, local: Tensor, num_classes: int) -> Tensor:
     """Return the class probabilities of the test series by a predictor trained on the training series."""
     predictor = Predictor(local.shape[-1], static.shape[-1], num_classes)
     optimizer = torch.optim.Adam(predictor.parameters(), 1e-3)
-    for rows in (rows for _ in range(epochs) for rows in task.train[torch.randperm(len(task.train))].split(100)):
+    for rows in (rows for _ in range(task.epochs) for rows in task.train[torch.randperm(len(task.train))].split(100)):
         logits = predictor(static[rows], local[rows], task.series.lengths[rows])
         optimizer.zero_grad()
         F.cross_entropy(logits, task.target[rows]).backward()
@@ -214,17 +214,9 @@ def raw_windows(task: Task) -> Tensor:
 def summaries(task: Task) -> Any:
     """Return mean, deviation, least and largest of each feature of a series, and how often it was missing."""
     values, seen = task.series.values, task.series.observed & task.series.mask[:, :, None, None]
-    values, seen = values.flatten(1, 2).numpy(), seen.flatten(1, 2).numpy()
-    values = np.where(seen, values, np.nan)
-    with np.errstate(all="ignore"):
-        parts = [
-            np.nanmean(values, 1),
-            np.nanstd(values, 1),
-            np.nanmin(values, 1),
-            np.nanmax(values, 1),
-            1 - seen.mean(1),
-        ]
-    return np.concatenate(parts, 1)
+    known = np.ma.masked_array(values.flatten(1, 2), ~seen.flatten(1, 2))
+    parts = [getattr(known, name)(axis=1).filled(np.nan) for name in ("mean", "std", "min", "max")]
+    return np.concatenate([*parts, known.mask.mean(1)], 1)
 
 
 def supervised_month(task: Task) -> dict[str, float]:
@@ -274,12 +266,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a new folder for checkpoints, logs and metrics.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the split and of training")
     parser.add_argument("--num-steps", type=int, help="of training")
+    parser.add_argument("--epochs", type=int, default=40, help="of the predictors that are trained on the target")
     parser.add_argument("--develop", action="store_true", help="score on other series, to choose settings")
     options = parser.parse_args()
     setting, folder = SETTINGS[options.data], Path(os.environ.get("SEQDISENT_DATA", "data"))
     found: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:
-        task = setting.load(folder, seed, options.develop)
+        task = setting.load(folder, seed, options.develop)._replace(epochs=options.epochs)
         for name, static_dim in {"static and local codes": CODE_DIM, "local codes alone": 0}.items():
             torch.manual_seed(seed)
             network = GlobalLocal(tuple(task.series.values.shape[2:]), static_dim=static_dim)
