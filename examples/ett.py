@@ -37,12 +37,13 @@ from seqdisent import (
 )
 from seqdisent.datasets import Sequences
 from seqdisent.metrics import CRPS, IntervalCoverage, seasonal_naive_draws
+from seqdisent.plotting import plot_intervals
 from seqdisent.training import ELBOTraining, fit, load_weights
 
 DAY, KNOWN, HORIZONS = 24, 14, (24, 96)  # hours; days that are known; hours ahead
 MONTH = 30 * DAY
 PARTS = {"train": (0, 12 * MONTH), "valid": (12 * MONTH, 16 * MONTH), "test": (16 * MONTH, 20 * MONTH)}
-NUM_COLUMNS = 7
+COLUMNS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
 
 
 class Days(nn.Module):
@@ -112,9 +113,9 @@ def windows(values: Tensor, part: str, stride: int) -> Windows:
     cut = values[starts[:, None] + torch.arange(length)].transpose(1, 2).flatten(0, 1)  # (N, hours)
     loc, scale = cut[:, :known].mean(1), cut[:, :known].std(1) + 0.05
     days = ((cut - loc[:, None]) / scale[:, None]).unflatten(1, (-1, DAY))
-    angle = 2 * math.pi / DAY * starts.repeat_interleave(NUM_COLUMNS)
-    column = torch.arange(NUM_COLUMNS).repeat(len(starts))
-    covariates = torch.cat([angle.sin()[:, None], angle.cos()[:, None], F.one_hot(column, NUM_COLUMNS)], -1)
+    angle = 2 * math.pi / DAY * starts.repeat_interleave(len(COLUMNS))
+    column = torch.arange(len(COLUMNS)).repeat(len(starts))
+    covariates = torch.cat([angle.sin()[:, None], angle.cos()[:, None], F.one_hot(column, len(COLUMNS))], -1)
     series = Sequences(days, covariates=covariates[:, None].expand(-1, days.shape[1], -1).contiguous(), identity=column)
     return Windows(series, loc[:, None, None], scale[:, None, None])
 
@@ -144,19 +145,33 @@ def futures(network: Any, given: Windows, num_samples: int) -> Tensor:
     return x[:, :, KNOWN:].flatten(2).unsqueeze(-1) * given.scale + given.loc
 
 
+def truth(given: Windows) -> Tensor:
+    """Return all hours (N, T, 1), in the unit of the standardised columns."""
+    return given.series.values.flatten(1).unsqueeze(-1) * given.scale + given.loc
+
+
 def score(draws: Tensor, given: Windows) -> dict[str, dict[str, float]]:
-    truth = (given.series.values[:, KNOWN:].flatten(1).unsqueeze(-1)) * given.scale + given.loc
-    found = {}
+    ahead, found = truth(given)[:, KNOWN * DAY :], {}
     for horizon in HORIZONS:
         crps, coverage = CRPS(), IntervalCoverage((0.5, 0.9))
-        crps.update(draws[:, :, :horizon], truth[:, :horizon])
-        coverage.update(draws[:, :, :horizon], truth[:, :horizon])
-        error = (draws[:, :, :horizon].mean(0) - truth[:, :horizon]).square().mean()
+        crps.update(draws[:, :, :horizon], ahead[:, :horizon])
+        coverage.update(draws[:, :, :horizon], ahead[:, :horizon])
+        error = (draws[:, :, :horizon].mean(0) - ahead[:, :horizon]).square().mean()
         inside = coverage.compute().coverage
         found[f"{horizon} hours"] = {"MSE": float(error), "CRPS": float(crps.compute())} | {
             f"{100 * level:.0f} %": float(share) for level, share in inside.items()
         }
     return found
+
+
+def draw(draws: Tensor, given: Windows, path: Path) -> None:
+    """Draw the forecast of three columns from the middle of the part, four known days before it."""
+    first = len(draws[0]) // len(COLUMNS) // 2 * len(COLUMNS)
+    rows = first + torch.tensor([0, 4, 6])
+    shown = truth(given)[rows, -2 * HORIZONS[-1] :, 0]
+    blank = draws.new_full((len(draws), len(rows), HORIZONS[-1]), torch.nan)
+    names = [COLUMNS[row] for row in (rows - first).tolist()]
+    plot_intervals(shown, torch.cat([blank, draws[:, rows, :, 0]], -1), path, names=names)
 
 
 def main() -> None:
@@ -181,7 +196,9 @@ def main() -> None:
         torch.manual_seed(options.seed)
         network = make()
         learn(network, values, options.run / name.replace(" ", "-"), options.seed, options.num_steps, rate)
-        found[name] = score(futures(network, given, options.num_samples), given)
+        ahead = futures(network, given, options.num_samples)
+        found[name] = score(ahead, given)
+        draw(ahead, given, options.run / f"{name.replace(' ', '-')}.png")
     for name, scores in found.items():
         for horizon, row in scores.items():
             print(f"{name:24} {horizon:9}", *(f"{score} {value:.3f}" for score, value in row.items()), sep="  ")

@@ -54,6 +54,7 @@ def test_the_splits_are_those_of_the_protocol(example, data_root):
 
 def test_forecasts_are_scored_beside_baselines(data_root, tmp_path):
     run("ett", tmp_path / "run", "--num-steps", 2, "--num-samples", 5, "--stride", 960)
+    assert (tmp_path / "run" / "days-with-a-static-code.png").exists()
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert list(found) == ["the day before", "linear-Gaussian", "days with a static code"]
     for scores in found.values():
