@@ -320,6 +320,8 @@ class MarkovChain(TorchDistribution):
         """Return what the next step reads, by name, with the leading dimensions of z_prev; what is given, first."""
         t, now = state.num_steps, {name: x for name, x in given.items() if x is not None}
         for name, values in state.reads.items():
+            if name in now and len(values) and now[name].shape[-1] != (size := values[0].shape[-1]):
+                raise ValueError(f"{name}: has last dimension {now[name].shape[-1]}, expected {size}, the chain's own")
             if name not in now:
                 if t >= len(values):
                     raise ValueError(

@@ -81,7 +81,13 @@ def continued(given: Given, future: Mapping[str, Tensor] | None, num_steps: int)
         raise TypeError(
             f"future: got {type(future).__name__}, expected {{name: (B, num_steps, ...)}} of inputs by step"
         )
-    return {name: _continued(name, given, values, num_steps) for name, values in (future or {}).items()}
+    future = future or {}
+    if given.inputs.get("covariates") is not None and "covariates" not in future:
+        raise ValueError(
+            "future: got no 'covariates', expected those of the steps to come, (B, num_steps, X), or None if model and "
+            "guide read those given as they are"
+        )
+    return {name: _continued(name, given, values, num_steps) for name, values in future.items() if values is not None}
 
 
 def _continued(name: str, given: Given, future: Any, num_steps: int) -> Tensor:
@@ -99,6 +105,10 @@ def _continued(name: str, given: Given, future: Any, num_steps: int) -> Tensor:
     wanted = (num_sequences, num_steps, *past.shape[2:])
     if future.shape != wanted:
         raise ValueError(f"future: {name!r} has shape {tuple(future.shape)}, expected {wanted}")
+    if (future.dtype, future.device) != (past.dtype, past.device):
+        raise ValueError(
+            f"future: {name!r} is {future.dtype} on {future.device}, expected {past.dtype} on {past.device}, as before"
+        )
     whole = torch.cat([past, future], 1)
     if given.mask is None:
         return whole

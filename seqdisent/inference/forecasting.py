@@ -42,7 +42,8 @@ def forecast(
         future: {input: its values at the steps to come, (B, num_steps, \*X)}, for inputs that have a value for each
             step, (B, T, \*X), such as covariates. The guide reads what was given for T steps, the model all
             T + num_steps: the future of row b stands right after the row's own last step, and its last value is
-            repeated behind it. None for no such inputs.
+            repeated behind it. Covariates that are given must be in it; None in the place of their values if both
+            programs read them as they are, such as one vector a sequence.
         **inputs: further arguments of both, given to both as they are.
 
     Returns:
@@ -52,9 +53,10 @@ def forecast(
 
     Raises:
         TypeError: as :func:`reconstruct`; `future` is no mapping to tensors.
-        ValueError: as there; fewer than one step to add; `future` names no input that was given for T steps, or has
-            another shape; inputs of the model that end too early; a model in which no latent and no `history` carries
-            the frames into the future, or frames that are a chain; `num_samples` with means.
+        ValueError: as there; fewer than one step to add; covariates without a `future`; a `future` that names no input
+            that was given for T steps, or has another shape, dtype or device; inputs of the model that end too early; a
+            model in which no latent and no `history` carries the frames into the future, or frames that are a chain;
+            `num_samples` with means.
         RuntimeError: a program that fails with draws on the left of its own dimensions.
 
     Example:

@@ -193,7 +193,7 @@ def swap(
         tensor([[ 7.,  9., 11.]])
     """
     for name in ("mask", "observed"):
-        if name in inputs:
+        if inputs.get(name) is not None:
             raise TypeError(f"{name}: source and donor have one each, expected (frames, mask, observed) of either")
     of_source, of_donor = taken_apart("source", source, inputs), taken_apart("donor", donor, inputs)
     num_sequences = len(of_source.frames)

@@ -133,3 +133,6 @@ def test_inputs_that_have_ended_or_do_not_fit_are_refused(kind):
         chain.step(z, state)
     with pytest.raises(ValueError, match=r"^inputs: has shape \(2, 3\), expected one that expands to \(3, 3\)"):
         chain.step(z, state, **{**system.arriving(1), "inputs": system.read[:2, 1]})
+    chain = system.chain(4)
+    with pytest.raises(ValueError, match="^inputs: has last dimension 1, expected 3, the chain's own"):
+        chain.step(z, chain.step()[1], **{**system.arriving(1), "inputs": torch.zeros(3, 1).double()})

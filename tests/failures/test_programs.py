@@ -28,6 +28,7 @@ from seqdisent import (
 
 ones = torch.ones
 FRAMES = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
+MASK = torch.ones(FRAMES.shape[:2], dtype=torch.bool)
 
 
 def model(frames=None, mask=None, *, num_sequences=None, num_steps=None, sites="sz", observe=lambda x: x, width=3):
@@ -232,9 +233,9 @@ def with_nan():
      "donor: has 1 sequences, expected as many as the source, 2"),
     ("no site to swap", lambda: swap(model, guide, FRAMES, FRAMES, sites=[]), ValueError,
      r"sites: is empty, expected at least one of \['s', 'z'\]"),
-    ("a mask beside source and donor", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], mask=None), TypeError,
+    ("a mask beside source and donor", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], mask=MASK), TypeError,
      r"mask: source and donor have one each, expected \(frames, mask, observed\) of either"),
-    ("holes beside source and donor", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], observed=None), TypeError,
+    ("holes beside source and donor", lambda: swap(model, guide, FRAMES, FRAMES, sites=["s"], observed=MASK), TypeError,
      r"observed: source and donor have one each, expected \(frames, mask, observed\) of either"),
     ("a fifth argument", lambda: reconstruct(model, guide, *[FRAMES] * 5), TypeError,
      r"args: got 5 arguments, expected at most four, \(frames, mask, observed, covariates\)"),

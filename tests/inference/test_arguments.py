@@ -163,6 +163,7 @@ def test_what_both_sides_share_comes_by_name():
     one = swap(Level.model, Level.guide, x, x.flip(0), sites=["z"], covariates=covariates)["x"].mean
     side = (x, None, None, covariates), (x.flip(0), mask, None, covariates)
     exact(one, swap(Level.model, Level.guide, *side, sites=["z"])["x"].mean)
+    exact(one, swap(Level.model, Level.guide, *side, sites=["z"], mask=None, observed=None)["x"].mean)
 
 
 X = torch.zeros(2, 3, 2).double()

@@ -108,7 +108,13 @@ PAST, X = torch.zeros(2, 3, 3).double(), torch.zeros(2, 3, 2).double()
         ({"covariates": PAST}, {"covariates": PAST}, ValueError, r"'covariates' .*\(2, 3, 3\), .*\(2, 2, 3\)"),
         ({"covariates": PAST[:, :2, :2]}, {"covariates": PAST}, ValueError, r"\(2, 2, 2\), expected \(2, 2, 3\)"),
         ({"covariates": PAST[:1, :2]}, {"covariates": PAST}, ValueError, r"\(1, 2, 3\), expected \(2, 2, 3\)"),
-        ({"actions": PAST[:, :2]}, {"covariates": PAST}, ValueError, r"got 'actions', expected .*\['covariates'\]"),
+        ({"actions": PAST[:, :2]}, {"controls": PAST}, ValueError, r"got 'actions', expected .*\['controls'\]"),
+        (
+            {"covariates": PAST[:, :2].float()},
+            {"covariates": PAST},
+            ValueError,
+            "torch.float32 on cpu, expected torch.float64",
+        ),
         ({"covariates": PAST[:, :2]}, {}, ValueError, r"got 'covariates', expected some of \[\]"),
         ({"covariates": [1.0]}, {"covariates": PAST}, TypeError, "'covariates' is list, expected a tensor"),
         (PAST[:, :2], {"covariates": PAST}, TypeError, "got Tensor, expected {name: "),
@@ -117,6 +123,26 @@ PAST, X = torch.zeros(2, 3, 3).double(), torch.zeros(2, 3, 2).double()
 def test_futures_that_are_refused(future, inputs, error, message):
     with pytest.raises(error, match="^future: .*" + message):
         forecast(Driven(0).model, Driven(0).guide, X, num_steps=2, future=future, **inputs)
+
+
+def test_covariates_need_a_future_or_none_by_name():
+    def model(x=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
+        with pyro.plate("sequences", num_sequences):
+            level = pyro.sample("level", dist.Normal(torch.zeros(num_sequences), 1.0))
+            step = (level + covariates[:, 0]).unsqueeze(-1).expand(-1, num_steps)
+            pyro.sample("x", dist.Normal(step, 0.1).to_event(1), obs=x)
+
+    def guide(x, mask=None, observed=None, covariates=None):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("level", dist.Normal(x.mean(-1), 0.1))
+
+    given = torch.ones(2, 1), None, None, torch.full((2, 3), 5.0)
+    with pytest.raises(ValueError, match="^future: got no 'covariates', expected those of the steps to come"):
+        forecast(model, guide, *given, num_steps=2)
+    with pytest.raises(ValueError, match="^future: got no 'covariates'"):
+        forecast(model, guide, *given, num_steps=2, future={})
+    ahead = forecast(model, guide, *given, num_steps=2, sample=False, future={"covariates": None})["x"].mean
+    assert torch.equal(ahead, torch.full((2, 3), 6.0))
 
 
 def test_an_input_that_has_no_value_for_each_step_has_no_future():
