@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from seqdisent._checks import check_last_dim, expand_to
+from seqdisent._checks import check_last_dim, expand_to, reads_at_once
 from seqdisent.chains.markov import MarkovChain
 from seqdisent.masks import expand_observed
 
@@ -21,7 +21,7 @@ class LinearEmission(NamedTuple):
     Attributes:
         matrix: C, (X, D).
         scale: :math:`\rho`, (X,), standard deviations of the noise.
-        offset: c, (X,); None for 0.
+        offset: c, (X,), or what broadcasts with the values, such as the effect of a control, (\*B, T, X); None for 0.
     """
 
     matrix: Tensor
@@ -144,7 +144,7 @@ class LinearGaussianChain(MarkovChain):
             The moments and the log-evidence of each step.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, or values that are not finite where they were measured.
             TypeError: `observed` is not bool.
         """
         error, seen = self._errors(values, emission, observed, (self.num_steps,), self._step_mask)
@@ -177,7 +177,7 @@ class LinearGaussianChain(MarkovChain):
             :meth:`filter` but without the dimension T. It is also the state that the next step starts from.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, or values that are not finite where they were measured.
             TypeError: `observed` is not bool.
 
         Example:
@@ -328,6 +328,8 @@ class LinearGaussianChain(MarkovChain):
         if mask is not None:
             seen = seen & mask.unsqueeze(-1)
         error = torch.where(seen, values if offset is None else values - offset, 0.0)
+        if reads_at_once(error) and not error.isfinite().all():
+            raise ValueError("values: not all finite, expected numbers; what was not measured is for `observed` to say")
         return error, seen.to(error.dtype)
 
 

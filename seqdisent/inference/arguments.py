@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqdisent.masks import check_mask, expand_observed
 
+_OF_A_BATCH = "; of a Batch, seqdisent.training.frames_and_mask(batch)"
 _AFTER_FRAMES = ("mask", "observed", "covariates")  # by position, as a batch has them
 
 
@@ -37,6 +38,7 @@ def _by_name(name: str, given: Sequence[Any], inputs: Mapping[str, Any]) -> tupl
     if len(given) > 1 + len(_AFTER_FRAMES):
         raise TypeError(
             f"{name}: got {len(given)} arguments, expected at most four, (frames, mask, observed, covariates)"
+            + _OF_A_BATCH
         )
     named = {key: value for key, value in zip(_AFTER_FRAMES, given[1:], strict=False) if value is not None}
     if both := [key for key in named if inputs.get(key) is not None]:
@@ -52,7 +54,10 @@ def taken_apart(name: str, given: Any, inputs: Mapping[str, Any]) -> Given:
     if not isinstance(args, tuple | list) or not args:
         raise TypeError(f"{name}: got {type(given).__name__}, expected frames or (frames, mask)")
     if not isinstance(args[0], Tensor):
-        raise TypeError(f"{name}: expected frames (B, T, ...), and a mask (B, T) after them where they are ragged")
+        raise TypeError(
+            f"{name}: got {type(args[0]).__name__}, expected frames (B, T, ...), and a mask (B, T) after them where "
+            f"they are ragged{_OF_A_BATCH}"
+        )
     args, inputs = _by_name(name, args, inputs)
     frames, mask, observed = args[0], args[1] if len(args) > 1 else None, inputs.get("observed")
     if frames.ndim < 2 or 0 in frames.shape[:2]:

@@ -226,6 +226,11 @@ def test_sizes_that_differ_are_refused(changed, message):
         ({"scale": torch.ones(2)}, ValueError, "scale: last dimension is 2, expected X=1"),
         ({"offset": torch.ones(2)}, ValueError, "offset: last dimension is 2, expected X=1"),
         ({"values": torch.zeros(1, 4, 1)}, ValueError, r"values: has shape \(1, 4, 1\), expected \(\*B, 3, 1\)"),
+        (
+            {"values": torch.full((1, 3, 1), math.nan)},
+            ValueError,
+            "^values: not all finite, expected numbers; what was",
+        ),
         ({"observed": torch.ones(1, 3)}, TypeError, "observed: got dtype"),
         ({"observed": torch.ones(1, 2) > 0}, ValueError, r"observed: has shape \(1, 2\), expected \(1, 3\)"),
     ],
@@ -294,6 +299,19 @@ def test_steps_without_an_observation_forecast_as_a_hole_at_the_end(system):
         near(state.log_evidence, wanted.log_evidence[:, t])
 
 
+@given(seed=seeds(), lengths=lengths(3, 4))
+def test_a_control_is_an_offset_of_each_step(seed, lengths):
+    system = System(seed, lengths, 2, 3)
+    control = Tensors(seed + 1).normal(*system.x.shape)
+    shifted = LinearEmission(system.reading, system.noise, system.shift + control)
+    emission = LinearEmission(system.reading, system.noise, system.shift)
+    chain = system.chain()
+    found, wanted = chain.filter(system.x + control, shifted), chain.filter(system.x, emission)
+    for one, other in zip(found, wanted, strict=True):
+        near(one, other)
+    near(chain.smooth(system.x + control, shifted).loc, chain.smooth(system.x, emission).loc)
+
+
 def test_the_first_step_may_be_without_an_observation():
     system = System(0, [3, 3], 2, 2)
     state = system.chain().filter_step(None, system.given()["emission"])
@@ -334,6 +352,7 @@ def test_particles_of_one_observation_are_filtered_too():
         ({"emission": LinearEmission(torch.ones(1, 3), torch.ones(1))}, ValueError, r"^matrix: has shape \(1, 3\)"),
         ({"values": torch.zeros(2, 3)}, ValueError, r"^values: has shape \(2, 3\), expected \(\*B, 1\)"),
         ({"values": torch.zeros(3, 1)}, ValueError, r"^values: has shape \(3, 1\), .* the chain's batch \(2,\)"),
+        ({"values": torch.full((2, 1), math.inf)}, ValueError, "^values: not all finite, expected numbers; what was"),
         ({"observed": torch.ones(2)}, TypeError, "^observed: got dtype"),
         ({"observed": False}, TypeError, "^observed: got bool, expected a bool tensor"),
         ({"observed": torch.ones(3) > 0}, ValueError, r"^observed: has shape \(3,\), expected \(2,\) or \(2, 1\)"),
