@@ -20,6 +20,7 @@ from typing_extensions import override
 from seqdisent._files import read_tensors, write_tensors
 
 REMEDY = "put a whole copy in its place, or remove it to train from the start"
+THE_SAME = "use the network and the settings that it was written with, or another folder"
 
 
 class CheckpointError(ValueError):
@@ -185,7 +186,7 @@ def check_is_of_this_network(path: str | Path, found: Mapping[str, Tensor], want
     ]
     if differences:
         more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
-        raise CheckpointError(f"{path}: is the checkpoint of another network: it {differences[0]}{more}; {REMEDY}")
+        raise CheckpointError(f"{path}: is the checkpoint of another network: it {differences[0]}{more}; {THE_SAME}")
 
 
 def check_goes_on(path: str | Path, found: Mapping[str, Any], num_steps: int, **settings: Any) -> None:
@@ -193,10 +194,10 @@ def check_goes_on(path: str | Path, found: Mapping[str, Any], num_steps: int, **
     for name, value in settings.items():
         if found.get(name, value) != value:
             was = f"was written with {name}={found[name]}"
-            raise CheckpointError(f"{path}: {was}, and goes on with {name}={value}; {REMEDY}")
+            raise CheckpointError(f"{path}: {was}, and goes on with {name}={value}; {THE_SAME}")
     if found["global_step"] > num_steps:
         raise CheckpointError(
-            f"{path}: has {found['global_step']} steps behind it, expected at most num_steps={num_steps}; {REMEDY}"
+            f"{path}: has {found['global_step']} steps behind it, expected at most num_steps={num_steps}; {THE_SAME}"
         )
 
 
@@ -206,11 +207,11 @@ def check_trains_the_same(path: str | Path, found: Iterable[str], wanted: Iterab
     if changed:
         raise CheckpointError(
             f"{path}: was written where other parameters were trained, {changed[0]} in one case alone "
-            f"({len(changed)} in all); {REMEDY}"
+            f"({len(changed)} in all); {THE_SAME}"
         )
 
 
 def check_averages_the_same(path: str | Path, found: Mapping[str, Any], *, averages: bool) -> None:
     """Raise CheckpointError if a checkpoint with averaged weights goes on without: training would start at them."""
     if "averaging_state" in found and not averages:
-        raise CheckpointError(f"{path}: was written with averaged weights, and goes on without averaging; {REMEDY}")
+        raise CheckpointError(f"{path}: was written with averaged weights, and goes on without averaging; {THE_SAME}")
