@@ -25,6 +25,9 @@ class Batches:
     lengths: Tensor
     observed: Tensor | None
     covariates: Tensor | None
+    _known: Tensor
+    """(N,), for how many steps the covariates are known."""
+    names: list[str]
     identity: Tensor
     labels: dict[str, Tensor]
     step_labels: dict[str, Tensor]
@@ -164,6 +167,44 @@ class Batches:
             ValueError: No index, or one out of range (also a negative one).
         """
         return draw_partners(self._owner, self._rows("indices", indices), generator)
+
+    def future_covariates(self, indices: Indices, num_steps: int) -> Tensor:
+        """The known inputs of the steps that follow the last step of each sequence, of which a forecast is made.
+
+        Args:
+            indices: Which sequences.
+            num_steps: How many steps.
+
+        Returns:
+            (M, num_steps, X), for ``forecast(..., future={"covariates": ...})``.
+
+        Raises:
+            ValueError: A sequence whose known future is shorter, or data without covariates; `num_steps` below 1; no
+                index, or one out of range (also a negative one).
+            TypeError: `num_steps` is no int.
+
+        Example:
+            >>> from seqdisent.datasets import Sequences
+            >>> values, hours = [torch.zeros(3, 1), torch.zeros(2, 1)], torch.arange(5.0)[:, None]
+            >>> data = Sequences.from_arrays(values, covariates=[hours, hours])
+            >>> data.future_covariates([0, 1], 2)[..., 0]
+            tensor([[3., 4.],
+                    [2., 3.]])
+        """
+        check_count(num_steps=num_steps)
+        rows = self._rows("indices", indices)
+        if self.covariates is None:
+            raise ValueError(f"future_covariates: these {self._unit}s have no covariates, expected some")
+        ahead = self._known[rows] - self.lengths[rows]
+        if bool((ahead < num_steps).any()):
+            short = int((ahead < num_steps).nonzero()[0])
+            row = int(rows[short])
+            raise ValueError(
+                f"num_steps: got {num_steps}, expected at most {int(ahead[short])}, the known future of {self._unit} "
+                f"{row} ({self.names[row]!r})"
+            )
+        steps = self.lengths[rows, None] + torch.arange(num_steps, device=rows.device)
+        return self.covariates[rows[:, None], steps]
 
     @cached_property
     def _steps_by_identity(self) -> tuple[Tensor, Tensor, Tensor]:

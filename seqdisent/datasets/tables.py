@@ -41,7 +41,8 @@ def sequences_from_table(
         time: The column of times: numbers, dates of any kind, or ISO text; by default rows are in order.
         covariates: Columns of known inputs, which have a number in each row; with `step`, the table then has a row at
             each time. Rows after the last measurement of an id are then no holes, but its known future, of which a
-            forecast is made: a sequence ends with its last measurement, its covariates go on.
+            forecast is made: a sequence ends with its last measurement, its covariates go on, and
+            `future_covariates` of the sequences hands them out.
         labels: Columns that do not differ within a sequence, text or numbers; their values are numbered in their order.
         step: The regular spacing of times, in their unit (seconds for dates) or as a timedelta: a time that the table
             lacks becomes a hole. None keeps rows as they come.

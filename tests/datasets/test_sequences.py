@@ -158,10 +158,62 @@ def test_a_known_future_is_kept_and_a_batch_has_the_part_of_its_window():
     data = Sequences(torch.zeros(2, 5, 1), lengths=torch.tensor([5, 4]), covariates=covariates)
     assert data.covariates[..., 0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 13, 13]]
     assert data.batch([0, 1]).covariates[..., 0].tolist() == [[0, 1, 2, 3, 4], [8, 9, 10, 11, 11]]
-    assert torch.equal(data.subset([1]).covariates, data.covariates[1:])
+    assert torch.equal(data.subset([1]).covariates, data.covariates[1:, :6])
     window = data.draw_windows(1, generator(0), num_steps=2)
     first = int(window.positions[0, 0])
     assert window.covariates.flatten().tolist() == data.covariates[first // 5, first % 5 :][:2].flatten().tolist()
+
+
+PARTS = {
+    "subset": lambda data: (data.subset(range(len(data))[::-1]).subset(range(len(data))[::-1]), 0),
+    "map_values": lambda data: (data.map_values(lambda values: values + 1), 0),
+    "training part": lambda data: (data.split(1, by="time")[0], 1),
+    "half, training part": lambda data: (data.split(0.5, by="time")[0], None),
+    "held-out part": lambda data: (data.split(1, by="time")[1], 0),
+    "half, held-out part": lambda data: (data.split(0.5, by="time")[1], 0),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+@given(st.lists(st.tuples(st.integers(2, 9), st.integers(0, 4)), min_size=2, max_size=4), st.integers(1, 5))
+def test_a_future_is_handed_out_as_far_as_it_is_known(part, sizes, num_steps):
+    # covariate 100 n + t at step t of sequence n, known for `ahead` steps after its last
+    rows = [100.0 * n + torch.arange(length + ahead)[:, None] for n, (length, ahead) in enumerate(sizes)]
+    data = Sequences.from_arrays([torch.zeros(length, 1) for length, _ in sizes], covariates=rows)
+    found, more = part(data)
+    for n, (length, ahead) in enumerate(sizes):
+        held = length - int(found.lengths[n]) if more is None else more
+        last, known = length - held, ahead + held
+        if num_steps <= known:
+            wanted = [100.0 * n + t for t in range(last, last + num_steps)]
+            assert found.future_covariates([n], num_steps).flatten().tolist() == wanted
+        else:
+            with pytest.raises(ValueError, match=f"^num_steps: got {num_steps}, expected at most {known}, .* {n} "):
+                found.future_covariates([n], num_steps)
+
+
+def test_padding_and_windows_have_no_known_future():
+    covariates = torch.arange(10.0).reshape(2, 5, 1)
+    options = {"lengths": torch.tensor([5, 3]), "names": ["a", "b"]}
+    padded = Sequences(torch.zeros(2, 5, 1), covariates=covariates, **options)
+    ended = covariates.clone()
+    ended[1, 4] = NAN
+    known = Sequences(torch.zeros(2, 5, 1), covariates=ended, **options)
+    longer = Sequences(torch.zeros(2, 5, 1), covariates=torch.cat([covariates, covariates], dim=1), **options)
+    assert known.future_covariates([1], 1).flatten().tolist() == [8.0]
+    assert longer.future_covariates([1, 0], 2).flatten().tolist() == [8.0, 9.0, 0.0, 1.0]
+    for data in (padded, padded.subset([0, 1]), longer.windows(5), longer.windows(4), known.windows(5)):
+        for row in range(len(data)):
+            with pytest.raises(ValueError, match="^num_steps: got 1, expected at most 0, the known future of seq"):
+                data.future_covariates([row], 1)
+    with pytest.raises(ValueError, match="got 2, expected at most 1, the known future of sequence 1 .'b'."):
+        known.future_covariates([1, 0], 2)
+    with pytest.raises(ValueError, match="^future_covariates: these sequences have no covariates"):
+        Sequences(torch.zeros(1, 2, 1)).future_covariates([0], 1)
+    with pytest.raises(ValueError, match="^num_steps: got 0"):
+        known.future_covariates([0], 0)
+    with pytest.raises(ValueError, match="^indices: "):
+        longer.future_covariates([2], 1)
 
 
 def test_dtypes_are_kept():

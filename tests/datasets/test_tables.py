@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqdisent import steps_after
 from seqdisent.datasets import sequences_from_table
 
 NAN = float("nan")
@@ -147,8 +146,10 @@ def test_rows_after_the_last_measurement_are_the_known_future():
     assert data.lengths.tolist() == [3, 1]
     assert data.observed.tolist() == [[[True, False], [False, True], [True, False]],
                                       [[True, True], [False, False], [False, False]]]  # fmt: skip
-    assert steps_after(data.covariates, data.mask, 1).flatten().tolist() == [3.0, 5.0]
-    assert steps_after(data.subset([1]).covariates, data.mask[1:, :1], 2).flatten().tolist() == [5.0, 6.0]
+    assert data.future_covariates([0, 1], 1).flatten().tolist() == [3.0, 5.0]
+    assert data.subset([1]).future_covariates([0], 2).flatten().tolist() == [5.0, 6.0]
+    with pytest.raises(ValueError, match="^num_steps: got 2, expected at most 1, the known future of sequence 0 .'a'."):
+        data.future_covariates([0, 1], 2)
     assert sequences_from_table(table, **how).lengths.tolist() == [4, 3]  # without covariates, holes at the end
 
 
