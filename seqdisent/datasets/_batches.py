@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets._checks import check_count, check_positions
-from seqdisent.datasets._draws import draw_below, draw_partners, draw_positions, draw_samples
-from seqdisent.datasets._real import beside
+from seqdisent.datasets._draws import draw_partners, draw_positions, draw_samples, draw_starts
+from seqdisent.datasets._real import beside, measured_steps
 from seqdisent.datasets.batch import Batch
 
 Indices = Tensor | Sequence[int]
@@ -69,6 +69,8 @@ class Batches:
     def draw_windows(self, batch_size: int, generator: torch.Generator, *, num_steps: int | None = None) -> Batch:
         """Random sequences, all different while there are enough, or a random window of each.
 
+        A window in which nothing was measured is not drawn.
+
         Args:
             batch_size: How many.
             generator: Decides everything that is random here.
@@ -94,7 +96,8 @@ class Batches:
             return self.batch(rows)
         check_count(num_steps=num_steps)
         lengths = self.lengths[rows].clamp(max=num_steps)
-        starts = draw_below(self.lengths[rows] - lengths + 1, (batch_size,), generator)
+        seen = self.mask[rows] if self.observed is None else measured_steps(self.observed[rows])
+        starts = draw_starts(seen, self.lengths[rows], lengths, generator)
         steps = torch.arange(int(lengths.max()), device=self.values.device)
         window = (starts[:, None] + steps).clamp(max=self.values.shape[1] - 1)  # what runs over the end is padding
         return self._batch(rows[:, None] * self.values.shape[1] + window, lengths, rows)
@@ -102,8 +105,9 @@ class Batches:
     def draw_groups(self, num_groups: int, frames_per_group: int, generator: torch.Generator) -> Batch:
         """Groups of frames, each of one identity, for a model of still frames (paper, equation 7).
 
-        A group's frames (steps) come from all sequences of its identity, in no order; none comes twice unless the
-        identity has too few. Identities are all different while there are enough, and as even as possible otherwise.
+        A group's frames (steps) are measured ones from all sequences of its identity, in no order; none comes twice
+        unless the identity has too few. Identities are all different while there are enough, and as even as possible
+        otherwise.
 
         Args:
             num_groups: How many groups, the batch's B.
@@ -208,9 +212,10 @@ class Batches:
 
     @cached_property
     def _steps_by_identity(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions of real steps sorted by identity, where each identity's begin, and how many it has."""
-        real = self.mask.flatten().nonzero().squeeze(1)
-        owner = self._owner.repeat_interleave(self.lengths)
+        """Positions of measured steps sorted by identity, where each identity's begin, and how many it has."""
+        seen = self.mask if self.observed is None else measured_steps(self.observed)
+        real = seen.flatten().nonzero().squeeze(1)
+        owner = self._owner[real // seen.shape[1]]
         count = owner.bincount()
         return real[owner.argsort(stable=True)], count.cumsum(0) - count, count
 

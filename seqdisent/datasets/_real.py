@@ -15,6 +15,11 @@ def beside(steps: Tensor, values: Tensor) -> Tensor:
     return steps.reshape(steps.shape + (1,) * (values.dim() - steps.dim()))
 
 
+def measured_steps(observed: Tensor) -> Tensor:
+    r"""Return at which steps (N, T) something was measured, of observed (N, T) or (N, T, \*E)."""
+    return observed.flatten(2).any(dim=2) if observed.dim() > 2 else observed
+
+
 def settle_observed(observed: Tensor | None, values: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor | None:
     r"""Check and return what was measured, False in padding; derived from NaN where it is not given.
 

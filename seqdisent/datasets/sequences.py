@@ -14,7 +14,7 @@ from seqdisent.datasets._batches import Batches, Indices
 from seqdisent.datasets._checks import check_count, check_factors, check_lengths, check_values, check_whole
 from seqdisent.datasets._draws import draw_held_out
 from seqdisent.datasets._ragged import as_whole, check_number, pad_arrays, pad_beside
-from seqdisent.datasets._real import mark_unknown, settle_covariates, settle_observed, settle_values
+from seqdisent.datasets._real import mark_unknown, measured_steps, settle_covariates, settle_observed, settle_values
 from seqdisent.datasets._windows import count_held_out, lay_windows, take_steps
 from seqdisent.datasets.scaler import Scaler
 
@@ -219,7 +219,7 @@ class Sequences(Batches):
         lengths = (self.lengths[rows] - starts).clamp(max=num_steps)
         if self.observed is not None:
             steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
-            measured = self.observed.flatten(2).any(dim=2) if self.observed.dim() > 2 else self.observed
+            measured = measured_steps(self.observed)
             seen = take_steps(measured, rows, steps).any(dim=1)  # what runs over the end repeats the last step
             rows, starts, lengths = rows[seen], starts[seen], lengths[seen]
         if not len(rows):
@@ -276,11 +276,12 @@ class Sequences(Batches):
         return self.subset(~chosen), self.subset(chosen)
 
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Self:
-        r"""The data set with other values: units changed, a logarithm taken, coordinates chosen.
+        r"""The data set with other values: units changed, a logarithm taken.
 
         Args:
             function: From values (N, T, \*E), 0 in holes and padding, to values (N, T, \*F); what it makes of holes and
-                padding does not matter. Of clips, from bytes to bytes.
+                padding does not matter. Where holes are by value, they stay where they are, so each coordinate must
+                stay in its place. Of clips, from bytes to bytes.
 
         Raises:
             TypeError: `function` returns no tensor of the right dtype.

@@ -133,6 +133,31 @@ def test_nan_says_what_was_not_measured(lengths, by_value, seed):
     assert not said.values[~full].any()
 
 
+@given(ragged, st.booleans(), st.integers(1, 4), seeds)
+def test_no_row_is_drawn_in_which_nothing_was_measured(lengths, by_value, num_steps, seed):
+    values, _, _ = holey(lengths, by_value, seed)
+    lengths = torch.tensor(lengths)
+    observed = torch.zeros(values.shape if by_value else values.shape[:2], dtype=torch.bool)
+    observed[torch.arange(len(lengths)), lengths - 1] = True  # the last step alone
+    data = Sequences(values, lengths=lengths, observed=observed, identity=torch.arange(len(lengths)) // 2)
+    measured = observed.reshape(*values.shape[:2], -1).any(2)
+    windows = data.draw_windows(len(lengths), generator(seed), num_steps=num_steps)
+    assert windows.observed.flatten(1).any(1).all()
+    ends = windows.positions.gather(1, windows.mask.sum(1, keepdim=True) - 1).squeeze(1) % values.shape[1]
+    assert sorted(ends.tolist()) == sorted((lengths - 1).tolist())
+    groups = data.draw_groups(3, 4, generator(seed))
+    assert measured.flatten()[groups.positions].all()
+
+
+def test_windows_are_drawn_evenly_among_those_with_a_measurement():
+    seen = torch.tensor([1, 0, 0, 0, 0, 1, 1]).bool()
+    data = Sequences(torch.ones(1, 7, 1).expand(4000, 7, 1), observed=seen.expand(4000, 7))
+    starts = data.draw_windows(4000, generator(0), num_steps=2).positions[:, 0] % 7
+    counts = starts.bincount(minlength=6).tolist()  # of [0:2], [4:6] and [5:7], 1333 each, standard deviation 30
+    assert [count > 0 for count in counts] == [True, False, False, False, True, True]
+    assert all(1200 < count < 1466 for count in counts if count)
+
+
 def test_padding_alone_is_no_hole():
     values = torch.tensor([[[1.0], [NAN]], [[2.0], [3.0]]])
     data = Sequences(values, lengths=torch.tensor([1, 2]))
