@@ -117,6 +117,8 @@ def _as_dates(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> npt.ND
     dates = np.empty(len(column), "datetime64[us]")
     for row, item in enumerate(column.tolist()):
         try:
+            if len(str(item).strip()) == 8 and str(item).strip().isdigit():
+                raise ValueError  # NumPy would take 20240131 for a year
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # NumPy warns of a time zone
                 dates[row] = np.datetime64(item, "us")

@@ -214,6 +214,7 @@ def changed(**columns):
             {"covariates": ["dose"]},
             "^column 'dose': got datetime64",
         ),
+        (changed(hour=["2024-01-30", "20240131"] + ["2024-02-01"] * 3), {}, "^column 'hour': got '20240131' at id 'a'"),
         (changed(hour=np.array([0, 7, "NaT", 8, 3], "timedelta64[ns]")), {}, "^column 'hour': got no time at id 'b'"),
         (changed(heat=[1, 2, float("-inf"), 4, 5]), {}, "^column 'heat': got -inf at id 'b', expected a finite number"),
         (changed(who=["b", None, "b", "a", "b"]), {}, "^column 'who': got no id in row 1"),
