@@ -106,7 +106,8 @@ def steps_after(values: Tensor, mask: Tensor, num_steps: int, *, event_dims: int
 
     Raises:
         TypeError: a mask that is not bool.
-        ValueError: `num_steps` below 1, a mask of another batch, or values that end too early.
+        ValueError: `num_steps` below 1, a mask of another batch or device, one with a hole or a row without a real
+            step, or values that end too early.
 
     Example:
         >>> mask = torch.tensor([[True, True], [True, False]])
@@ -118,12 +119,12 @@ def steps_after(values: Tensor, mask: Tensor, num_steps: int, *, event_dims: int
     _check_bool(mask)
     time = values.ndim - event_dims - 1
     batch = mask.shape[:-1]
-    if time < len(batch) or values.shape[time - len(batch) : time] != batch:
+    if mask.ndim < 1 or time < len(batch) or values.shape[time - len(batch) : time] != batch:
         raise ValueError(
             f"mask: has shape {tuple(mask.shape)}, expected the batch of values {tuple(values.shape)} with "
             f"event_dims={event_dims} to the right of time (1 for vectors, 3 for pictures)"
         )
-    lengths = mask.sum(-1, keepdim=True)
+    lengths = check_mask(mask, batch, mask.shape[-1], values.device).sum(-1, keepdim=True)
     if int(lengths.max()) + num_steps > values.shape[time]:
         raise ValueError(
             f"values: have {values.shape[time]} steps, expected at least {int(lengths.max()) + num_steps}, those of "

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets._checks import check_count, check_positions
-from seqdisent.datasets._draws import draw_below, draw_partners, draw_positions, draw_samples
-from seqdisent.datasets._real import beside
+from seqdisent.datasets._draws import draw_partners, draw_positions, draw_samples, draw_starts
+from seqdisent.datasets._real import beside, measured_steps
 from seqdisent.datasets.batch import Batch
 
 Indices = Tensor | Sequence[int]
@@ -25,6 +25,9 @@ class Batches:
     lengths: Tensor
     observed: Tensor | None
     covariates: Tensor | None
+    _known: Tensor
+    """(N,), for how many steps the covariates are known."""
+    names: list[str]
     identity: Tensor
     labels: dict[str, Tensor]
     step_labels: dict[str, Tensor]
@@ -66,6 +69,8 @@ class Batches:
     def draw_windows(self, batch_size: int, generator: torch.Generator, *, num_steps: int | None = None) -> Batch:
         """Random sequences, all different while there are enough, or a random window of each.
 
+        A window in which nothing was measured is not drawn.
+
         Args:
             batch_size: How many.
             generator: Decides everything that is random here.
@@ -91,7 +96,8 @@ class Batches:
             return self.batch(rows)
         check_count(num_steps=num_steps)
         lengths = self.lengths[rows].clamp(max=num_steps)
-        starts = draw_below(self.lengths[rows] - lengths + 1, (batch_size,), generator)
+        seen = self.mask[rows] if self.observed is None else measured_steps(self.observed[rows])
+        starts = draw_starts(seen, self.lengths[rows], lengths, generator)
         steps = torch.arange(int(lengths.max()), device=self.values.device)
         window = (starts[:, None] + steps).clamp(max=self.values.shape[1] - 1)  # what runs over the end is padding
         return self._batch(rows[:, None] * self.values.shape[1] + window, lengths, rows)
@@ -99,8 +105,9 @@ class Batches:
     def draw_groups(self, num_groups: int, frames_per_group: int, generator: torch.Generator) -> Batch:
         """Groups of frames, each of one identity, for a model of still frames (paper, equation 7).
 
-        A group's frames (steps) come from all sequences of its identity, in no order; none comes twice unless the
-        identity has too few. Identities are all different while there are enough, and as even as possible otherwise.
+        A group's frames (steps) are measured ones from all sequences of its identity, in no order; none comes twice
+        unless the identity has too few. Identities are all different while there are enough, and as even as possible
+        otherwise.
 
         Args:
             num_groups: How many groups, the batch's B.
@@ -165,11 +172,50 @@ class Batches:
         """
         return draw_partners(self._owner, self._rows("indices", indices), generator)
 
+    def future_covariates(self, indices: Indices, num_steps: int) -> Tensor:
+        """The known inputs of the steps that follow the last step of each sequence, of which a forecast is made.
+
+        Args:
+            indices: Which sequences.
+            num_steps: How many steps.
+
+        Returns:
+            (M, num_steps, X), for ``forecast(..., future={"covariates": ...})``.
+
+        Raises:
+            ValueError: A sequence whose known future is shorter, or data without covariates; `num_steps` below 1; no
+                index, or one out of range (also a negative one).
+            TypeError: `num_steps` is no int.
+
+        Example:
+            >>> from seqdisent.datasets import Sequences
+            >>> values, hours = [torch.zeros(3, 1), torch.zeros(2, 1)], torch.arange(5.0)[:, None]
+            >>> data = Sequences.from_arrays(values, covariates=[hours, hours])
+            >>> data.future_covariates([0, 1], 2)[..., 0]
+            tensor([[3., 4.],
+                    [2., 3.]])
+        """
+        check_count(num_steps=num_steps)
+        rows = self._rows("indices", indices)
+        if self.covariates is None:
+            raise ValueError(f"future_covariates: these {self._unit}s have no covariates, expected some")
+        ahead = self._known[rows] - self.lengths[rows]
+        if bool((ahead < num_steps).any()):
+            short = int((ahead < num_steps).nonzero()[0])
+            row = int(rows[short])
+            raise ValueError(
+                f"num_steps: got {num_steps}, expected at most {int(ahead[short])}, the known future of {self._unit} "
+                f"{row} ({self.names[row]!r})"
+            )
+        steps = self.lengths[rows, None] + torch.arange(num_steps, device=rows.device)
+        return self.covariates[rows[:, None], steps]
+
     @cached_property
     def _steps_by_identity(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions of real steps sorted by identity, where each identity's begin, and how many it has."""
-        real = self.mask.flatten().nonzero().squeeze(1)
-        owner = self._owner.repeat_interleave(self.lengths)
+        """Positions of measured steps sorted by identity, where each identity's begin, and how many it has."""
+        seen = self.mask if self.observed is None else measured_steps(self.observed)
+        real = seen.flatten().nonzero().squeeze(1)
+        owner = self._owner[real // seen.shape[1]]
         count = owner.bincount()
         return real[owner.argsort(stable=True)], count.cumsum(0) - count, count
 

@@ -29,7 +29,8 @@ def read_columns(table: Any, wanted: Mapping[str, Sequence[str]]) -> dict[str, n
 
     Raises:
         TypeError: `table` is something else.
-        ValueError: a column that the table lacks, a file that is no table, columns of different lengths, or no row.
+        ValueError: a column that the table lacks, a file that is no table or has a column twice, columns
+            of different lengths, or no row.
     """
     if isinstance(table, str | Path):
         table = _read_csv(Path(table))
@@ -55,6 +56,8 @@ def read_columns(table: Any, wanted: Mapping[str, Sequence[str]]) -> dict[str, n
 def _read_csv(path: Path) -> dict[str, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise ValueError(f"{path}: got column {twice[0]!r} twice in the header, expected each name once")
     rows = [row for row in rows if row]
     for number, row in enumerate(rows):
         if len(row) != len(header):
@@ -66,8 +69,10 @@ def as_floats(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> Floats
     """Return a column of numbers, NaN where missing.
 
     Raises:
-        ValueError: text or an infinite number; `ids` has the sequence of each row, for the message.
+        ValueError: text, dates, durations or an infinite number; `ids` has the sequence of each row, for the message.
     """
+    if column.dtype.kind in "mM":  # whose numbers depend on a unit that nobody sees
+        raise ValueError(f"column {name!r}: got {column.dtype}, expected numbers")
     if column.dtype.kind in "biuf":
         numbers = column.astype(np.float64)
     else:
@@ -84,7 +89,7 @@ def as_floats(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> Floats
 
 
 def as_times(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> Floats:
-    """Return times as numbers from the first one on: dates and ISO text in seconds, numbers in their own unit.
+    """Return times as numbers from the first one on: dates, durations and ISO text in seconds, else as they are.
 
     Raises:
         ValueError: a time that is missing, or what is neither a number nor a date.
@@ -93,12 +98,12 @@ def as_times(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> Floats:
     if missing.any():
         row = int(missing.argmax())
         raise ValueError(f"column {name!r}: got no time at id {ids[row]!r}, expected one in each row")
-    if column.dtype.kind not in "iufM":
+    if column.dtype.kind not in "iufmM":
         try:
             column = np.array([float(item) for item in column.tolist()])
         except (TypeError, ValueError):
             column = _as_dates(name, column, ids)
-    if column.dtype.kind == "M":
+    if column.dtype.kind in "mM":
         since: Floats = (column - column.min()).astype("timedelta64[us]").astype(np.int64) / 1e6
         return since
     if not np.isfinite(column).all():
@@ -112,6 +117,8 @@ def _as_dates(name: str, column: npt.NDArray[Any], ids: Sequence[Any]) -> npt.ND
     dates = np.empty(len(column), "datetime64[us]")
     for row, item in enumerate(column.tolist()):
         try:
+            if len(str(item).strip()) == 8 and str(item).strip().isdigit():
+                raise ValueError  # NumPy would take 20240131 for a year
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # NumPy warns of a time zone
                 dates[row] = np.datetime64(item, "us")

@@ -23,6 +23,20 @@ def draw_below(limit: Tensor, shape: tuple[int, ...], generator: torch.Generator
     return (uniform * limit).long().minimum(limit - 1)
 
 
+def draw_starts(seen: Tensor, totals: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+    """First steps (B,) of windows of `lengths` (B,) in rows of `totals` (B,) steps, of those that hold a step `seen`.
+
+    Uniform; `seen` (B, T) has such a step in each row.
+    """
+    starts = torch.arange(seen.shape[1], device=seen.device)
+    stops = starts + lengths[:, None]
+    before = torch.nn.functional.pad(seen.cumsum(dim=1), (1, 0))
+    good = before.gather(1, stops.clamp(max=seen.shape[1])) > before[:, :-1]
+    good &= stops <= totals[:, None]
+    pick = draw_below(good.sum(dim=1), (len(seen),), generator)
+    return (good.cumsum(dim=1) > pick[:, None]).int().argmax(dim=1)
+
+
 def draw_samples(count: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Samples (B, size), each in random order, of the whole numbers below its `count` (B,).
 

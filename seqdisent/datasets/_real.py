@@ -15,6 +15,11 @@ def beside(steps: Tensor, values: Tensor) -> Tensor:
     return steps.reshape(steps.shape + (1,) * (values.dim() - steps.dim()))
 
 
+def measured_steps(observed: Tensor) -> Tensor:
+    r"""Return at which steps (N, T) something was measured, of observed (N, T) or (N, T, \*E)."""
+    return observed.flatten(2).any(dim=2) if observed.dim() > 2 else observed
+
+
 def settle_observed(observed: Tensor | None, values: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor | None:
     r"""Check and return what was measured, False in padding; derived from NaN where it is not given.
 
@@ -57,9 +62,13 @@ def settle_values(values: Tensor, real: Tensor, names: Sequence[str]) -> Tensor:
     return values if bool(real.all()) else torch.where(real, values, values.new_zeros(()))
 
 
-def settle_covariates(covariates: Tensor, values: Tensor, lengths: Tensor, names: Sequence[str]) -> Tensor:
-    """Check and return known inputs (N, T or more, X); from the first step that is not finite on, the last one before.
+def settle_covariates(
+    covariates: Tensor, values: Tensor, lengths: Tensor, names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Check and return known inputs (N, T + H, X), and for how many steps they are known, (N,).
 
+    They are known up to the first step that is not finite; from there on, the last one before is repeated. A row of T
+    steps that are all finite is known up to its own length: what follows is padding. H is the longest known future.
     Their dtype becomes that of the batches.
     """
     check_tensor("covariates", covariates, "floating")
@@ -71,10 +80,19 @@ def settle_covariates(covariates: Tensor, values: Tensor, lengths: Tensor, names
     covariates = covariates.to(values.device, values.dtype if values.is_floating_point() else torch.float32)
     known = covariates.isfinite().all(dim=2).cumprod(dim=1).sum(dim=1)
     _check_each(known >= lengths, names, "covariates: end early in", "finite values in each of its real steps")
+    if covariates.shape[1] == num_steps:
+        known = known.where(known < num_steps, lengths)
     if int(known.min()) == covariates.shape[1]:
-        return covariates
-    steps = torch.arange(covariates.shape[1], device=values.device).minimum(known[:, None] - 1)
-    return covariates.gather(1, steps[:, :, None].expand_as(covariates))
+        return covariates, known
+    steps = torch.arange(max(num_steps, int(known.max())), device=values.device).minimum(known[:, None] - 1)
+    return covariates.gather(1, steps[:, :, None].expand(-1, -1, covariates.shape[2])), known
+
+
+def mark_unknown(covariates: Tensor, known: Tensor) -> Tensor:
+    """Return covariates with one step more, NaN from step `known` (N,) on, as the constructor reads it."""
+    longer = torch.cat([covariates, covariates[:, :1]], dim=1)
+    beyond = torch.arange(longer.shape[1], device=known.device) >= known[:, None]
+    return longer.masked_fill(beyond[:, :, None], torch.nan)
 
 
 def _check_each(good: Tensor, names: Sequence[str], what: str, wanted: str) -> None:

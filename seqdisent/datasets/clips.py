@@ -48,7 +48,7 @@ class Clips(Sequences):
     Raises:
         TypeError: `frames` is not uint8, `observed` is not bool, `covariates` is not floating point, or another tensor
             does not hold whole numbers.
-        ValueError: Shapes, lengths, label values or names that do not fit together; a frame has a byte above `scale`; a
+        ValueError: Shapes, lengths, label values or names that do not fit together; a measured byte above `scale`; a
             clip in which nothing was measured, or whose covariates end before it does.
 
     Example:
@@ -100,7 +100,8 @@ class Clips(Sequences):
         positions = torch.arange(len(self), device=frames.device)
         self.source = positions if source is None else self._whole("source", source)
         self.renderer = renderer
-        if self.scale < 255 and (brightest := int(frames[self.mask].max())) > self.scale:
+        real = self.mask if self.observed is None else self.observed
+        if self.scale < 255 and (brightest := int(frames[real].max())) > self.scale:
             raise ValueError(f"frames: got values up to {brightest}, expected at most scale={self.scale}")
 
     @property

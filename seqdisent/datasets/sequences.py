@@ -14,7 +14,7 @@ from seqdisent.datasets._batches import Batches, Indices
 from seqdisent.datasets._checks import check_count, check_factors, check_lengths, check_values, check_whole
 from seqdisent.datasets._draws import draw_held_out
 from seqdisent.datasets._ragged import as_whole, check_number, pad_arrays, pad_beside
-from seqdisent.datasets._real import settle_covariates, settle_observed, settle_values
+from seqdisent.datasets._real import mark_unknown, measured_steps, settle_covariates, settle_observed, settle_values
 from seqdisent.datasets._windows import count_held_out, lay_windows, take_steps
 from seqdisent.datasets.scaler import Scaler
 
@@ -33,8 +33,8 @@ class Sequences(Batches):
             default, what is not NaN: by value if some step is measured in part, else by step, and None without NaN.
         covariates: Known inputs of each step, such as the hour, the time since the last step, or a control, finite in
             every real step. They may go on after the values (the known future), up to their first step that is not
-            finite; from there on, `covariates` repeats the last step before. Those of a forecast:
-            ``steps_after(data.covariates, data.mask, num_steps)``.
+            finite; from there on, `covariates` repeats the last step before. In a tensor of T steps, what follows a
+            shorter sequence is padding, no future, unless it ends with NaN. `future_covariates` hands out the future.
         identity: Who each sequence shows, any whole numbers; by default every sequence is its own identity.
         labels: Ground-truth factors, each with values from 0.
         step_labels: Labels of each step, any whole numbers, such as the phoneme that is spoken.
@@ -109,8 +109,10 @@ class Sequences(Batches):
         self.observed = settle_observed(observed, values, self.mask, self.names)
         if values.is_floating_point():
             self.values = settle_values(values, self.mask if self.observed is None else self.observed, self.names)
-        self.covariates = (
-            None if covariates is None else settle_covariates(covariates, values, self.lengths, self.names)
+        self.covariates, self._known = (
+            (None, self.lengths)
+            if covariates is None
+            else settle_covariates(covariates, values, self.lengths, self.names)
         )
 
     @classmethod
@@ -148,7 +150,7 @@ class Sequences(Batches):
         known = None
         if covariates is not None:
             check_number("covariates", covariates, lengths)
-            known = pad_arrays("covariates", covariates, filler=math.nan, num_steps=values.shape[1])[0]
+            known = pad_arrays("covariates", covariates, filler=math.nan, num_steps=values.shape[1] + 1)[0]
         return cls(
             values,
             lengths=lengths,
@@ -217,7 +219,7 @@ class Sequences(Batches):
         lengths = (self.lengths[rows] - starts).clamp(max=num_steps)
         if self.observed is not None:
             steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
-            measured = self.observed.flatten(2).any(dim=2) if self.observed.dim() > 2 else self.observed
+            measured = measured_steps(self.observed)
             seen = take_steps(measured, rows, steps).any(dim=1)  # what runs over the end repeats the last step
             rows, starts, lengths = rows[seen], starts[seen], lengths[seen]
         if not len(rows):
@@ -262,8 +264,8 @@ class Sequences(Batches):
         if by == "time":
             rows = torch.arange(len(self), device=self.values.device)
             later = count_held_out(held_out, self.lengths, self.names)
-            known = (self.values if self.covariates is None else self.covariates).shape[1]
             starts = self.lengths - later
+            known = 1 + (self.values if self.covariates is None else self.covariates).shape[1]  # ends with NaN
             return (
                 self._cut(rows, torch.zeros_like(starts), starts, known),
                 self._cut(rows, starts, later, known - int(starts.min())),
@@ -274,11 +276,12 @@ class Sequences(Batches):
         return self.subset(~chosen), self.subset(chosen)
 
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Self:
-        r"""The data set with other values: units changed, a logarithm taken, coordinates chosen.
+        r"""The data set with other values: units changed, a logarithm taken.
 
         Args:
             function: From values (N, T, \*E), 0 in holes and padding, to values (N, T, \*F); what it makes of holes and
-                padding does not matter. Of clips, from bytes to bytes.
+                padding does not matter. Where holes are by value, they stay where they are, so each coordinate must
+                stay in its place. Of clips, from bytes to bytes.
 
         Raises:
             TypeError: `function` returns no tensor of the right dtype.
@@ -321,10 +324,11 @@ class Sequences(Batches):
 
     def _cut(self, rows: Tensor, starts: Tensor, lengths: Tensor, num_known: int | None = None) -> Self:
         """Windows (M,) of the sequences at `rows`, with the covariates of `num_known` steps (default: their own)."""
-        num_steps = int(lengths.max())
-        steps, known = (
-            starts[:, None] + torch.arange(size, device=starts.device) for size in (num_steps, num_known or num_steps)
-        )
+        steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
+        if num_known is None:
+            known = steps.minimum((starts + lengths)[:, None] - 1)
+        else:
+            known = starts[:, None] + torch.arange(num_known, device=starts.device)
         return type(self)(
             take_steps(self.values, rows, steps),
             lengths=lengths,
@@ -341,7 +345,7 @@ class Sequences(Batches):
         """The constructor's arguments that have steps, beside the values, as taken from (N, T, ...)."""
         return {
             "observed": None if self.observed is None else take(self.observed),
-            "covariates": None if self.covariates is None else take_known(self.covariates),
+            "covariates": (None if self.covariates is None else take_known(mark_unknown(self.covariates, self._known))),
             "step_labels": {name: take(label) for name, label in self.step_labels.items()},
         }
 

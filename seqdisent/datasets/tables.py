@@ -38,16 +38,18 @@ def sequences_from_table(
         table: A DataFrame of pandas or polars, a mapping of names to arrays, or the path of a CSV file with a header.
         columns: What was measured, the values of a step.
         id: The column that says which sequence a row belongs to; by default all rows are one sequence.
-        time: The column of times: numbers, dates of any kind, or ISO text; by default rows are in order.
+        time: The column of times: numbers, dates of any kind, durations (timedelta64), or ISO text with hyphens, since
+            "20240131" is a number; by default rows are in order.
         covariates: Columns of known inputs, which have a number in each row; with `step`, the table then has a row at
             each time. Rows after the last measurement of an id are then no holes, but its known future, of which a
-            forecast is made: a sequence ends with its last measurement, its covariates go on.
+            forecast is made: a sequence ends with its last measurement, its covariates go on, and
+            `future_covariates` of the sequences hands them out. So it is with `dt` alone.
         labels: Columns that do not differ within a sequence, text or numbers; their values are numbered in their order.
-        step: The regular spacing of times, in their unit (seconds for dates) or as a timedelta: a time that the table
-            lacks becomes a hole. None keeps rows as they come.
+        step: The regular spacing of times, in their unit (seconds for dates and durations) or as a timedelta: a time
+            that the table lacks becomes a hole. None keeps rows as they come.
         sort: Put the rows of each id in the order of their times; by default that is an error.
-        dt: Add the time since the last step as the last covariate, in the unit of the times (seconds for dates); the
-            first step of a sequence has the median of all (1 where no sequence has two steps).
+        dt: Add the time since the last step as the last covariate, in the unit of the times (seconds for dates and
+            durations); the first step of a sequence has the median of all (1 where no sequence has two steps).
         dtype: Of the values.
 
     Returns:
@@ -55,10 +57,10 @@ def sequences_from_table(
 
     Raises:
         TypeError: `table` is something else, or `dtype` is neither float32 nor float64.
-        ValueError: A column that is not there; no time, the same time twice, or times out of order in one id; text
-            where numbers belong, or an infinite number; a covariate that is missing; a label that is missing or differs
-            within one id; a time that does not fit `step`; an id with nothing measured; `step`, `sort` or `dt` without
-            `time`. The message names the column and the id.
+        ValueError: A column that is not there, or comes twice in a CSV file; no time, the same time twice, or times out
+            of order in one id; text, dates or durations where numbers belong, or an infinite number; a covariate that
+            is missing; a label that is missing or differs within one id; a time that does not fit `step`; an id with
+            nothing measured; `step`, `sort` or `dt` without `time`. The message names the column and the id.
 
     Example:
         >>> table = {
@@ -93,7 +95,7 @@ def sequences_from_table(
     inputs += [_time_steps(parts)] if dt else []
     placed = [torch.from_numpy(part.place(values)).to(dtype) for part in parts]
     return Sequences.from_arrays(
-        [_until_measured(part) for part in placed] if covariates else placed,
+        [_until_measured(part) for part in placed] if covariates or dt else placed,
         covariates=[torch.from_numpy(np.concatenate(of, axis=1)) for of in zip(*inputs, strict=True)] or None,
         names=[str(part.who) for part in parts],
         **_labels(labels, cells, parts),

@@ -72,11 +72,15 @@ def test_frames_may_have_any_shape_and_scale(more, scale, lengths, seed):
         assert some.draw_clips(2, generator(seed), num_steps=1).frames.shape == (2, 1, 3, *more)
 
 
-def test_a_byte_above_the_scale_is_refused_unless_it_is_padding():
+def test_a_byte_above_the_scale_is_refused_unless_it_is_padding_or_a_hole():
     frames = torch.tensor([[1, 2], [0, 1]], dtype=torch.uint8)[:, :, None]
     with pytest.raises(ValueError, match="^frames: "):
         Clips(frames, scale=1)
     assert Clips(frames, scale=1, lengths=torch.tensor([1, 2])).batch([0, 1]).frames.max() == 1
+    for observed in (frames[..., 0] < 2, frames < 2):  # by frame, and by value
+        assert Clips(frames, scale=1, observed=observed).batch([0, 1]).frames.max() == 1
+    with pytest.raises(ValueError, match="^frames: got values up to 2, expected at most scale=1"):
+        Clips(frames, scale=1, observed=frames > 0)
     with pytest.raises(ValueError, match="^scale: "):
         Clips(frames, scale=0)
 

@@ -133,6 +133,31 @@ def test_nan_says_what_was_not_measured(lengths, by_value, seed):
     assert not said.values[~full].any()
 
 
+@given(ragged, st.booleans(), st.integers(1, 4), seeds)
+def test_no_row_is_drawn_in_which_nothing_was_measured(lengths, by_value, num_steps, seed):
+    values, _, _ = holey(lengths, by_value, seed)
+    lengths = torch.tensor(lengths)
+    observed = torch.zeros(values.shape if by_value else values.shape[:2], dtype=torch.bool)
+    observed[torch.arange(len(lengths)), lengths - 1] = True  # the last step alone
+    data = Sequences(values, lengths=lengths, observed=observed, identity=torch.arange(len(lengths)) // 2)
+    measured = observed.reshape(*values.shape[:2], -1).any(2)
+    windows = data.draw_windows(len(lengths), generator(seed), num_steps=num_steps)
+    assert windows.observed.flatten(1).any(1).all()
+    ends = windows.positions.gather(1, windows.mask.sum(1, keepdim=True) - 1).squeeze(1) % values.shape[1]
+    assert sorted(ends.tolist()) == sorted((lengths - 1).tolist())
+    groups = data.draw_groups(3, 4, generator(seed))
+    assert measured.flatten()[groups.positions].all()
+
+
+def test_windows_are_drawn_evenly_among_those_with_a_measurement():
+    seen = torch.tensor([1, 0, 0, 0, 0, 1, 1]).bool()
+    data = Sequences(torch.ones(1, 7, 1).expand(4000, 7, 1), observed=seen.expand(4000, 7))
+    starts = data.draw_windows(4000, generator(0), num_steps=2).positions[:, 0] % 7
+    counts = starts.bincount(minlength=6).tolist()  # of [0:2], [4:6] and [5:7], 1333 each, standard deviation 30
+    assert [count > 0 for count in counts] == [True, False, False, False, True, True]
+    assert all(1200 < count < 1466 for count in counts if count)
+
+
 def test_padding_alone_is_no_hole():
     values = torch.tensor([[[1.0], [NAN]], [[2.0], [3.0]]])
     data = Sequences(values, lengths=torch.tensor([1, 2]))
@@ -158,10 +183,62 @@ def test_a_known_future_is_kept_and_a_batch_has_the_part_of_its_window():
     data = Sequences(torch.zeros(2, 5, 1), lengths=torch.tensor([5, 4]), covariates=covariates)
     assert data.covariates[..., 0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 13, 13]]
     assert data.batch([0, 1]).covariates[..., 0].tolist() == [[0, 1, 2, 3, 4], [8, 9, 10, 11, 11]]
-    assert torch.equal(data.subset([1]).covariates, data.covariates[1:])
+    assert torch.equal(data.subset([1]).covariates, data.covariates[1:, :6])
     window = data.draw_windows(1, generator(0), num_steps=2)
     first = int(window.positions[0, 0])
     assert window.covariates.flatten().tolist() == data.covariates[first // 5, first % 5 :][:2].flatten().tolist()
+
+
+PARTS = {
+    "subset": lambda data: (data.subset(range(len(data))[::-1]).subset(range(len(data))[::-1]), 0),
+    "map_values": lambda data: (data.map_values(lambda values: values + 1), 0),
+    "training part": lambda data: (data.split(1, by="time")[0], 1),
+    "half, training part": lambda data: (data.split(0.5, by="time")[0], None),
+    "held-out part": lambda data: (data.split(1, by="time")[1], 0),
+    "half, held-out part": lambda data: (data.split(0.5, by="time")[1], 0),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+@given(st.lists(st.tuples(st.integers(2, 9), st.integers(0, 4)), min_size=2, max_size=4), st.integers(1, 5))
+def test_a_future_is_handed_out_as_far_as_it_is_known(part, sizes, num_steps):
+    # covariate 100 n + t at step t of sequence n, known for `ahead` steps after its last
+    rows = [100.0 * n + torch.arange(length + ahead)[:, None] for n, (length, ahead) in enumerate(sizes)]
+    data = Sequences.from_arrays([torch.zeros(length, 1) for length, _ in sizes], covariates=rows)
+    found, more = part(data)
+    for n, (length, ahead) in enumerate(sizes):
+        held = length - int(found.lengths[n]) if more is None else more
+        last, known = length - held, ahead + held
+        if num_steps <= known:
+            wanted = [100.0 * n + t for t in range(last, last + num_steps)]
+            assert found.future_covariates([n], num_steps).flatten().tolist() == wanted
+        else:
+            with pytest.raises(ValueError, match=f"^num_steps: got {num_steps}, expected at most {known}, .* {n} "):
+                found.future_covariates([n], num_steps)
+
+
+def test_padding_and_windows_have_no_known_future():
+    covariates = torch.arange(10.0).reshape(2, 5, 1)
+    options = {"lengths": torch.tensor([5, 3]), "names": ["a", "b"]}
+    padded = Sequences(torch.zeros(2, 5, 1), covariates=covariates, **options)
+    ended = covariates.clone()
+    ended[1, 4] = NAN
+    known = Sequences(torch.zeros(2, 5, 1), covariates=ended, **options)
+    longer = Sequences(torch.zeros(2, 5, 1), covariates=torch.cat([covariates, covariates], dim=1), **options)
+    assert known.future_covariates([1], 1).flatten().tolist() == [8.0]
+    assert longer.future_covariates([1, 0], 2).flatten().tolist() == [8.0, 9.0, 0.0, 1.0]
+    for data in (padded, padded.subset([0, 1]), longer.windows(5), longer.windows(4), known.windows(5)):
+        for row in range(len(data)):
+            with pytest.raises(ValueError, match="^num_steps: got 1, expected at most 0, the known future of seq"):
+                data.future_covariates([row], 1)
+    with pytest.raises(ValueError, match="got 2, expected at most 1, the known future of sequence 1 .'b'."):
+        known.future_covariates([1, 0], 2)
+    with pytest.raises(ValueError, match="^future_covariates: these sequences have no covariates"):
+        Sequences(torch.zeros(1, 2, 1)).future_covariates([0], 1)
+    with pytest.raises(ValueError, match="^num_steps: got 0"):
+        known.future_covariates([0], 0)
+    with pytest.raises(ValueError, match="^indices: "):
+        longer.future_covariates([2], 1)
 
 
 def test_dtypes_are_kept():

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqdisent import steps_after
 from seqdisent.datasets import sequences_from_table
 
 NAN = float("nan")
@@ -97,6 +96,8 @@ DATES = ["2020-02-28T23:00:00", "2020-02-29 01:00", "2020-02-29T01:30"]
         DATES,
         np.array(DATES, "datetime64[s]"),
         np.array(DATES, "datetime64[ns]"),
+        np.array([60, 7260, 9060], "timedelta64[s]"),
+        np.array([60, 7260, 9060], "timedelta64[s]").astype("timedelta64[ns]"),
         [datetime.datetime.fromisoformat(date) for date in DATES],
     ],
     ids=lambda times: f"{type(times[0]).__name__} {times[0]}",
@@ -147,8 +148,13 @@ def test_rows_after_the_last_measurement_are_the_known_future():
     assert data.lengths.tolist() == [3, 1]
     assert data.observed.tolist() == [[[True, False], [False, True], [True, False]],
                                       [[True, True], [False, False], [False, False]]]  # fmt: skip
-    assert steps_after(data.covariates, data.mask, 1).flatten().tolist() == [3.0, 5.0]
-    assert steps_after(data.subset([1]).covariates, data.mask[1:, :1], 2).flatten().tolist() == [5.0, 6.0]
+    assert data.future_covariates([0, 1], 1).flatten().tolist() == [3.0, 5.0]
+    assert data.subset([1]).future_covariates([0], 2).flatten().tolist() == [5.0, 6.0]
+    with pytest.raises(ValueError, match="^num_steps: got 2, expected at most 1, the known future of sequence 0 .'a'."):
+        data.future_covariates([0, 1], 2)
+    gaps = sequences_from_table({**table, "t": [0, 1, 3, 6, 0, 2, 3]}, dt=True, **(how | {"step": None}))
+    assert gaps.lengths.tolist() == [3, 1]
+    assert gaps.future_covariates([0, 1], 1).flatten().tolist() == [3.0, 2.0]
     assert sequences_from_table(table, **how).lengths.tolist() == [4, 3]  # without covariates, holes at the end
 
 
@@ -193,6 +199,23 @@ def changed(**columns):
         ),
         (changed(hour=[0.0, 7, 2, 8, 2.0001]), {"step": 1}, "^column 'hour': 2.0001 at id 'b' is not a whole number"),
         (changed(pulse=["1", "2", "3", "high", "5"]), {}, "^column 'pulse': got 'high' at id 'a', expected a number"),
+        (
+            changed(pulse=np.arange(5).astype("timedelta64[ns]")),
+            {},
+            "^column 'pulse': got timedelta64.ns., expected num",
+        ),
+        (
+            changed(heat=np.arange(5).astype("datetime64[ns]")),
+            {},
+            "^column 'heat': got datetime64.ns., expected number",
+        ),
+        (
+            changed(dose=np.arange(5).astype("datetime64[ns]")),
+            {"covariates": ["dose"]},
+            "^column 'dose': got datetime64",
+        ),
+        (changed(hour=["2024-01-30", "20240131"] + ["2024-02-01"] * 3), {}, "^column 'hour': got '20240131' at id 'a'"),
+        (changed(hour=np.array([0, 7, "NaT", 8, 3], "timedelta64[ns]")), {}, "^column 'hour': got no time at id 'b'"),
         (changed(heat=[1, 2, float("-inf"), 4, 5]), {}, "^column 'heat': got -inf at id 'b', expected a finite number"),
         (changed(who=["b", None, "b", "a", "b"]), {}, "^column 'who': got no id in row 1"),
         (TABLE, {"covariates": ["pulse"]}, "^column 'pulse': got no covariate at id 'b'"),
@@ -222,6 +245,9 @@ def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n")
     with pytest.raises(ValueError, match="a.csv: row 1 has 1 cells, expected 2, as in the header"):
         sequences_from_table(tmp_path / "a.csv", columns=["x"])
+    (tmp_path / "a.csv").write_text("x,y,x,\n1,2,3,\n")
+    with pytest.raises(ValueError, match="a.csv: got column 'x' twice in the header, expected each name once"):
+        sequences_from_table(tmp_path / "a.csv", columns=["y"])
     with pytest.raises(TypeError, match="^values: got torch.float16"):
         sequences_from_table(TABLE, **HOW, dtype=torch.float16)
 
