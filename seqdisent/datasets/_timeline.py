@@ -68,7 +68,9 @@ def put_in_time(
                 f"column {name!r}: got {now} after {was} at id {part.who!r}, expected times in order, or sort=True"
             )
         placed.append(Part(part.who, rows, part.steps, gaps))
-    return placed if step is None else [_on_grid(name, column, times, part, _spacing(step)) for part in placed]
+    return (
+        placed if step is None else [_on_grid(name, column, times, part, as_spacing("step", step)) for part in placed]
+    )
 
 
 def _on_grid(name: str, column: npt.NDArray[Any], times: Floats, part: Part, spacing: float) -> Part:
@@ -85,10 +87,10 @@ def _on_grid(name: str, column: npt.NDArray[Any], times: Floats, part: Part, spa
     return Part(part.who, part.rows, steps.astype(np.intp), np.full(int(steps[-1]), spacing))
 
 
-def _spacing(step: float | timedelta | np.timedelta64) -> float:
-    """Return a step in seconds, or as the number that it is."""
-    if isinstance(step, timedelta | np.timedelta64):
-        step = float(np.timedelta64(step, "us").astype(np.int64)) / 1e6
-    if not 0 < step < float("inf"):
-        raise ValueError(f"step: got {step}, expected a positive finite number or timedelta")
-    return float(step)
+def as_spacing(argument: str, spacing: float | timedelta | np.timedelta64) -> float:
+    """Return a spacing of times in seconds, or as the number that it is."""
+    if isinstance(spacing, timedelta | np.timedelta64):
+        spacing = float(np.timedelta64(spacing, "us").astype(np.int64)) / 1e6
+    if not 0 < spacing < float("inf"):
+        raise ValueError(f"{argument}: got {spacing}, expected a positive finite number or timedelta")
+    return float(spacing)

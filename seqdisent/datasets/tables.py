@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqdisent.datasets._columns import Floats, as_floats, as_items, is_missing, read_columns
-from seqdisent.datasets._timeline import Part, parts_of, put_in_time
+from seqdisent.datasets._timeline import Part, as_spacing, parts_of, put_in_time
 from seqdisent.datasets.sequences import Sequences
 
 
@@ -26,7 +26,7 @@ def sequences_from_table(
     labels: Sequence[str] = (),
     step: float | timedelta | np.timedelta64 | None = None,
     sort: bool = False,
-    dt: bool = False,
+    dt: bool | float | timedelta | np.timedelta64 = False,
     dtype: torch.dtype = torch.float32,
 ) -> Sequences:
     """Sequences from a long table: one row for each id and time, one column for each thing that was measured.
@@ -48,15 +48,17 @@ def sequences_from_table(
         step: The regular spacing of times, in their unit (seconds for dates and durations) or as a timedelta: a time
             that the table lacks becomes a hole. None keeps rows as they come.
         sort: Put the rows of each id in the order of their times; by default that is an error.
-        dt: Add the time since the last step as the last covariate, in the unit of the times (seconds for dates and
-            durations); the first step of a sequence has the median of all (1 where no sequence has two steps).
+        dt: Add the time since the last step as the last covariate: True in the unit of the times (seconds for dates and
+            durations), or the unit, a number of theirs or a timedelta. Networks learn where it is near 1. The first
+            step of a sequence has the median of all (1 where no sequence has two steps).
         dtype: Of the values.
 
     Returns:
         The sequences, with values (N, T, len(columns)).
 
     Raises:
-        TypeError: `table` is something else, or `dtype` is neither float32 nor float64.
+        TypeError: `table` is something else, `columns`, `covariates` or `labels` is a string, or `dtype` is neither
+            float32 nor float64.
         ValueError: A column that is not there, or comes twice in a CSV file; no time, the same time twice, or times out
             of order in one id; text, dates or durations where numbers belong, or an infinite number; a covariate that
             is missing; a label that is missing or differs within one id; a time that does not fit `step`; an id with
@@ -79,10 +81,13 @@ def sequences_from_table(
                  [1.],
                  [1.]]])
     """
-    if time is None and (step is not None or sort or dt):
+    if time is None and (step is not None or sort or dt is not False):
         raise ValueError("time: got None, expected the column of times, which `step`, `sort` and `dt` need")
     if not columns:
         raise ValueError("columns: got none, expected at least one")
+    for argument, names in (("columns", columns), ("covariates", covariates), ("labels", labels)):
+        if isinstance(names, str):
+            raise TypeError(f"{argument}: got the string {names!r}, expected a sequence of names such as [{names!r}]")
     wanted = {"columns": columns, "covariates": covariates, "labels": labels}
     wanted |= {name: [column] for name, column in (("id", id), ("time", time)) if column is not None}
     cells = read_columns(table, wanted)
@@ -92,10 +97,10 @@ def sequences_from_table(
         parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort)
     values = np.stack([as_floats(name, cells[name], ids) for name in columns], axis=1)
     inputs = [_covariates(covariates, cells, ids, parts)] if covariates else []
-    inputs += [_time_steps(parts)] if dt else []
+    inputs += [_time_steps(parts, 1.0 if dt is True else as_spacing("dt", dt))] if dt is not False else []
     placed = [torch.from_numpy(part.place(values)).to(dtype) for part in parts]
     return Sequences.from_arrays(
-        [_until_measured(part) for part in placed] if covariates or dt else placed,
+        [_until_measured(part) for part in placed] if inputs else placed,
         covariates=[torch.from_numpy(np.concatenate(of, axis=1)) for of in zip(*inputs, strict=True)] or None,
         names=[str(part.who) for part in parts],
         **_labels(labels, cells, parts),
@@ -132,9 +137,9 @@ def _covariates(
     return [part.place(known) for part in parts]
 
 
-def _time_steps(parts: Sequence[Part]) -> list[Floats]:
+def _time_steps(parts: Sequence[Part], unit: float) -> list[Floats]:
     """Time since the last step, (T, 1) of each sequence."""
-    gaps = [np.zeros(0) if part.gaps is None else part.gaps for part in parts]
+    gaps = [np.zeros(0) if part.gaps is None else part.gaps / unit for part in parts]
     every = np.concatenate(gaps)
     first = np.median(every, keepdims=True) if len(every) else np.ones(1)
     return [np.concatenate([first, gap])[:, None] for gap in gaps]

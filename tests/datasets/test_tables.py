@@ -159,6 +159,18 @@ def test_rows_after_the_last_measurement_are_the_known_future():
 
 
 def test_sequences_of_one_step_have_a_time_step():
+    table = {"t": ["2024-01-01T00:00", "2024-01-01T02:00", "2024-01-01T05:00"], "x": [1.0, 2.0, 3.0]}
+    for hour in (3600, 3600.0, datetime.timedelta(hours=1), np.timedelta64(60, "m")):
+        data = sequences_from_table(table, columns=["x"], time="t", dt=hour)
+        assert data.covariates.flatten().tolist() == [2.5, 2.0, 3.0]
+    for wrong in (0, -1.0):
+        with pytest.raises(ValueError, match="^dt: got .*, expected a positive finite number or timedelta"):
+            sequences_from_table(table, columns=["x"], time="t", dt=wrong)
+    for argument in ("columns", "covariates", "labels"):
+        with pytest.raises(
+            TypeError, match=rf"^{argument}: got the string 'x', expected a sequence of names .*\['x'\]"
+        ):
+            sequences_from_table(table, **{"columns": ["x"], argument: "x"})
     data = sequences_from_table({"t": [5, 9], "x": [1.0, 2.0], "i": [0, 1]}, columns=["x"], id="i", time="t", dt=True)
     assert data.covariates.flatten().tolist() == [1.0, 1.0]
 
