@@ -299,6 +299,16 @@ def test_swaps_show_the_labels_of_the_donor_and_probes_find_them():
     assert bare.keys() & {"probes", "swapped_labels"} == set()
 
 
+def test_labels_that_are_numbered_otherwise_are_refused():
+    program, data = Level().eval(), levels_and_swings(12, 0)
+    named = [
+        Sequences(data.values, labels={"who": data.labels["who"]}, factor_names={"who": names})
+        for names in (["ann", "bob", "cleo"], ["bob", "cleo", "ann"])
+    ]
+    with pytest.raises(ValueError, match="held_out: factor 'who' has other values than that of train"):
+        evaluate(program.model, program.guide, *named, static=["s"])
+
+
 class Copied(Level):
     """Its trajectory is the sequence itself, and padding 100."""
 

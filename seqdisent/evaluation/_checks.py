@@ -40,6 +40,12 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None, 
     if isinstance(factors, str):
         raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
     known = sorted(set(train.labels) & set(held_out.labels))
+    for name in known:  # else the same number is another value
+        if train.factor_names[name] != held_out.factor_names[name]:
+            raise ValueError(
+                f"held_out: factor {name!r} has other values than that of train ({len(held_out.factor_names[name])} "
+                f"and {len(train.factor_names[name])}), expected the same; pass the same factor_names to both"
+            )
     if unknown := sorted(set(factors or ()) - set(known)):
         raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
 
