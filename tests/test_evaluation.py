@@ -611,13 +611,23 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
             ValueError,
             r"candidates: have lengths \[6\] and steps of shape \(3, 16, 16\), expected 5",
         ),
+        (
+            {"held_out": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0)},
+            ValueError,
+            "held_out: got Clips with `observed`, expected Clips without, or Sequences of numbers",
+        ),
+        (
+            {"train": Clips(torch.zeros(2, 3, 5).byte(), covariates=torch.ones(2, 3, 1))},
+            ValueError,
+            "train: got Clips with `covariates`, expected Clips without, or Sequences of numbers",
+        ),
         ({"judge": len}, TypeError, "judge: got builtin_function_or_method, expected a Judge"),
     ],
 )
 def test_what_is_wrong_is_named(options, error, said, swinging):
     network, train, held_out = swinging
     with pytest.raises(error, match=said):
-        evaluate(network.model, network.guide, train, held_out, **{**OWN, **options})
+        evaluate(network.model, network.guide, **{"train": train, "held_out": held_out, **OWN, **options})
 
 
 def test_a_module_in_training_mode_is_refused(swinging):

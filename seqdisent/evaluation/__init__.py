@@ -183,7 +183,8 @@ def evaluate(
         guide: its guide.
         train: the sequences of the training: the mean step is theirs, a judge and probes learn from them. A label that
             both have has the same `factor_names` in both.
-        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is.
+        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may not
+            have `observed` or `covariates`.
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
         emission: the site that is the sequence; None for the model's last one.
@@ -215,8 +216,8 @@ def evaluate(
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
             shape; factors that the clips have no label for; a label whose values have other names in `train` than in
-            `held_out`; a number out of range; `forecast_steps` that leave no sequence, or `hidden` that hides nothing;
-            or a module in training mode.
+            `held_out`; clips with `observed` or `covariates`; a number out of range; `forecast_steps` that leave no
+            sequence, or `hidden` that hides nothing; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:

@@ -29,6 +29,13 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None, 
         raise TypeError(
             f"train: got {type(train).__name__}, expected {type(held_out).__name__} as held_out: both Clips or neither"
         )
+    for argument, clips in (("train", train), ("held_out", held_out), ("candidates", candidates)):
+        for name in ("observed", "covariates"):
+            if isinstance(clips, Clips) and getattr(clips, name) is not None:
+                raise ValueError(
+                    f"{argument}: got Clips with `{name}`, expected Clips without, or Sequences of numbers, where "
+                    "it is read"
+                )
     shape, num_steps = tuple(held_out.values.shape[2:]), int(held_out.lengths.max())
     if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
         lengths = sorted(set(candidates.lengths.tolist()))
