@@ -115,28 +115,40 @@ def seasonal_naive_draws(
     return centre + added
 
 
-def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None = None, *, fill: float = 0.0) -> Tensor:
+def linear_interpolation(
+    values: Tensor,
+    observed: Tensor,
+    mask: Tensor | None = None,
+    *,
+    times: Tensor | None = None,
+    fill: float = 0.0,
+) -> Tensor:
     r"""Fill holes by straight lines between the observed values of each coordinate.
 
-    Before the first and after the last observed value, it is repeated.
+    Before the first and after the last observed value, it is repeated. Without `times`, lines are straight over the
+    steps, whatever time lies between them.
 
     Args:
         values: (B, T, \*E); anything in padding and in holes.
         observed: (B, T) or (B, T, \*E) bool, True where measured.
         mask: (B, T) bool, which steps are real; None for all.
+        times: (B, T), when each step was, increasing; anything in padding. None for equal distances.
         fill: what a coordinate has of which nothing was observed.
 
     Returns:
         (B, T, \*E): the values where they were observed, 0 in padding.
 
     Raises:
-        TypeError: `values` is not floating point; `mask` or `observed` is not bool.
-        ValueError: shapes that do not fit, or an observed value that is not finite.
+        TypeError: `values` or `times` is not floating point; `mask` or `observed` is not bool.
+        ValueError: shapes that do not fit, an observed value or the time of a real step that is not finite, or times
+            that do not increase.
 
     Example:
         >>> values = torch.tensor([[torch.nan, 1.0, torch.nan, torch.nan, 4.0]])
         >>> linear_interpolation(values, ~values.isnan())
         tensor([[1., 1., 2., 3., 4.]])
+        >>> linear_interpolation(values, ~values.isnan(), times=torch.tensor([[0.0, 1.0, 5.0, 6.0, 7.0]]))
+        tensor([[1.0000, 1.0000, 3.0000, 3.5000, 4.0000]])
     """
     known = _known(values, mask, observed)
     num_steps = values.shape[1]
@@ -145,10 +157,27 @@ def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None =
     after = torch.where(known, step, num_steps).flip(1).cummin(1).values.flip(1)
     left = torch.where(before >= 0, before, after).clamp(max=num_steps - 1)
     right = torch.where(after < num_steps, after, before).clamp(min=0)
-    weight = (step - left).double() / (right - left).clamp(min=1)
+    at = step.double() if times is None else _spread_times(times, values, mask)
+    start, length = at.gather(1, left), at.gather(1, right) - at.gather(1, left)
+    weight = (at - start) / torch.where(length > 0, length, 1.0)
     line = torch.lerp(values.gather(1, left), values.gather(1, right), weight.to(values.dtype))
     line = torch.where(known.any(1, keepdim=True), line, fill)
     return torch.where(known_places(values, mask, None), line, 0.0)
+
+
+def _spread_times(times: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return times as float64 of the values' shape, 0 in padding, after a look at them."""
+    check_floating("times", times)
+    if times.shape != values.shape[:2]:
+        raise ValueError(
+            f"times: has shape {tuple(times.shape)}, expected {tuple(values.shape[:2])}, one for each step"
+        )
+    real = known_places(times, mask, None)
+    check_finite("times", times, real)
+    if bool((real[:, 1:] & (times.diff(dim=1) <= 0)).any()):
+        raise ValueError("times: got some that do not increase, expected each real step later than the one before")
+    times = torch.where(real, times.double(), 0.0)
+    return times.reshape(times.shape + (1,) * (values.ndim - 2)).expand(values.shape)
 
 
 def _known(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> Tensor:

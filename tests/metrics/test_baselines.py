@@ -155,16 +155,48 @@ def test_interpolation_is_numpys_in_each_coordinate(case, fill):
     assert not found[~mask].any()
 
 
-@pytest.mark.parametrize("what", ["naive", "draws", "interpolation"])
+@given(case=sequences(), seed=seeds(), padded=padding())
+def test_interpolation_over_times_is_numpys(case, seed, padded):
+    values, mask, observed, known = case
+    times = (0.1 + Tensors(seed).uniform(*mask.shape)).cumsum(1).double()
+    found = linear_interpolation(values, observed, mask, times=times.where(mask, padded))
+    assert found.dtype == values.dtype
+    digits = 1e-12 if values.dtype == torch.float64 else 1e-5
+    for b, e, row, seen in coordinates(values, known, mask):
+        at, when = [t for t in range(len(row)) if seen[t]], times[b].numpy()
+        expected = np.interp(when[: len(row)], when[at], [row[t] for t in at]) if at else np.zeros(len(row))
+        assert found[(b, slice(0, len(row)), *e)].tolist() == pytest.approx(expected.tolist(), abs=digits)
+    assert not found[~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "said"),
+    [
+        (torch.arange(6).reshape(2, 3), TypeError, "times: got dtype torch.int64, expected a floating-point tensor"),
+        (torch.arange(3.0), ValueError, r"times: has shape \(3,\), expected \(2, 3\), one for each step"),
+        (torch.tensor([[0.0, 1.0, 1.0]] * 2), ValueError, "times: got some that do not increase, expected each real"),
+        (torch.tensor([[0.0, torch.nan, 1.0]] * 2), ValueError, "times: got 2 values that are not finite"),
+    ],
+)
+def test_times_that_are_refused_are_named(times, error, said):
+    values = torch.zeros(2, 3, 1)
+    with pytest.raises(error, match=said):
+        linear_interpolation(values, torch.ones(2, 3, dtype=torch.bool), times=times)
+
+
+@pytest.mark.parametrize("what", ["naive", "draws", "interpolation", "over times"])
 def test_gradients_reach_known_values_alone_and_are_finite(what):
     values = Tensors(0).normal(2, 6, 2)
     observed = Tensors(1).uniform(2, 6, 2) < 0.6
     observed[0, :, 1] = False
     values = values.where(observed, torch.nan).requires_grad_()
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    times = torch.arange(6.0).square().where(mask, torch.nan)
     made = {
         "naive": lambda: seasonal_naive(values, 4, 2, observed=observed),
         "draws": lambda: seasonal_naive_draws(values, 4, 2, 3, torch.Generator().manual_seed(0), observed=observed),
         "interpolation": lambda: linear_interpolation(values, observed),
+        "over times": lambda: linear_interpolation(values, observed, mask, times=times),
     }[what]()
     made.square().sum().backward()
     assert not values.grad[~observed].any()
