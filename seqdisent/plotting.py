@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqdisent import _files
+from seqdisent.metrics._draws import quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -288,16 +289,16 @@ def plot_intervals(
     if values.ndim == 2:
         values, draws = values.unsqueeze(-1), draws.unsqueeze(-1)
     bounds = [(1 - level) / 2 for level in levels] + [(1 + level) / 2 for level in levels]
-    found = draws.detach().cpu().double().quantile(torch.tensor([*bounds, 0.5]).double(), 0)
-    quantiles = torch.where(real, found, torch.nan).numpy()
+    found = quantiles(draws.detach().cpu().double(), [*bounds, 0.5])
+    lines = torch.where(real, found, torch.nan).numpy()
     count, num_steps, size = values.shape
     figure, axes = _axes(count, width=3.6, height=2.2, rows=size)
     for number, axis in enumerate(axes):
         coordinate, row = divmod(number, count)
         at = (row, slice(None), coordinate)
-        for low, high in zip(quantiles[: len(levels)], quantiles[len(levels) : -1], strict=True):
+        for low, high in zip(lines[: len(levels)], lines[len(levels) : -1], strict=True):
             axis.fill_between(range(num_steps), low[at], high[at], color="C0", alpha=0.25, linewidth=0)
-        axis.plot(quantiles[-1][at], color="C0", linewidth=0.8)
+        axis.plot(lines[-1][at], color="C0", linewidth=0.8)
         for shown, face, edge in ((seen & ~unseen, "black", "black"), (unseen, "none", "C3")):
             steps = shown[at].nonzero().squeeze(1)
             axis.scatter(steps, values[at].detach().cpu()[steps], s=9, zorder=3, facecolors=face, edgecolors=edge)

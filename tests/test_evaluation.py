@@ -503,6 +503,11 @@ def test_the_model_decides_whether_there_is_a_forecast(kind, can):
     model, clips = kind().eval(), vectors()
     found = evaluate(model.model, model.guide, clips, clips, motion=["z"]).numbers
     assert ("forecast_error" in found) == can
+    if not can:
+        with pytest.raises(
+            ValueError, match="forecast_steps: got 3, expected 0 or None for a model that carries nothing"
+        ):
+            evaluate(model.model, model.guide, clips, clips, motion=["z"], forecast_steps=3)
 
 
 def test_a_swap_without_a_trajectory_is_judged_over_the_source():
@@ -611,13 +616,31 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
             ValueError,
             r"candidates: have lengths \[6\] and steps of shape \(3, 16, 16\), expected 5",
         ),
+        (
+            {"held_out": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0)},
+            ValueError,
+            "held_out: got Clips with `observed`, expected Clips without, or Sequences of numbers",
+        ),
+        (
+            {"train": Clips(torch.zeros(2, 3, 5).byte(), covariates=torch.ones(2, 3, 1))},
+            ValueError,
+            "train: got Clips with `covariates`, expected Clips without, or Sequences of numbers",
+        ),
+        ({"season": 3}, ValueError, "season: got 3, expected None where `held_out` is Clips"),
+        ({"hidden": 0.2}, ValueError, "hidden: got 0.2, expected None where `held_out` is Clips"),
+        ({"num_samples": 7}, ValueError, "num_samples: got 7, expected None where `held_out` is Clips"),
+        (
+            {"judge": None, "factors": ["colour"]},
+            ValueError,
+            r"factors: got \['colour'\], expected None with judge=None, which leaves out all labels",
+        ),
         ({"judge": len}, TypeError, "judge: got builtin_function_or_method, expected a Judge"),
     ],
 )
 def test_what_is_wrong_is_named(options, error, said, swinging):
     network, train, held_out = swinging
     with pytest.raises(error, match=said):
-        evaluate(network.model, network.guide, train, held_out, **{**OWN, **options})
+        evaluate(network.model, network.guide, **{"train": train, "held_out": held_out, **OWN, **options})
 
 
 def test_a_module_in_training_mode_is_refused(swinging):

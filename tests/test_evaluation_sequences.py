@@ -295,8 +295,41 @@ def test_swaps_show_the_labels_of_the_donor_and_probes_find_them():
     assert found.numbers["probes"]["linear"]["z"]["who"]["accuracy"] < 0.7  # its mean is 0
     assert "| who | 100.00 | 0.00 |" in found.tables()
     assert found.judge is None
+    one = evaluate(program.model, program.guide, train, held_out, static=["s"], motion=["z"], factors=["what"]).numbers
+    assert one["swapped_labels"]["known"].keys() == one["probes"]["linear"]["s"].keys() == {"what"}
     bare = evaluate(program.model, program.guide, train, held_out, static=["s"], motion=["z"], judge=None).numbers
     assert bare.keys() & {"probes", "swapped_labels"} == set()
+
+
+class Forgetful(Level):
+    """Steps without memory."""
+
+    def model(self, x=None, mask=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
+        with pyro.plate("sequences", num_sequences):
+            z = pyro.sample("z", IndependentSteps(normal(torch.zeros(num_sequences, num_steps, 1), 1.0), mask))
+            pyro.sample("x", IndependentSteps(normal(z, 0.1), mask), obs=x)
+
+    def guide(self, x, mask=None):
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", IndependentSteps(normal(x, 1e-3), mask))
+
+
+def test_a_forecast_of_a_model_without_one_is_refused():
+    program, data = Forgetful().eval(), levels_and_swings(12, 0)
+    assert "forecast" not in evaluate(program.model, program.guide, data, data).numbers
+    with pytest.raises(ValueError, match="forecast_steps: got 2, expected 0 or None for a model that carries nothing"):
+        evaluate(program.model, program.guide, data, data, forecast_steps=2)
+
+
+def test_labels_that_are_numbered_otherwise_are_refused():
+    program, data = Level().eval(), levels_and_swings(12, 0)
+    named = [
+        Sequences(data.values, labels={"who": data.labels["who"]}, factor_names={"who": names})
+        for names in (["ann", "bob", "cleo"], ["bob", "cleo", "ann"])
+    ]
+    with pytest.raises(ValueError, match="held_out: factor 'who' has other values than that of train"):
+        evaluate(program.model, program.guide, *named, static=["s"])
 
 
 class Copied(Level):
@@ -416,6 +449,11 @@ def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
         ({"num_samples": 1}, ValueError, "num_samples: got 1, expected an integer >= 2"),
         ({"forecast_steps": 40}, ValueError, "forecast_steps: got 40, expected fewer"),
         ({"forecast_steps": 3, "season": 9}, ValueError, "forecast_steps: got 3, .*after a season of 9"),
+        (
+            {"candidates": Clips(torch.zeros(2, 3, 1).byte())},
+            ValueError,
+            "candidates: got 2 clips, expected None where `held_out` is no Clips",
+        ),
         ({"train": Clips(torch.zeros(2, 3, 1).byte())}, TypeError, "train: got Clips, expected Sequences as held_out"),
     ],
 )

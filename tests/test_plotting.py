@@ -149,6 +149,12 @@ def test_intervals_stand_where_there_are_draws_and_rings_where_something_was_hid
     assert plain["ticks"] == 0
 
 
+def test_intervals_of_very_many_draws_are_drawn(tmp_path):
+    """torch.quantile refuses more than 2^24 draws."""
+    draws = torch.arange(2.0**24 + 1).reshape(-1, 1, 1)
+    assert plot_intervals(torch.zeros(1, 1), draws, tmp_path / "many.png").stat().st_size > 0
+
+
 def test_what_stands_in_holes_and_padding_changes_no_picture_of_intervals(tmp_path):
     values, draws = clips(2, 6, 2), clips(9, 2, 6, 2)
     mask, observed = torch.arange(6) < torch.tensor([[6], [3]]), clips(2, 6, 2) < 0.6

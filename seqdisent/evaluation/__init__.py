@@ -16,7 +16,14 @@ from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
 from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets._progress import progress
-from seqdisent.evaluation._checks import check_data, check_judge, check_numbers, check_programs
+from seqdisent.evaluation._checks import (
+    check_data,
+    check_judge,
+    check_kind,
+    check_labels,
+    check_numbers,
+    check_programs,
+)
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._intervals import Panels, draw_intervals
 from seqdisent.evaluation._judged import measure_judged, measure_probes, varied
@@ -139,7 +146,7 @@ def evaluate(
     forecast_steps: int | None = None,
     season: int | None = None,
     hidden: float | None = None,
-    num_samples: int = 100,
+    num_samples: int | None = None,
     pictures: bool = True,
     sample: bool = False,
     history: bool = False,
@@ -181,22 +188,26 @@ def evaluate(
         model: a Pyro model, in the form that :func:`~seqdisent.generate` and :func:`~seqdisent.reconstruct` call. Where
             sequences have holes or covariates, both programs take ``(frames, mask, observed, covariates)``.
         guide: its guide.
-        train: the sequences of the training: the mean step is theirs, a judge and probes learn from them.
-        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is.
+        train: the sequences of the training: the mean step is theirs, a judge and probes learn from them. A label of
+            both has the same `factor_names` in both, except with ``judge=None``.
+        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may not
+            have `observed` or `covariates`.
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
         emission: the site that is the sequence; None for the model's last one.
         judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where these are clips
             with labels whose steps are pictures; None leaves out all that needs labels.
-        factors: the labels that a judge is trained on; None for all that differ between clips.
-        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips.
-        forecast_steps: how many steps a forecast adds to a clip; None for as many as a clip has, 0 for no forecasts. Of
-            other sequences, how many of their last steps are held back and forecast; None for none.
+        factors: the labels that a judge and probes learn; None for all that differ between sequences.
+        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips; None for
+            other sequences.
+        forecast_steps: how many steps a forecast adds to a clip; None for as many as a clip has, if the model can, and
+            0 for no forecasts. Of other sequences, how many of their last steps are held back and forecast; None for
+            none.
         season: steps of a season, for the seasonal naive forecast; None leaves it out. Not for clips.
         hidden: share of what was measured that is hidden and imputed, at random, by step, or by value where `observed`
             is by value; the programs then take `observed`. 0 for no imputation; None for 0.15 where the held-out
             sequences have holes, and else 0. Not for clips.
-        num_samples: draws of each forecast and each imputation, at least 2. Not for clips.
+        num_samples: draws of each forecast and each imputation, at least 2; None for 100. Not for clips.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
         history: whether the model reads the frames before each step, as in :func:`~seqdisent.reconstruct`.
@@ -213,8 +224,11 @@ def evaluate(
             something else, or a Judge for sequences that are no clips.
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
-            shape; factors that the clips have no label for; a number out of range; `forecast_steps` that leave no
-            sequence, or `hidden` that hides nothing; or a module in training mode.
+            shape; factors that the clips have no label for; a label whose values have other names in `train` than in
+            `held_out`; clips with `observed` or `covariates`; a number out of range; `forecast_steps` that leave no
+            sequence, or of a model that carries nothing into the future; `hidden` that hides nothing; an argument that
+            is not for clips, with clips, or `candidates` without; `factors` without a judge; or a module in training
+            mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -237,15 +251,22 @@ def evaluate(
         (0.0, ['forecast.png', 'prior_samples.png', 'reconstructions.png', 'swaps.gif', 'swaps.png'])
     """
     check_programs(model, guide, static, motion)
-    check_data(train, held_out, candidates, factors)
     check_numbers(forecast_steps, season, hidden, num_samples, batch_size)
+    check_kind(held_out, candidates, season, hidden, num_samples)
+    check_data(train, held_out, candidates)
     check_judge(judge, held_out)
+    check_labels(train, held_out, judge, factors)
     programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
-    labels = [name for name in varied(train) if name in held_out.labels] if judge is not None else []
+    labels = list(factors or [name for name in varied(train) if name in held_out.labels]) if judge is not None else []
     drawn: dict[str, Tensor] = {}
     intervals: dict[str, Panels] = {}
     with kept_random_state():
         programs = programs.looked_at(held_out)
+        if forecast_steps and not programs.can_forecast:
+            raise ValueError(
+                f"forecast_steps: got {forecast_steps}, expected 0 or None for a model that carries nothing into the "
+                "future"
+            )
         donors = None
         if held_out.num_identities > 1:
             donors = pick_donors(held_out.identity, motion_numbers(held_out), seed=seed)
@@ -261,12 +282,12 @@ def evaluate(
                 numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
             if isinstance(judge, int):
                 can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
-                judge = _train_judge(train, held_out, factors or labels, seed, judge) if can_judge else None
+                judge = _train_judge(train, held_out, labels, seed, judge) if can_judge else None
             if judge is not None:
                 numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)
         else:
             judge = None
-            asked = Asked(forecast_steps or 0, season, hidden, num_samples, seed, batch_size)
+            asked = Asked(forecast_steps or 0, season, hidden, num_samples or 100, seed, batch_size)
             numbers |= measure_series(programs, train, held_out, asked)
             intervals = draw_intervals(programs, held_out, asked) if pictures else {}
             if labels and static and donors is not None:

@@ -24,11 +24,18 @@ def check_programs(model: Any, guide: Any, static: Sequence[str], motion: Sequen
         raise ValueError(f"motion: {both} are in `static` too, expected each site in one of the two")
 
 
-def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None, factors: Sequence[str] | None) -> None:
+def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None) -> None:
     if isinstance(train, Clips) != isinstance(held_out, Clips):
         raise TypeError(
             f"train: got {type(train).__name__}, expected {type(held_out).__name__} as held_out: both Clips or neither"
         )
+    for argument, clips in (("train", train), ("held_out", held_out), ("candidates", candidates)):
+        for name in ("observed", "covariates"):
+            if isinstance(clips, Clips) and getattr(clips, name) is not None:
+                raise ValueError(
+                    f"{argument}: got Clips with `{name}`, expected Clips without, or Sequences of numbers, where "
+                    "it is read"
+                )
     shape, num_steps = tuple(held_out.values.shape[2:]), int(held_out.lengths.max())
     if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
         lengths = sorted(set(candidates.lengths.tolist()))
@@ -37,15 +44,39 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None, 
                 f"candidates: have lengths {lengths} and steps of shape {tuple(candidates.values.shape[2:])}, expected "
                 f"{num_steps} and {shape}, as the held-out clips"
             )
+
+
+def check_labels(train: Sequences, held_out: Sequences, judge: Any, factors: Sequence[str] | None) -> None:
     if isinstance(factors, str):
         raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
     known = sorted(set(train.labels) & set(held_out.labels))
+    if judge is None and factors:
+        raise ValueError(f"factors: got {list(factors)}, expected None with judge=None, which leaves out all labels")
+    for name in known if judge is not None else ():  # with other names, the same number is another value
+        if train.factor_names[name] != held_out.factor_names[name]:
+            raise ValueError(
+                f"held_out: factor {name!r} has other values than that of train ({len(held_out.factor_names[name])} "
+                f"and {len(train.factor_names[name])}), expected the same; pass the same factor_names to both"
+            )
     if unknown := sorted(set(factors or ()) - set(known)):
         raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
 
 
+def check_kind(
+    held_out: Sequences, candidates: Clips | None, season: int | None, hidden: float | None, num_samples: int | None
+) -> None:
+    """Check that what is asked for is for this kind of data."""
+    if not isinstance(held_out, Clips):
+        if candidates is not None:
+            raise ValueError(f"candidates: got {len(candidates)} clips, expected None where `held_out` is no Clips")
+        return
+    for argument, value in (("season", season), ("hidden", hidden), ("num_samples", num_samples)):
+        if value:
+            raise ValueError(f"{argument}: got {value}, expected None where `held_out` is Clips")
+
+
 def check_numbers(
-    forecast_steps: int | None, season: int | None, hidden: float | None, num_samples: int, batch_size: int
+    forecast_steps: int | None, season: int | None, hidden: float | None, num_samples: int | None, batch_size: int
 ) -> None:
     check_positive(batch_size=batch_size)
     if forecast_steps is not None and (not is_integer(forecast_steps) or forecast_steps < 0):
@@ -54,8 +85,8 @@ def check_numbers(
         check_positive(season=season)
     if hidden is not None and not 0 <= hidden < 1:
         raise ValueError(f"hidden: got {hidden!r}, expected a share of at least 0 and below 1, or None")
-    if not is_integer(num_samples) or num_samples < 2:
-        raise ValueError(f"num_samples: got {num_samples!r}, expected an integer >= 2")
+    if num_samples is not None and (not is_integer(num_samples) or num_samples < 2):
+        raise ValueError(f"num_samples: got {num_samples!r}, expected an integer >= 2, or None")
 
 
 def check_judge(judge: Any, held_out: Sequences) -> None:

@@ -25,7 +25,7 @@ def draw_intervals(programs: Programs, held_out: Sequences, asked: Asked) -> dic
         torch.manual_seed(asked.seed)
         hidden = hide_some(held_out, share, asked.seed)
         found["imputation.png"] = _of_imputation(programs, held_out, hidden, asked.num_samples)
-    if asked.forecast_steps and programs.can_forecast:
+    if asked.forecast_steps:
         torch.manual_seed(asked.seed)
         parts = hold_back(held_out, asked.forecast_steps, asked.season)
         found["forecast.png"] = _of_forecast(programs, *parts, asked.num_samples)

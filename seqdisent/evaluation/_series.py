@@ -11,6 +11,7 @@ from seqdisent.datasets import Batch, Sequences
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.evaluation._programs import Programs, batches, mean_frame, measured_steps
 from seqdisent.inference.imputation import Imputed
+from seqdisent.masks import steps_after
 from seqdisent.metrics import (
     CRPS,
     IntervalCoverage,
@@ -99,12 +100,12 @@ def impute_hidden(programs: Programs, batch: Batch, hidden: Tensor, num_samples:
 
 
 def measure_series(programs: Programs, train: Sequences, held_out: Sequences, asked: Asked) -> dict[str, Any]:
-    """Measure imputations and forecasts, where these are asked for and the programs can."""
+    """Measure imputations and forecasts, where these are asked for."""
     numbers: dict[str, Any] = {}
     if asked.share_of(held_out):
         torch.manual_seed(asked.seed)
         numbers["imputation"] = measure_imputation(programs, train, held_out, asked)
-    if asked.forecast_steps and programs.can_forecast:
+    if asked.forecast_steps:
         torch.manual_seed(asked.seed)
         numbers["forecast"] = measure_held_back(programs, train, held_out, asked)
     return numbers
@@ -161,9 +162,11 @@ def draw_future(programs: Programs, past: Batch, future: Batch, num_samples: int
     num_steps = future.frames.shape[1]
     how: dict[str, Any] = {"num_steps": num_steps, "num_samples": num_samples, "covariates": future.covariates}
     emitted = programs.draw_forecast(*frames_and_mask(past), **how)
-    steps = past.mask.sum(1, keepdim=True) + torch.arange(num_steps, device=past.mask.device)
-    rows = torch.arange(len(steps), device=steps.device).unsqueeze(1)
-    return emitted.mean[:, rows, steps].mean(0), emitted.sample()[:, rows, steps]
+    means, draws = (
+        steps_after(of, past.mask, num_steps, event_dims=future.frames.ndim - 2)
+        for of in (emitted.mean, emitted.sample())
+    )
+    return means.mean(0), draws
 
 
 def measure_held_back(programs: Programs, train: Sequences, held_out: Sequences, asked: Asked) -> dict[str, Any]:

@@ -48,15 +48,7 @@ def seasonal_naive(
     References:
         Hyndman and Athanasopoulos. Forecasting: principles and practice, 3rd edition, section 5.2.
     """
-    check_positive(num_steps=num_steps, season=season)
-    known = _known(values, mask, observed)
-    if season > values.shape[1]:
-        raise ValueError(f"season: got {season}, expected at most the {values.shape[1]} steps of values")
-    newest, known = _newest_first(values, known, mask, season)
-    last = _first_known(newest, known, torch.full_like(newest[:, 0], fill)).unsqueeze(1)
-    by_phase = _first_known(newest.unflatten(1, (-1, season)), known.unflatten(1, (-1, season)), last)
-    ahead = torch.arange(1, num_steps + 1, device=values.device)
-    return by_phase[:, -ahead % season]
+    return _last_seen(values, num_steps, season, mask, observed, fill)[0]
 
 
 def seasonal_naive_draws(
@@ -73,10 +65,11 @@ def seasonal_naive_draws(
     r"""Draw forecasts around :func:`seasonal_naive`, with residuals of the sequence itself.
 
     A draw adds to each step a residual :math:`x_t - x_{t - m}` of the same sequence and coordinate, drawn with
-    replacement from those whose both values were observed. Over k full seasons between the step and the last value,
-    the variance of a seasonal random walk grows to k + 1 times that of a residual, so the residual is multiplied by
-    :math:`\sqrt{k + 1}`. Residuals are not centred, so a trend widens and shifts the draws. Steps and coordinates are
-    drawn independently of each other: quantiles of a step are intervals, a draw is no realistic trajectory.
+    replacement from those whose both values were observed. With k full seasons between the step and the value that is
+    repeated there, the variance of a seasonal random walk grows to k + 1 times that of a residual, so the residual is
+    multiplied by :math:`\sqrt{k + 1}`: the older the value, the wider the draws. Residuals are not centred, so a
+    trend widens and shifts the draws. Steps and coordinates are drawn independently of each other: quantiles of a step
+    are intervals, a draw is no realistic trajectory.
 
     Args:
         values: as :func:`seasonal_naive`.
@@ -106,7 +99,7 @@ def seasonal_naive_draws(
         Hyndman and Athanasopoulos. Forecasting: principles and practice, 3rd edition, section 5.5. There the residuals
         are added season by season, which gives the same variance.
     """
-    centre = seasonal_naive(values, num_steps, season, mask=mask, observed=observed, fill=fill)
+    centre, distance = _last_seen(values, num_steps, season, mask, observed, fill)
     check_positive(num_samples=num_samples)
     known = _known(values, mask, observed)
     if season == values.shape[1]:
@@ -117,34 +110,45 @@ def seasonal_naive_draws(
     shape = (len(values), num_samples * num_steps, *values.shape[2:])
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device).to(values.device)
     drawn = residuals.gather(1, first).gather(1, (uniform * known.sum(1, keepdim=True)).long())
-    seasons = torch.arange(num_steps, device=values.device) // season + 1
-    scale = seasons.to(values.dtype).sqrt().reshape(-1, *[1] * (values.ndim - 2))
+    scale = ((distance - 1) // season + 1).to(values.dtype).sqrt()
     added: Tensor = scale * drawn.unflatten(1, (num_samples, num_steps)).movedim(1, 0)
     return centre + added
 
 
-def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None = None, *, fill: float = 0.0) -> Tensor:
+def linear_interpolation(
+    values: Tensor,
+    observed: Tensor,
+    mask: Tensor | None = None,
+    *,
+    times: Tensor | None = None,
+    fill: float = 0.0,
+) -> Tensor:
     r"""Fill holes by straight lines between the observed values of each coordinate.
 
-    Before the first and after the last observed value, it is repeated.
+    Before the first and after the last observed value, it is repeated. Without `times`, lines are straight over the
+    steps, whatever time lies between them.
 
     Args:
         values: (B, T, \*E); anything in padding and in holes.
         observed: (B, T) or (B, T, \*E) bool, True where measured.
         mask: (B, T) bool, which steps are real; None for all.
+        times: (B, T), when each step was, increasing; anything in padding. None for equal distances.
         fill: what a coordinate has of which nothing was observed.
 
     Returns:
         (B, T, \*E): the values where they were observed, 0 in padding.
 
     Raises:
-        TypeError: `values` is not floating point; `mask` or `observed` is not bool.
-        ValueError: shapes that do not fit, or an observed value that is not finite.
+        TypeError: `values` or `times` is not floating point; `mask` or `observed` is not bool.
+        ValueError: shapes that do not fit, an observed value or the time of a real step that is not finite, or times
+            that do not increase.
 
     Example:
         >>> values = torch.tensor([[torch.nan, 1.0, torch.nan, torch.nan, 4.0]])
         >>> linear_interpolation(values, ~values.isnan())
         tensor([[1., 1., 2., 3., 4.]])
+        >>> linear_interpolation(values, ~values.isnan(), times=torch.tensor([[0.0, 1.0, 5.0, 6.0, 7.0]]))
+        tensor([[1.0000, 1.0000, 3.0000, 3.5000, 4.0000]])
     """
     known = _known(values, mask, observed)
     num_steps = values.shape[1]
@@ -153,10 +157,27 @@ def linear_interpolation(values: Tensor, observed: Tensor, mask: Tensor | None =
     after = torch.where(known, step, num_steps).flip(1).cummin(1).values.flip(1)
     left = torch.where(before >= 0, before, after).clamp(max=num_steps - 1)
     right = torch.where(after < num_steps, after, before).clamp(min=0)
-    weight = (step - left).double() / (right - left).clamp(min=1)
+    at = step.double() if times is None else _spread_times(times, values, mask)
+    start, length = at.gather(1, left), at.gather(1, right) - at.gather(1, left)
+    weight = (at - start) / torch.where(length > 0, length, 1.0)
     line = torch.lerp(values.gather(1, left), values.gather(1, right), weight.to(values.dtype))
     line = torch.where(known.any(1, keepdim=True), line, fill)
     return torch.where(known_places(values, mask, None), line, 0.0)
+
+
+def _spread_times(times: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return times as float64 of the values' shape, 0 in padding, after a look at them."""
+    check_floating("times", times)
+    if times.shape != values.shape[:2]:
+        raise ValueError(
+            f"times: has shape {tuple(times.shape)}, expected {tuple(values.shape[:2])}, one for each step"
+        )
+    real = known_places(times, mask, None)
+    check_finite("times", times, real)
+    if bool((real[:, 1:] & (times.diff(dim=1) <= 0)).any()):
+        raise ValueError("times: got some that do not increase, expected each real step later than the one before")
+    times = torch.where(real, times.double(), 0.0)
+    return times.reshape(times.shape + (1,) * (values.ndim - 2)).expand(values.shape)
 
 
 def _known(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> Tensor:
@@ -167,6 +188,28 @@ def _known(values: Tensor, mask: Tensor | None, observed: Tensor | None) -> Tens
     known = known_places(values, mask, observed)
     check_finite("values", values, known)
     return known
+
+
+def _last_seen(
+    values: Tensor, num_steps: int, season: int, mask: Tensor | None, observed: Tensor | None, fill: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return what each step of the forecast repeats, and how many steps before that step it was observed.
+
+    Both are (B, H, \*E).
+    """
+    check_positive(num_steps=num_steps, season=season)
+    known = _known(values, mask, observed)
+    if season > values.shape[1]:
+        raise ValueError(f"season: got {season}, expected at most the {values.shape[1]} steps of values")
+    newest, known = _newest_first(values, known, mask, season)
+    by_season = known.unflatten(1, (-1, season))
+    column = (-1, *[1] * (values.ndim - 2))
+    of_phase = _first(by_season) * season + torch.arange(season, device=values.device).reshape(column)
+    age = torch.where(by_season.any(1), of_phase, _first(known).unsqueeze(1))
+    last = torch.where(known.any(1, keepdim=True), newest.gather(1, age), fill)
+    ahead = torch.arange(1, num_steps + 1, device=values.device)
+    phase = -ahead % season
+    return last[:, phase], age[:, phase] + ahead.reshape(column)
 
 
 def _newest_first(values: Tensor, known: Tensor, mask: Tensor | None, season: int) -> tuple[Tensor, Tensor]:
@@ -180,7 +223,6 @@ def _newest_first(values: Tensor, known: Tensor, mask: Tensor | None, season: in
     return values.gather(1, at), known.gather(1, at) & (step >= 0)
 
 
-def _first_known(values: Tensor, known: Tensor, otherwise: Tensor) -> Tensor:
-    """Return the first known value along dimension 1."""
-    first = values.gather(1, known.int().argmax(1, keepdim=True)).squeeze(1)
-    return torch.where(known.any(1), first, otherwise)
+def _first(known: Tensor) -> Tensor:
+    """Return the position of the first True along dimension 1; 0 where there is none."""
+    return known.int().argmax(1)

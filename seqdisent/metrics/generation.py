@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
+from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference.interventions import generate, infer
 from seqdisent.metrics._predictions import check_classes, class_numbers, shares, tabulate
 
@@ -146,7 +147,8 @@ def sampled_swap_accuracy(
     latents in `keep` and static factors in `factors`, the identity is kept and the motion drawn.
 
     Args:
-        model: a Pyro model.
+        model: a Pyro model. Where clips have holes or covariates, both programs take
+            ``(frames, mask, observed, covariates)``.
         guide: its guide.
         judge: a function of frames, and a mask where they are ragged, that returns {factor: logits (B, K)}, such as a
             :class:`Judge`.
@@ -243,7 +245,8 @@ def _judged(
 ) -> Mapping[str, Tensor]:
     """Return the judge's logits for clips with the latents `keep` of a batch and all others from the prior."""
     mask: dict[str, Any] = {"mask": batch.mask} if batch.ragged else {}
-    inferred = infer(guide, batch.frames, *mask.values(), sample=sample, **inputs)
+    known: dict[str, Any] = {} if batch.covariates is None else {"covariates": batch.covariates}
+    inferred = infer(guide, *frames_and_mask(batch), sample=sample, **inputs)
     if unknown := sorted(set(keep) - set(inferred)):
         raise ValueError(f"keep: the guide has no site {unknown}, expected some of {sorted(inferred)}")
     drawn = generate(
@@ -253,6 +256,7 @@ def _judged(
         given={name: inferred[name].value for name in keep},
         emissions=None if emission is None else [emission],
         **mask,
+        **known,
         **inputs,
     )
     return judge(next(iter(drawn.values())).mean, *mask.values())

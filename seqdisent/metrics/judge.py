@@ -212,7 +212,7 @@ def train_judge(
         frame_dim: as :class:`Judge`'s.
         hidden_dim: as :class:`Judge`'s.
         network: as :class:`Judge`'s, for steps that are no pictures. Its initial weights are the caller's, and `seed`
-            has no bearing on them; it is trained in place. What was not observed it reads as 0.
+            has no bearing on them, only on its dropout; it is trained in place. What was not observed it reads as 0.
         on_step: called with the number and loss (nats per clip) of each step, for a progress bar.
 
     Returns:
@@ -263,20 +263,20 @@ def train_judge(
             hidden_dim=hidden_dim,
             network=network,
         ).to(train.values.device)
-    optimizer = torch.optim.Adam(judge.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps) if num_steps > 1 else None
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(num_steps):
-        batch = train.draw_windows(batch_size, generator)
-        logits = judge(batch.frames, batch.mask)
-        loss = torch.stack([F.cross_entropy(logits[name], batch.labels[name]) for name in factors]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-        if on_step is not None:
-            on_step(step, loss.item())
+        optimizer = torch.optim.Adam(judge.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps) if num_steps > 1 else None
+        generator = torch.Generator().manual_seed(seed)
+        for step in range(num_steps):
+            batch = train.draw_windows(batch_size, generator)
+            logits = judge(batch.frames, batch.mask)
+            loss = torch.stack([F.cross_entropy(logits[name], batch.labels[name]) for name in factors]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            if on_step is not None:
+                on_step(step, loss.item())
     judge.eval().requires_grad_(False)
     judge.accuracy = _accuracy(judge, held_out, batch_size)
     return judge

@@ -203,6 +203,32 @@ def test_kept_latents_are_drawn_from_the_guide_where_asked():
     assert (shown[True] - shown[False]).abs().max() > 0.01
 
 
+def test_programs_read_holes_and_covariates_of_clips():
+    """What is kept is the mean of the measured frames; a frame is drawn as it, times its covariate."""
+    frames = torch.randint(1, 256, (5, 4, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    observed = torch.tensor([True, False, True, False]).expand(5, 4)
+    covariates = torch.rand(5, 6, 1, generator=torch.Generator().manual_seed(1))  # two steps of known future
+    clips = Clips(frames, observed=observed, covariates=covariates, labels={"who": torch.zeros(5).long()})
+    shown = []
+
+    def model(frames=None, mask=None, *, num_sequences=None, num_steps=None, covariates=None):
+        with pyro.plate("sequences", num_sequences):
+            level = pyro.sample("level", dist.Normal(torch.zeros(num_sequences, 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(level.unsqueeze(1) * covariates, 0.1).to_event(2), obs=frames)
+
+    def guide(frames, mask=None, observed=None, covariates=None):
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("level", dist.Delta((frames * observed[..., None]).sum(1) / observed.sum(1, True), event_dim=1))
+
+    def judge(frames):
+        shown.append(frames)
+        return {"who": torch.zeros(len(frames), 2)}
+
+    sampled_swap_accuracy(model, guide, judge, clips, keep=["level"], factors=["who"], batch_size=2)
+    expected = (frames / 255)[observed].reshape(5, 2, 1).mean(1, keepdim=True) * covariates[:, :4]
+    torch.testing.assert_close(torch.cat(shown), expected)
+
+
 def test_another_emission_is_judged_by_its_name():
     program = WhoWhat(second_emission=True).float()
     clips = Clips(torch.zeros(4, 3, 4, dtype=torch.uint8), labels={"who": torch.zeros(4).long()}, scale=1)

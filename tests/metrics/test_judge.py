@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Tensors, lengths, mask_of, padding, seeds
+from torch import nn
 
 from seqdisent.datasets import Clips, Sequences, sprites
 from seqdisent.metrics import Judge, train_judge
@@ -74,6 +75,18 @@ def test_training_reads_who_and_the_order_and_is_repeatable():
     for name, value in train_small(num_steps=3).state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert not torch.equal(again.heads.weight, other.heads.weight)
+
+
+def test_dropout_in_the_network_follows_from_the_seed_and_the_random_state_stays():
+    weights = {}
+    for case, (state, seed) in {"one": (5, 1), "again": (6, 1), "other": (5, 2)}.items():
+        network = nn.Sequential(nn.Flatten(), Tensors(0).build(lambda: nn.Linear(36, 16)).float(), nn.Dropout(0.5))
+        torch.manual_seed(state)
+        before = torch.random.get_rng_state()
+        weights[case] = train_small(num_steps=3, seed=seed, network=network).heads.weight
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(weights["one"], weights["again"])
+    assert not torch.equal(weights["one"], weights["other"])
 
 
 def test_the_accuracy_is_that_of_held_out_clips_counted_by_hand():
