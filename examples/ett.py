@@ -68,10 +68,10 @@ class Days(nn.Module):
         known = self.context(covariates)
         with pyro.plate("sequences", num_sequences):
             s = pyro.sample("s", standard_normal(known, self.static_dim))
-            step = lambda z_prev, known: self.transition(z_prev, beside(s, known))  # noqa: E731
-            chain = MarkovChain(self.initial(beside(s, known[:, 0])), step, num_steps, inputs=known, mask=mask)
+            step = lambda z_prev, known: self.transition(z_prev, joined(s, known))  # noqa: E731
+            chain = MarkovChain(self.initial(joined(s, known[:, 0])), step, num_steps, inputs=known, mask=mask)
             z = pyro.sample("z", chain)
-            loc, scale = self.decoder(torch.cat([beside(s.unsqueeze(-2), known), z], -1)).chunk(2, -1)
+            loc, scale = self.decoder(torch.cat([joined(s.unsqueeze(-2), known), z], -1)).chunk(2, -1)
             day = dist.Normal(loc, F.softplus(scale) + 0.05, validate_args=False).to_event(1)
             pyro.sample("x", IndependentSteps(day, mask, observed), obs=x)
 
@@ -80,10 +80,10 @@ class Days(nn.Module):
         seen = torch.cat([features, self.past(features)[0]], -1)
         with pyro.plate("sequences", len(x)):
             s = pyro.sample("s", self.static(features, mask))
-            pyro.sample("z", IndependentSteps(self.local(beside(s.unsqueeze(-2), seen)), mask))
+            pyro.sample("z", IndependentSteps(self.local(joined(s.unsqueeze(-2), seen)), mask))
 
 
-def beside(one: Tensor, other: Tensor) -> Tensor:
+def joined(one: Tensor, other: Tensor) -> Tensor:
     """Return two vectors side by side, whatever other dimensions either of them has."""
     shape = torch.broadcast_shapes(one.shape[:-1], other.shape[:-1])
     return torch.cat([one.expand(*shape, -1), other.expand(*shape, -1)], -1)

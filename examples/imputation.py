@@ -22,10 +22,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from linear_gaussian import LinearGaussian
-from parts import mlp, standard_normal, warmed_up
+from parts import beside, mlp, standard_normal, warmed_up
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vowels import Parts, beside, utterances
+from vowels import Parts, utterances
 
 from seqdisent import (
     AnnealingSchedule,
@@ -40,7 +40,7 @@ from seqdisent import (
     read_backward,
 )
 from seqdisent.datasets import Scaler, Sequences
-from seqdisent.metrics import CRPS, IntervalCoverage
+from seqdisent.metrics import CRPS, IntervalCoverage, linear_interpolation
 from seqdisent.training import ELBOTraining, fit, load_weights
 
 KINDS, SHARE, BLOCK = ("values", "blocks", "outages"), 0.15, 10
@@ -172,13 +172,8 @@ def draws(network: Any, num_samples: int, x: Tensor, mask: Tensor, observed: Ten
 
 
 def interpolated(x: Tensor, mask: Tensor, observed: Tensor) -> Tensor:
-    """Return each coordinate linear between what was observed of it, constant at the ends; 0, the mean, without any."""
-    filled, steps = np.zeros(x.shape, dtype=np.float32), np.arange(x.shape[1])
-    for row, coordinate in np.ndindex(len(x), x.shape[2]):
-        known = observed[row, :, coordinate].numpy()
-        if known.any():
-            filled[row, :, coordinate] = np.interp(steps, steps[known], x[row, known, coordinate])
-    return torch.from_numpy(filled).expand(2, *x.shape)
+    """Return straight lines between what was observed, as two equal draws; 0, the mean, where nothing was."""
+    return linear_interpolation(x, observed, mask).expand(2, *x.shape)
 
 
 def score(fill: Callable[[Tensor, Tensor, Tensor], Tensor], data: Sequences, seed: int) -> dict[str, dict[str, float]]:

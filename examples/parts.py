@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -85,3 +86,11 @@ def warmed_up(rate: float, warm_up: int, num_steps: int, *, decays: bool = True)
 def standard_normal(like: Tensor, *shape: int) -> TorchDistribution:
     """Return N(0, 1) with a vector as event, in the device and dtype of `like`."""
     return dist.Normal(like.new_zeros(shape), 1.0, validate_args=False).to_event(1)
+
+
+def beside(steps: Tensor, s: Tensor | None) -> Tensor:
+    """Return vectors of steps (*B, T, X) with what does not change, (*S, *B, D), beside each; None for nothing."""
+    if s is None:
+        return steps
+    steps = steps.expand(*s.shape[:-1], *steps.shape[-2:])
+    return torch.cat([steps, s.unsqueeze(-2).expand(*steps.shape[:-1], -1)], -1)

@@ -23,7 +23,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import mlp, standard_normal, warmed_up
+from parts import beside, mlp, standard_normal, warmed_up
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -58,7 +58,7 @@ class GlobalLocal(nn.Module):
             s = pyro.sample("s", standard_normal(self.noise, self.static_dim)) if self.static else None
             steps = standard_normal(self.noise, num_sequences, num_steps, CODE_DIM)
             z = pyro.sample("z", IndependentSteps(steps, mask))
-            loc = self.decoder(self.beside(z, s)).unflatten(-1, self.window)
+            loc = self.decoder(beside(z, s)).unflatten(-1, self.window)
             window = dist.Normal(loc, F.softplus(self.noise) + 0.05, validate_args=False).to_event(2)
             pyro.sample("x", IndependentSteps(window, mask, observed), obs=x)
 
@@ -66,14 +66,7 @@ class GlobalLocal(nn.Module):
         features = self.encoder(mark_missing(x, observed, mask, event_dims=2))
         with pyro.plate("sequences", len(x)):
             s = pyro.sample("s", self.static(features, mask)) if self.static else None
-            pyro.sample("z", IndependentSteps(self.local(self.beside(features, s)), mask))
-
-    @staticmethod
-    def beside(steps: Tensor, s: Tensor | None) -> Tensor:
-        if s is None:
-            return steps
-        steps = steps.expand(*s.shape[:-1], *steps.shape[-2:])
-        return torch.cat([steps, s.unsqueeze(-2).expand(*steps.shape[:-1], -1)], -1)
+            pyro.sample("z", IndependentSteps(self.local(beside(features, s)), mask))
 
 
 # Data

@@ -20,7 +20,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import mlp, standard_normal, warmed_up
+from parts import beside, mlp, standard_normal, warmed_up
 from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,13 +79,6 @@ class Utterances(nn.Module):
 def blend(s: Tensor | None) -> Tensor | None:
     """Return who speaks as a blend of a few voices: codes of one speaker then differ less than on the whole line."""
     return None if s is None else s.shape[-1] * s.softmax(-1)
-
-
-def beside(steps: Tensor, s: Tensor | None) -> Tensor:
-    if s is None:
-        return steps
-    steps = steps.expand(*s.shape[:-1], *steps.shape[-2:])
-    return torch.cat([steps, s.unsqueeze(-2).expand(*steps.shape[:-1], -1)], -1)
 
 
 class Parts(NamedTuple):
