@@ -1,4 +1,4 @@
-"""Holes, filled by draws: a model with a static code and a chain, whose guide learns to read sequences with holes.
+"""Holes, filled by draws: a static code and a linear-Gaussian chain whose posterior is exact, also with holes.
 
     SEQDISENT_DATA=FOLDER python examples/imputation.py RUN --data vowels
     SEQDISENT_DATA=FOLDER python examples/imputation.py RUN --data air_quality
@@ -28,17 +28,14 @@ from torch.nn import functional as F
 from vowels import Parts, utterances
 
 from seqdisent import (
-    AnnealingSchedule,
-    GatedTransition,
     IndependentSteps,
-    MarkovChain,
-    NormalHead,
     StaticEncoder,
     batch_sizes,
     impute,
     mark_missing,
     read_backward,
 )
+from seqdisent.chains import LinearEmission
 from seqdisent.datasets import Scaler, Sequences
 from seqdisent.metrics import CRPS, IntervalCoverage, linear_interpolation
 from seqdisent.training import ELBOTraining, fit, load_weights
@@ -46,42 +43,49 @@ from seqdisent.training import ELBOTraining, fit, load_weights
 KINDS, SHARE, BLOCK = ("values", "blocks", "outages"), 0.15, 10
 
 
-class Series(nn.Module):
-    """p(s) p(z_1 | s) prod_t p(z_t | z_{t-1}, s) p(x_t | s, z_t); q(s | x) prod_t q(z_t | s, x), of x that is seen."""
+class Series(LinearGaussian):
+    """A static code, a linear-Gaussian chain, and an emission that is a line of z plus networks of z and of the code.
 
-    def __init__(self, step_dim: int, static_dim: int = 8, latent_dim: int = 16, hidden_dim: int = 64) -> None:
-        super().__init__()
-        self.static_dim = static_dim
+    p(s) p(z | s) prod_t p(x_t | z_t, s), and q(s | x) q(z | s, x), of x that is seen. Of the line alone, the chain's
+    posterior is exact. It is q(z | s, x), after a network has taken from x what the line does not say.
+    """
+
+    def __init__(self, step_dim: int, latent_dim: int = 16, static_dim: int = 8, hidden_dim: int = 64) -> None:
+        super().__init__(step_dim, latent_dim)
         self.past = nn.GRU(2 * step_dim, hidden_dim, batch_first=True)
         self.future = nn.GRU(2 * step_dim, hidden_dim, batch_first=True)
+        self.dropout = nn.Dropout(0.2)
         self.static = StaticEncoder(2 * hidden_dim, static_dim)
-        # straight from the values to z and from z to the values: what is seen is then learnt in few steps
-        self.local = NormalHead(2 * hidden_dim + 2 * step_dim + static_dim, latent_dim, initial_scale=0.1)
-        self.linear = nn.Linear(latent_dim + static_dim, step_dim)
-        self.decoder = mlp(latent_dim + static_dim, hidden_dim, hidden_dim, 2 * step_dim)
-        self.initial = NormalHead(static_dim, latent_dim)
-        self.transition = GatedTransition(latent_dim, hidden_dim, context_dim=static_dim)
+        self.first, self.level = nn.Linear(static_dim, latent_dim), nn.Linear(static_dim, step_dim)
+        self.emission = mlp(latent_dim + static_dim, hidden_dim, 2 * step_dim)
+        self.correction = mlp(2 * hidden_dim + 2 * step_dim + static_dim, hidden_dim, step_dim)
+        for last in (self.emission[-1], self.correction[-1]):  # so training starts at a linear-Gaussian model
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
-    def model(
-        self, x=None, mask=None, observed=None, covariates=None, hidden=None, *, num_sequences=None, num_steps=None
-    ):
+    def model(self, x=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
-            s = pyro.sample("s", standard_normal(self.initial.loc.weight, self.static_dim))
-            step = lambda z_prev: self.transition(z_prev, s)  # noqa: E731
-            z = pyro.sample("z", MarkovChain(self.initial(s), step, num_steps, mask=mask))
-            latents = beside(z, s)
-            loc, scale = self.decoder(latents).chunk(2, -1)
-            step = dist.Normal(self.linear(latents) + loc, F.softplus(scale) + 0.02, validate_args=False).to_event(1)
+            s = pyro.sample("s", standard_normal(self.offset, self.level.in_features))
+            z = pyro.sample("z", self.chain(self.first(s), num_steps, mask))
+            loc, scale = self.emission(beside(z, s)).chunk(2, -1)
+            loc = loc + z @ self.reading.T + self.levels(s)
+            scale = F.softplus(self.noises["x"] + scale) + 0.01
+            step = dist.Normal(loc, scale, validate_args=False).to_event(1)
             pyro.sample("x", IndependentSteps(step, mask, observed), obs=x)
 
-    def guide(self, x, mask=None, observed=None, covariates=None, hidden=None):
-        seen = observed if hidden is None else observed & ~hidden
-        read = mark_missing(x, seen, mask)
-        both = torch.cat([self.past(read)[0], read_backward(self.future, read, mask)], -1)
+    def guide(self, x, mask=None, observed=None, covariates=None):
+        read = mark_missing(x, observed, mask)
+        both = self.dropout(torch.cat([self.past(read)[0], read_backward(self.future, read, mask)], -1))
         with pyro.plate("sequences", len(x)):
             s = pyro.sample("s", self.static(both, mask))
-            pyro.sample("z", IndependentSteps(self.local(beside(torch.cat([read, both], -1), s)), mask))
+            offset = self.levels(s) + self.correction(beside(torch.cat([read, both], -1), s))
+            emission = LinearEmission(self.reading, self.scale("x"), offset)
+            pyro.sample("z", self.chain(self.first(s), x.shape[1], mask).posterior(x, emission, observed))
+
+    def levels(self, s: Tensor) -> Tensor:
+        """Return what a sequence's code adds to each of its steps, (*S, B, 1, X)."""
+        return (self.offset + self.level(s)).unsqueeze(-2)
 
 
 def air_quality(folder: Path, seed: int) -> Parts:
@@ -111,15 +115,16 @@ def hide(kind: str, seen: Tensor, generator: torch.Generator) -> Tensor:
     return hidden & (seen & ~hidden).any(2).any(1)[:, None, None]
 
 
-def given(batch: Any, generator: torch.Generator, kind: str | None = None) -> dict[str, Tensor]:
-    """Return what model and guide take of a batch, with holes of a kind, or of a random one in each sequence."""
-    seen = batch.mask.unsqueeze(-1).expand_as(batch.values) if batch.observed is None else batch.observed
-    if kind is None:
-        each = torch.stack([hide(kind, seen, generator) for kind in KINDS])
-        hidden = each[torch.randint(len(KINDS), (len(seen),), generator=generator), torch.arange(len(seen))]
-    else:
-        hidden = hide(kind, seen, generator)
-    return {"x": batch.values, "mask": batch.mask, "observed": seen, "hidden": hidden}
+def measured(batch: Any) -> Tensor:
+    return batch.mask.unsqueeze(-1).expand_as(batch.values) if batch.observed is None else batch.observed
+
+
+def with_holes(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return what model and guide take of a batch, with holes of a random kind in each sequence."""
+    seen = measured(batch)
+    each = torch.stack([hide(kind, seen, generator) for kind in KINDS])
+    hidden = each[torch.randint(len(KINDS), (len(seen),), generator=generator), torch.arange(len(seen))]
+    return {"x": batch.values, "mask": batch.mask, "observed": seen & ~hidden}
 
 
 # Learning and filling
@@ -128,13 +133,13 @@ def given(batch: Any, generator: torch.Generator, kind: str | None = None) -> di
 class Setting(NamedTuple):
     load: Callable[[Path, int], Parts]
     batch_size: int
-    num_steps: tuple[int, int]  # of training, the linear-Gaussian model's and the other's
-    windows: tuple[int | None, int | None]  # steps of a training sequence, likewise; None for all
+    num_steps: int  # of training
+    window: int | None  # steps of a training sequence; None for all
 
 
 SETTINGS = {
-    "vowels": Setting(utterances, 60, (500, 3000), (None, None)),
-    "air_quality": Setting(air_quality, 32, (400, 400), (32, 96)),
+    "vowels": Setting(utterances, 60, 1000, None),
+    "air_quality": Setting(air_quality, 32, 1000, 32),
 }
 
 
@@ -142,23 +147,17 @@ NETWORKS = {"linear-Gaussian": partial(LinearGaussian, latent_dim=16), "static c
 
 
 def learn(network: Any, parts: Parts, setting: Setting, run: Path, seed: int, num_steps: int) -> None:
-    """Train, and take the weights with the best bound on the sequences to choose on."""
+    """Train with holes, and take the weights with the best bound on the sequences to choose on."""
     train, valid, generator = parts.train, parts.valid, torch.Generator().manual_seed(seed)
-    exact = isinstance(network, LinearGaussian)  # its guide is the posterior, and has no need to learn from holes
-    kinds, parts_of_valid = KINDS[:1] if exact else KINDS, torch.arange(len(valid)).split(256)
-    held_out = [given(valid.batch(rows), generator, kind) for kind in kinds for rows in parts_of_valid]
-    window = setting.windows[0 if exact else 1]
-    terms = int(held_out[0]["observed"].sum()) / len(held_out[0]["x"])
+    held_out = [with_holes(valid.batch(rows), generator) for rows in torch.arange(len(valid)).split(256)]
 
     def draw(generator: torch.Generator) -> dict[str, Tensor]:
-        return given(train.draw_windows(setting.batch_size, generator, num_steps=window), generator)
+        return with_holes(train.draw_windows(setting.batch_size, generator, num_steps=setting.window), generator)
 
-    annealed = {} if exact else {site: AnnealingSchedule.linear(0.05, 1.0, max(1, num_steps // 3)) for site in "sz"}
+    terms = draw(torch.Generator().manual_seed(seed))["observed"].sum().item()
     training = ELBOTraining(
         network, network.model, network.guide, draw, num_steps=num_steps, learning_rate=warmed_up(1e-2, 50, num_steps),
-        arguments=lambda batch: {name: batch[name] for name in batch if name != "hidden" or not exact},
-        terms_per_step=setting.batch_size * terms, kl="monte-carlo" if exact else "analytic", weights=annealed,
-        validation=held_out, seed=seed,
+        arguments=lambda batch: batch, terms_per_step=terms, kl="monte-carlo", validation=held_out, seed=seed,
     )  # fmt: skip
     fit(training, run, clip_norm=5.0, validate_every=100, progress_bar=False, accelerator="cpu")
     load_weights(network, run / "best.ckpt")
@@ -183,8 +182,10 @@ def score(fill: Callable[[Tensor, Tensor, Tensor], Tensor], data: Sequences, see
         generator, crps, coverage = torch.Generator().manual_seed(seed), CRPS(), IntervalCoverage((0.9,))
         errors = []
         for rows in torch.arange(len(data)).split(64):
-            x, mask, observed, hidden = given(data.batch(rows), generator, kind).values()
-            filled = fill(x, mask, observed & ~hidden)
+            batch = data.batch(rows)
+            x, mask, seen = batch.values, batch.mask, measured(batch)
+            hidden = hide(kind, seen, generator)
+            filled = fill(x, mask, seen & ~hidden)
             errors.append((filled.mean(0) - x)[hidden].square())
             crps.update(filled, x, mask, hidden)
             coverage.update(filled, x, mask, hidden)
@@ -207,11 +208,11 @@ def main() -> None:
         parts = setting.load(Path(os.environ.get("SEQDISENT_DATA", "data")), seed)
         data, size = parts.valid if options.develop else parts.test, parts.train.values.shape[-1]
         found.setdefault("interpolation", []).append(score(interpolated, data, seed))
-        for (name, make), num_steps in zip(NETWORKS.items(), setting.num_steps, strict=True):
+        for name, make in NETWORKS.items():
             torch.manual_seed(seed)
             network = make(size)
             run = options.run / f"{seed}-{name.replace(' ', '-')}"
-            learn(network, parts, setting, run, seed, options.num_steps or num_steps)
+            learn(network, parts, setting, run, seed, options.num_steps or setting.num_steps)
             torch.manual_seed(seed)
             found.setdefault(name, []).append(score(partial(draws, network, options.num_samples), data, seed))
     for name, each in found.items():

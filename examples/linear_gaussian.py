@@ -30,14 +30,14 @@ class LinearGaussian(nn.Module):
     def scale(self, name: str) -> Tensor:
         return softplus(self.noises[name]) + 0.01
 
-    def chain(self, num_sequences: int, num_steps: int, mask: Tensor | None) -> LinearGaussianChain:
-        loc = self.offset.new_zeros(num_sequences, len(self.dynamics))
+    def chain(self, loc: Tensor, num_steps: int, mask: Tensor | None) -> LinearGaussianChain:
+        """Return p(z), whose first step has the mean `loc`."""
         return LinearGaussianChain(loc, self.scale("z_1"), self.dynamics, self.scale("z"), num_steps, mask=mask)
 
     def model(self, x=None, mask=None, observed=None, covariates=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = batch_sizes(x, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
-            z = pyro.sample("z", self.chain(num_sequences, num_steps, mask))
+            z = pyro.sample("z", self.chain(self.start(num_sequences), num_steps, mask))
             step = dist.Normal(z @ self.reading.T + self.offset, self.scale("x"), validate_args=False).to_event(1)
             pyro.sample("x", IndependentSteps(step, mask, observed), obs=x)
 
@@ -45,4 +45,8 @@ class LinearGaussian(nn.Module):
         x = x if mask is None else fill_padding(x, mask)
         emission = LinearEmission(self.reading, self.scale("x"), self.offset)
         with pyro.plate("sequences", len(x)):
-            pyro.sample("z", self.chain(*x.shape[:2], mask).posterior(x, emission, observed))
+            chain = self.chain(self.start(len(x)), x.shape[1], mask)
+            pyro.sample("z", chain.posterior(x, emission, observed))
+
+    def start(self, num_sequences: int) -> Tensor:
+        return self.offset.new_zeros(num_sequences, len(self.dynamics))
