@@ -8,34 +8,74 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqdisent.masks import check_mask, expand_observed
 from seqdisent.plotting._figures import write_file
 
 
-def film_strip(clips: Tensor, *, gap: int = 2, background: float = 1.0) -> Tensor:
+def film_strip(
+    clips: Tensor,
+    *,
+    mask: Tensor | None = None,
+    observed: Tensor | None = None,
+    gap: int = 2,
+    background: float = 1.0,
+) -> Tensor:
     """Arrange clips in one picture: one row per clip, frames from left to right.
 
+    Padding is blank, as the gaps are. Frames and pixels that were not observed are chequered in two greys.
+
     Args:
-        clips: pixels in [0, 1].
+        clips: pixels in [0, 1]; anything in padding and in holes.
+        mask: True where a frame is real; None for all.
+        observed: True where a frame or pixel was measured; None for all.
         gap: number of pixels between frames.
-        background: brightness of the gaps.
+        background: brightness of the gaps and of padding.
 
     Shape:
         - clips: (N, T, C, H, W)
+        - mask: (N, T) bool
+        - observed: (N, T) bool, or of the clips' shape
         - output: (C, N * (H + gap) - gap, T * (W + gap) - gap)
 
     Raises:
-        ValueError: another number of dimensions.
+        TypeError: `mask` or `observed` is not bool.
+        ValueError: another number of dimensions, or `mask` or `observed` does not fit the clips.
 
     Example:
         >>> film_strip(torch.zeros(2, 3, 1, 4, 4)).shape
         torch.Size([1, 10, 16])
+        >>> clips = torch.tensor([[[[[0.2]]], [[[torch.nan]]]], [[[[0.5]]], [[[torch.nan]]]]])
+        >>> mask, observed = torch.tensor([[True, True], [True, False]]), ~clips.isnan()
+        >>> film_strip(clips, mask=mask, observed=observed, gap=1)
+        tensor([[[0.2000, 1.0000, 0.3500],
+                 [1.0000, 1.0000, 1.0000],
+                 [0.5000, 1.0000, 1.0000]]])
     """
     if clips.ndim != 5:
         raise ValueError(f"clips: has shape {tuple(clips.shape)}, expected (N, T, C, H, W)")
-    padded = torch.nn.functional.pad(clips.float(), (0, gap, 0, gap), value=background)
+    clips = clips.float()
+    if observed is not None:
+        seen = expand_observed(observed, clips.shape[:2], clips.shape[2:], clips.device)
+        seen = seen if seen.ndim == 5 else seen[..., None, None, None]
+        clips = torch.where(seen, clips, _chequers(clips))
+    if mask is not None:
+        real = check_mask(mask, clips.shape[:1], clips.shape[1], clips.device)
+        clips = torch.where(real[..., None, None, None], clips, background)
+    return _grid(clips, gap, background)
+
+
+def _grid(frames: Tensor, gap: int, background: float = 1.0) -> Tensor:
+    """Return frames (N, T, C, H, W) as one picture of N rows and T columns."""
+    padded = torch.nn.functional.pad(frames, (0, gap, 0, gap), value=background)
     rows, columns, channels, height, width = padded.shape
     picture = padded.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
     return picture[:, : picture.shape[1] - gap, : picture.shape[2] - gap]
+
+
+def _chequers(clips: Tensor) -> Tensor:
+    """Return a frame (H, W) of squares of two pixels, in two greys."""
+    row, column = (torch.arange(size, device=clips.device) // 2 for size in clips.shape[-2:])
+    return 0.35 + 0.3 * ((row[:, None] + column) % 2)
 
 
 def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4) -> Tensor:
@@ -70,7 +110,7 @@ def swap_table(static: Tensor, motion: Tensor, swapped: Tensor, *, gap: int = 4)
     corner = torch.ones_like(motion[:1])
     rows = [torch.cat([corner, motion]), *(torch.cat([s[None], row]) for s, row in zip(static, swapped, strict=True))]
     table = torch.stack(rows)  # (R + 1, Q + 1, T, C, H, W)
-    return torch.stack([film_strip(frame, gap=gap) for frame in table.unbind(2)])
+    return torch.stack([_grid(frames.float(), gap) for frames in table.unbind(2)])
 
 
 def save_png(picture: Tensor, path: str | Path, *, scale: int = 1) -> Path:
