@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqdisent.metrics._draws import quantiles
 from seqdisent.plotting._figures import make_axes, save_figure
+from seqdisent.plotting._known import by_value
 
 
 def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
@@ -93,10 +94,10 @@ def plot_intervals(
     names = [str(number) for number in range(len(values))] if names is None else list(names)
     if len(names) != len(values):
         raise ValueError(f"names: got {len(names)}, expected {len(values)}, one for each sequence")
-    real = _by_value("mask", mask, values[..., 0] if values.ndim == 3 else values)
+    real = by_value("mask", mask, values[..., 0] if values.ndim == 3 else values)
     real = real.expand(-1, -1, values.shape[2]) if values.ndim == 3 else real
-    seen = real & _by_value("observed", observed, values)
-    unseen = seen & _by_value("hidden", hidden, values) if hidden is not None else torch.zeros_like(seen)
+    seen = real & by_value("observed", observed, values)
+    unseen = seen & by_value("hidden", hidden, values) if hidden is not None else torch.zeros_like(seen)
     if values.ndim == 2:
         values, draws = values.unsqueeze(-1), draws.unsqueeze(-1)
     bounds = [(1 - level) / 2 for level in levels] + [(1 + level) / 2 for level in levels]
@@ -117,15 +118,3 @@ def plot_intervals(
         axis.plot(steps, 0.03 * torch.ones(len(steps)), "|", color="C1", transform=axis.get_xaxis_transform())
         axis.set(xlabel="step" if coordinate == size - 1 else "", title=names[row] if coordinate == 0 else "")
     return save_figure(figure, path)
-
-
-def _by_value(argument: str, known: Tensor | None, values: Tensor) -> Tensor:
-    """Return what is known by step or by value as bool (N, T, X)."""
-    known = torch.ones(values.shape[:2], dtype=torch.bool) if known is None else known.cpu()
-    if known.dtype != torch.bool or known.shape not in (values.shape[:2], values.shape):
-        raise ValueError(
-            f"{argument}: has shape {tuple(known.shape)} and dtype {known.dtype}, expected bool "
-            f"{tuple(values.shape[:2])} or {tuple(values.shape)}"
-        )
-    size = values.shape[2] if values.ndim == 3 else 1
-    return known if known.ndim == 3 else known.unsqueeze(-1).expand(-1, -1, size)
