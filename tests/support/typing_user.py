@@ -314,7 +314,7 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     assert_type(generation_scores(said, said, judge.num_classes), dict[str, GenerationScores])
 
     assert_type(probe(latents, labels, latents, labels, kind="mlp"), ProbeScores)
-    table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
+    table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels}, train_mask=labels > 0)
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
 
