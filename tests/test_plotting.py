@@ -38,6 +38,40 @@ def test_film_strip_puts_clips_in_rows_and_time_from_left_to_right():
     assert (strip[:, 4] == 0.5).all()
 
 
+@pytest.mark.parametrize("by_pixel", [False, True])
+def test_film_strip_leaves_padding_blank_and_chequers_what_was_not_observed(by_pixel):
+    frames, mask = clips(2, 3, 3, 4, 5), torch.tensor([[True, True, True], [True, False, False]])
+    observed = clips(2, 3, 3, 4, 5) < 0.5 if by_pixel else torch.tensor([[True, False, True], [False, True, True]])
+    shown = frames.masked_fill(~observed if by_pixel else ~observed[..., None, None, None], torch.nan)
+    shown[1, 1:] = torch.nan
+    strip = film_strip(shown, mask=mask, observed=observed, gap=1, background=0.9)
+    for row in range(2):
+        for step in range(3):
+            frame = strip[:, 5 * row : 5 * row + 4, 6 * step : 6 * step + 5]
+            if not mask[row, step]:
+                assert (frame == 0.9).all()
+                continue
+            for channel, y, x in torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(5)).tolist():
+                seen = observed[row, step, channel, y, x] if by_pixel else observed[row, step]
+                grey = 0.65 if (y // 2 + x // 2) % 2 else 0.35
+                wanted = frames[row, step, channel, y, x] if seen else grey
+                assert frame[channel, y, x] == pytest.approx(float(wanted))
+    whole = film_strip(frames, mask=torch.ones(2, 3).bool(), observed=torch.ones(2, 3).bool())
+    torch.testing.assert_close(whole, film_strip(frames))
+
+
+def test_holes_and_padding_that_do_not_fit_the_clips_are_named():
+    frames = clips(2, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"^mask: has shape \(2, 2\)"):
+        film_strip(frames, mask=torch.ones(2, 2).bool())
+    with pytest.raises(TypeError, match="^mask: "):
+        film_strip(frames, mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"^observed: has shape \(2, 3, 4, 4\)"):
+        film_strip(frames, observed=torch.ones(2, 3, 4, 4).bool())
+    with pytest.raises(TypeError, match="^observed: "):
+        film_strip(frames, observed=frames)
+
+
 def test_swap_table_puts_identities_in_rows_and_motions_in_columns():
     static, motion, swapped = clips(2, 4, 3, 4, 4), clips(3, 4, 3, 4, 4) / 2, clips(2, 3, 4, 3, 4, 4) / 3
     table = swap_table(static, motion, swapped, gap=0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqdisent.plotting import _axes, _save_figure
+from seqdisent.plotting._figures import make_axes, save_figure
 
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """{what a column is called: {"consistency", "static" or "motion": {factor: per cent}}}."""
@@ -236,10 +236,10 @@ def draw_confusion(matrices: Mapping[str, Any], labels: Mapping[str, Sequence[st
     """Draw what the judge says of clips with another's identity, factor by factor."""
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    figure, axes = _axes(len(matrices), width=4.0, height=4.0)
+    figure, axes = make_axes(len(matrices), width=4.0, height=4.0)
     for axis, (name, counts) in zip(axes, matrices.items(), strict=True):
         display = ConfusionMatrixDisplay(torch.tensor(counts).numpy(), display_labels=labels[name])
         display.plot(ax=axis, colorbar=False, xticks_rotation=90, text_kw={"fontsize": 7})
         axis.set(title=name, xlabel="judged", ylabel="should be")
     figure.suptitle("Identity from the donor")
-    return _save_figure(figure, path)
+    return save_figure(figure, path)
