@@ -20,6 +20,8 @@ class Parts(Batches):
     """What takes a data set apart; each part is a data set of the same class."""
 
     factor_names: Mapping[str, Sequence[str]]
+    columns: tuple[str, ...] | None
+    times: Tensor | None
     motion_factors: tuple[str, ...]
 
     if TYPE_CHECKING:
@@ -148,7 +150,8 @@ class Parts(Batches):
 
     def _by_step(self, take: Callable[[Tensor], Tensor], take_known: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The constructor's arguments that have steps, beside the values, as taken from (N, T, ...)."""
-        return {
+        beside: dict[str, Any] = {} if self.times is None else {"times": take(self.times)}  # clips have none
+        return beside | {
             "observed": None if self.observed is None else take(self.observed),
             "covariates": (None if self.covariates is None else take_known(mark_unknown(self.covariates, self._known))),
             "step_labels": {name: take(label) for name, label in self.step_labels.items()},
@@ -156,7 +159,8 @@ class Parts(Batches):
 
     def _options(self, rows: Tensor) -> dict[str, Any]:
         """The constructor's arguments that have no steps, for the sequences at `rows`."""
-        return {
+        named: dict[str, Any] = {} if self.columns is None else {"columns": self.columns}  # clips have none
+        return named | {
             "identity": self.identity[rows],
             "labels": {name: label[rows] for name, label in self.labels.items()},
             "factor_names": self.factor_names,

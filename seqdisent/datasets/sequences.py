@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from seqdisent.datasets._checks import check_factors, check_lengths, check_values, check_whole
+from seqdisent.datasets._checks import check_columns, check_factors, check_lengths, check_values, check_whole
 from seqdisent.datasets._parts import Parts
 from seqdisent.datasets._ragged import as_whole, check_number, pad_arrays, pad_beside
-from seqdisent.datasets._real import settle_covariates, settle_observed, settle_values
+from seqdisent.datasets._real import settle_covariates, settle_observed, settle_times, settle_values
 from seqdisent.datasets.scaler import Scaler
 
 
@@ -40,20 +40,23 @@ class Sequences(Parts):
         static_factors: The labels that belong to the identity; they may not differ between sequences of one identity.
         motion_factors: The labels that belong to the motion.
         names: What the sequences are called; by default their positions.
+        columns: What the X coordinates of a step of shape (X,) are called, such as the columns of a table.
+        times: When each step was, increasing, floating point, in any unit. Batches do not have them: a model reads the
+            time since the last step as a covariate.
 
     Shape:
         - values: (N, T, \*E)
         - observed: (N, T) or (N, T, \*E)
         - covariates: (N, T or more, X)
         - lengths, identity and each of labels: (N,)
-        - each of step_labels: (N, T)
+        - times and each of step_labels: (N, T)
 
     Raises:
-        TypeError: `values` is neither float32 nor float64, `observed` is not bool, `covariates` is not floating point,
-            or another tensor does not hold whole numbers.
+        TypeError: `values` is neither float32 nor float64, `observed` is not bool, `covariates` or `times` is not
+            floating point, or another tensor does not hold whole numbers.
         ValueError: Shapes, lengths, label values or names that do not fit together; a value that is infinite (or NaN
-            where `observed` says that it was measured), a sequence in which nothing was measured, or one whose
-            covariates end before it does.
+            where `observed` says that it was measured), a sequence in which nothing was measured, one whose covariates
+            end before it does, or one whose times do not increase.
 
     Example:
         >>> values = torch.tensor([[[1.0], [torch.nan], [3.0]], [[4.0], [5.0], [torch.nan]]])
@@ -83,6 +86,8 @@ class Sequences(Parts):
         static_factors: Sequence[str] = (),
         motion_factors: Sequence[str] = (),
         names: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        times: Tensor | None = None,
     ) -> None:
         self._check(values)
         count, num_steps = values.shape[:2]
@@ -98,6 +103,8 @@ class Sequences(Parts):
         self.static_factors = tuple(static_factors)
         self.motion_factors = tuple(motion_factors)
         self.names = [str(position) for position in range(count)] if names is None else list(names)
+        self.columns = None if columns is None else tuple(columns)
+        check_columns(self.columns, values.shape[2:])
         check_lengths(self.lengths, num_steps)
         check_factors(self, factor_names or {})
         self.step_labels = {
@@ -107,6 +114,7 @@ class Sequences(Parts):
         self.observed = settle_observed(observed, values, self.mask, self.names)
         if values.is_floating_point():
             self.values = settle_values(values, self.mask if self.observed is None else self.observed, self.names)
+        self.times = None if times is None else settle_times(times, self.mask, self.names)
         self.covariates, self._known = (
             (None, self.lengths)
             if covariates is None
@@ -123,6 +131,7 @@ class Sequences(Parts):
         identity: Any = None,
         labels: Mapping[str, Any] | None = None,
         step_labels: Mapping[str, Sequence[Any]] | None = None,
+        times: Sequence[Any] | None = None,
         **options: Any,
     ) -> Self:
         r"""Pad arrays of different lengths; what belongs to their steps comes in lists, too.
@@ -134,6 +143,7 @@ class Sequences(Parts):
             identity: One whole number for each sequence.
             labels: {name: one whole number for each sequence}.
             step_labels: {name: for each sequence whole numbers (T_i,)}.
+            times: For each sequence when its steps were, (T_i,).
             **options: Further arguments of the constructor, such as `names`.
 
         Raises:
@@ -146,6 +156,8 @@ class Sequences(Parts):
         """
         values, lengths = pad_arrays("arrays", arrays)
         known = None
+        if times is not None:
+            options["times"] = pad_beside("times", times, lengths)
         if covariates is not None:
             check_number("covariates", covariates, lengths)
             known = pad_arrays("covariates", covariates, filler=math.nan, num_steps=values.shape[1] + 1)[0]
@@ -177,7 +189,7 @@ class Sequences(Parts):
         Args:
             function: From values (N, T, \*E), 0 in holes and padding, to values (N, T, \*F); what it makes of holes and
                 padding does not matter. Where holes are by value, they stay where they are, so each coordinate must
-                stay in its place. Of clips, from bytes to bytes.
+                stay in its place. Of clips, from bytes to bytes. Where F is not E, `columns` are dropped.
 
         Raises:
             TypeError: `function` returns no tensor of the right dtype.
@@ -196,7 +208,10 @@ class Sequences(Parts):
         rows = torch.arange(len(self), device=self.values.device)
         kept = self._by_step(lambda tensor: tensor, lambda tensor: tensor)
         kept["observed"] = self.mask if self.observed is None else self.observed  # so that a NaN of its own is an error
-        mapped = type(self)(values, lengths=self.lengths, **self._options(rows), **kept)
+        options = self._options(rows)
+        if isinstance(values, Tensor) and values.shape[2:] != self.values.shape[2:]:
+            options.pop("columns", None)
+        mapped = type(self)(values, lengths=self.lengths, **options, **kept)
         mapped.observed = self.observed
         return mapped
 
