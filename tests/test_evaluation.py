@@ -599,6 +599,11 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
     assert not (tmp_path / "report.md").exists()
 
 
+def renamed(clips):
+    """Return clips whose colours are called by numbers."""
+    return Clips(clips.frames, labels={"colour": clips.labels["colour"]})
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -615,6 +620,11 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
             {"candidates": pendulum(4, seed=0, num_steps=6, image_size=16)},
             ValueError,
             r"candidates: have lengths \[6\] and steps of shape \(3, 16, 16\), expected 5",
+        ),
+        (
+            {"candidates": renamed(pendulum(4, seed=0, num_steps=5, image_size=16)), "judge": None},
+            ValueError,
+            "candidates: factor 'colour' has other values than that of held_out .* pass the same factor_names to both",
         ),
         (
             {"held_out": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0)},

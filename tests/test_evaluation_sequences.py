@@ -446,6 +446,8 @@ def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
         ({"hidden": 1.0}, ValueError, "hidden: got 1.0, expected a share"),
         ({"hidden": 1e-9}, ValueError, "hidden: got 1e-09, which hides nothing"),
         ({"season": 0}, ValueError, "season: got 0"),
+        ({"season": 2}, ValueError, "season: got 2, expected None with forecast_steps=None, or `forecast_steps` of"),
+        ({"season": 2, "forecast_steps": 0}, ValueError, "season: got 2, expected None with forecast_steps=0"),
         ({"num_samples": 1}, ValueError, "num_samples: got 1, expected an integer >= 2"),
         ({"forecast_steps": 40}, ValueError, "forecast_steps: got 40, expected fewer"),
         ({"forecast_steps": 3, "season": 9}, ValueError, "forecast_steps: got 3, .*after a season of 9"),

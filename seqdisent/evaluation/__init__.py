@@ -198,12 +198,13 @@ def evaluate(
         judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where these are clips
             with labels whose steps are pictures; None leaves out all that needs labels.
         factors: the labels that a judge and probes learn; None for all that differ between sequences.
-        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips; None for
-            other sequences.
+        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips. A label
+            of both has the same `factor_names` in both. None for other sequences.
         forecast_steps: how many steps a forecast adds to a clip; None for as many as a clip has, if the model can, and
             0 for no forecasts. Of other sequences, how many of their last steps are held back and forecast; None for
             none.
-        season: steps of a season, for the seasonal naive forecast; None leaves it out. Not for clips.
+        season: steps of a season, for the seasonal naive forecast beside `forecast_steps`; None leaves it out. Not for
+            clips.
         hidden: share of what was measured that is hidden and imputed, at random, by step, or by value where `observed`
             is by value; the programs then take `observed`. 0 for no imputation; None for 0.15 where the held-out
             sequences have holes, and else 0. Not for clips.
@@ -224,11 +225,11 @@ def evaluate(
             something else, or a Judge for sequences that are no clips.
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
-            shape; factors that the clips have no label for; a label whose values have other names in `train` than in
-            `held_out`; clips with `observed` or `covariates`; a number out of range; `forecast_steps` that leave no
-            sequence, or of a model that carries nothing into the future; `hidden` that hides nothing; an argument that
-            is not for clips, with clips, or `candidates` without; `factors` without a judge; or a module in training
-            mode.
+            shape; factors that the clips have no label for; a label whose values have other names in `train` or
+            `candidates` than in `held_out`; clips with `observed` or `covariates`; a number out of range;
+            `forecast_steps` that leave no sequence, or of a model that carries nothing into the future; `season`
+            without `forecast_steps`; `hidden` that hides nothing; an argument that is not for clips, with clips, or
+            `candidates` without; `factors` without a judge; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -252,10 +253,10 @@ def evaluate(
     """
     check_programs(model, guide, static, motion)
     check_numbers(forecast_steps, season, hidden, num_samples, batch_size)
-    check_kind(held_out, candidates, season, hidden, num_samples)
+    check_kind(held_out, candidates, forecast_steps, season, hidden, num_samples)
     check_data(train, held_out, candidates)
     check_judge(judge, held_out)
-    check_labels(train, held_out, judge, factors)
+    check_labels(train, held_out, candidates, judge, factors)
     programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
     labels = list(factors or [name for name in varied(train) if name in held_out.labels]) if judge is not None else []
     drawn: dict[str, Tensor] = {}

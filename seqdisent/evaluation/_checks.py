@@ -46,29 +46,50 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None) 
             )
 
 
-def check_labels(train: Sequences, held_out: Sequences, judge: Any, factors: Sequence[str] | None) -> None:
+def check_labels(
+    train: Sequences, held_out: Sequences, candidates: Clips | None, judge: Any, factors: Sequence[str] | None
+) -> None:
     if isinstance(factors, str):
         raise TypeError(f"factors: got the string {factors!r}, expected a sequence of labels")
     known = sorted(set(train.labels) & set(held_out.labels))
     if judge is None and factors:
         raise ValueError(f"factors: got {list(factors)}, expected None with judge=None, which leaves out all labels")
-    for name in known if judge is not None else ():  # with other names, the same number is another value
-        if train.factor_names[name] != held_out.factor_names[name]:
-            raise ValueError(
-                f"held_out: factor {name!r} has other values than that of train ({len(held_out.factor_names[name])} "
-                f"and {len(train.factor_names[name])}), expected the same; pass the same factor_names to both"
-            )
+    if judge is not None:
+        _check_names("held_out", held_out, "train", train)
+    if candidates is not None:
+        _check_names("candidates", candidates, "held_out", held_out)
     if unknown := sorted(set(factors or ()) - set(known)):
         raise ValueError(f"factors: the clips have no label {unknown}, expected some of {known}")
 
 
+def _check_names(argument: str, data: Sequences, other_argument: str, other: Sequences) -> None:
+    """Check that labels of both are called the same: else the same number is another value."""
+    for name in sorted(set(data.labels) & set(other.labels)):
+        names, wanted = data.factor_names[name], other.factor_names[name]
+        if names != wanted:
+            raise ValueError(
+                f"{argument}: factor {name!r} has other values than that of {other_argument} ({len(names)} and "
+                f"{len(wanted)}), expected the same; pass the same factor_names to both"
+            )
+
+
 def check_kind(
-    held_out: Sequences, candidates: Clips | None, season: int | None, hidden: float | None, num_samples: int | None
+    held_out: Sequences,
+    candidates: Clips | None,
+    forecast_steps: int | None,
+    season: int | None,
+    hidden: float | None,
+    num_samples: int | None,
 ) -> None:
     """Check that what is asked for is for this kind of data."""
     if not isinstance(held_out, Clips):
         if candidates is not None:
             raise ValueError(f"candidates: got {len(candidates)} clips, expected None where `held_out` is no Clips")
+        if season is not None and not forecast_steps:
+            raise ValueError(
+                f"season: got {season}, expected None with forecast_steps={forecast_steps}, or `forecast_steps` of at "
+                "least 1, to forecast them"
+            )
         return
     for argument, value in (("season", season), ("hidden", hidden), ("num_samples", num_samples)):
         if value:

@@ -367,7 +367,7 @@ def test_every_part_keeps_the_columns_and_when_its_steps_were():
         ({"times": torch.zeros(2, 2).long()}, TypeError, "^times: got torch.int64"),
         ({"times": torch.zeros(2)}, ValueError, r"^times: shape is \(2,\), expected \(2, 2\), one for each step"),
         (
-            {"times": torch.tensor([[0.0, 1.0], [1.0, 1.0]])},
+            {"times": torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]]), "values": torch.zeros(2, 3, 1)},
             ValueError,
             "^times: do not increase in sequence 1 .'1'., expected each real step later than the one before",
         ),
