@@ -95,23 +95,43 @@ def test_draws_of_the_exact_posterior_cover_as_they_should(exact, kind):
         assert model["mean_squared_error"] < other["mean_squared_error"]
 
 
-def test_the_line_is_that_between_the_values_that_were_not_hidden(exact):
-    _, train, held_out, how, found = exact
-    hidden, mean = hide_some(held_out, 0.15, how["seed"]), mean_frame(train).numpy()
+def errors_of_lines(held_out, hidden, mean, times):
+    """Errors of NumPy's interpolation over the times, one coordinate of one sequence at a time."""
     errors = []
-    for row, seen, unseen, length in zip(
-        held_out.values.numpy(), held_out.observed.numpy(), hidden.numpy(), held_out.lengths.tolist(), strict=True
-    ):
+    for row, seen, unseen, length, at in zip(
+        held_out.values.numpy(), held_out.observed.numpy(), hidden.numpy(), held_out.lengths.tolist(), times.numpy(),
+        strict=True,
+    ):  # fmt: skip
         for i in range(2):
             known = [t for t in range(length) if seen[t, i] and not unseen[t, i]]
             for t in np.flatnonzero(unseen[:, i]):
-                guess = np.interp(t, known, row[known, i]) if known else mean[i]
+                guess = np.interp(at[t], at[known], row[known, i]) if known else mean[i]
                 errors.append(row[t, i] - guess)
+    return errors
+
+
+def test_the_line_is_that_between_the_values_that_were_not_hidden(exact):
+    _, train, held_out, how, found = exact
+    hidden, mean = hide_some(held_out, 0.15, how["seed"]), mean_frame(train).numpy()
+    errors = errors_of_lines(held_out, hidden, mean, torch.arange(12).expand(120, 12))
     scores = found.numbers["imputation"]
     assert scores["hidden_values"] == len(errors)
     assert scores["linear interpolation"]["mean_squared_error"] == pytest.approx(np.mean(np.square(errors)), rel=1e-6)
     assert scores["linear interpolation"]["crps"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
     assert "coverage" not in scores["linear interpolation"]  # it has no draws
+
+
+def test_the_line_is_straight_over_the_times_where_the_data_have_them(exact):
+    system, train, held_out, how, _ = exact
+    times = (0.1 + 9 * torch.rand(120, 12, generator=torch.Generator().manual_seed(0)) ** 3).cumsum(1)
+    timed = Sequences(held_out.values, lengths=held_out.lengths, observed=held_out.observed, times=times)
+    asked = {"seed": how["seed"], "num_samples": 2, "batch_size": 50, "pictures": False}
+    found = evaluate(system.model, system.exact_guide, train, timed, **asked).numbers["imputation"]
+    errors = errors_of_lines(timed, hide_some(timed, 0.15, how["seed"]), mean_frame(train).numpy(), times.double())
+    assert found["linear interpolation"]["crps"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
+    untimed = evaluate(system.model, system.exact_guide, train, held_out, **asked).numbers["imputation"]
+    assert found["linear interpolation"]["crps"] != pytest.approx(untimed["linear interpolation"]["crps"], rel=1e-2)
+    assert found["model"] == untimed["model"]  # which does not read them
 
 
 def test_the_frozen_step_is_the_last_one_before_the_forecast(exact):

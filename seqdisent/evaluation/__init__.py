@@ -174,7 +174,7 @@ def evaluate(
     - Always: errors of reconstructions and roll-outs, beside the mean step; the terms of the bound, and the bound for
       each step at which something was measured.
     - With holes, or `hidden`: imputation of values that were measured and are hidden from the model, beside linear
-      interpolation and the mean step. With `forecast_steps`: forecasts of the last steps from those before, beside the
+      interpolation (over their `times`, if they have them) and the mean step. With `forecast_steps`: forecasts of the last steps from those before, beside the
       last step, frozen, the mean step, and, with `season`, the seasonal naive forecast. Squared error of the mean,
       CRPS, and coverage of intervals of draws.
     - With labels: probes of the latents, and whose label a swap shows to a linear classifier of each coordinate's mean

@@ -121,7 +121,8 @@ def measure_imputation(programs: Programs, train: Sequences, held_out: Sequences
         imputed = impute_hidden(programs, batch, chosen, asked.num_samples)
         seen = without_hidden(batch, chosen)
         known = known_places(seen.frames, batch.mask, seen.observed)
-        line = linear_interpolation(seen.frames, known, batch.mask)
+        times = None if held_out.times is None else held_out.times[rows][:, : batch.frames.shape[1]]
+        line = linear_interpolation(seen.frames, known, batch.mask, times=times)
         guesses: dict[str, tuple[Tensor, Tensor | None]] = {
             "model": (imputed.distribution.mean.mean(0), imputed.values),
             "linear interpolation": (torch.where(known.any(1, keepdim=True), line, mean), None),
