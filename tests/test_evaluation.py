@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import seqdisent
-from seqdisent.datasets import Clips, pendulum
+from seqdisent.datasets import Clips, Scaler, pendulum
 
 for needed in ("torchmetrics", "sklearn", "matplotlib"):
     pytest.importorskip(needed)
@@ -638,6 +638,11 @@ def renamed(clips):
         ),
         ({"season": 3}, ValueError, "season: got 3, expected None where `held_out` is Clips"),
         ({"hidden": 0.2}, ValueError, "hidden: got 0.2, expected None where `held_out` is Clips"),
+        (
+            {"scaler": Scaler(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))},
+            ValueError,
+            r"scaler: got Scaler\(1x1x1\), expected None where `held_out` is Clips",
+        ),
         ({"num_samples": 7}, ValueError, "num_samples: got 7, expected None where `held_out` is Clips"),
         (
             {"judge": None, "factors": ["colour"]},

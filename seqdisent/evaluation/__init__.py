@@ -14,7 +14,7 @@ from torch import Tensor
 from seqdisent import _files
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
-from seqdisent.datasets import Clips, Sequences
+from seqdisent.datasets import Clips, Scaler, Sequences
 from seqdisent.datasets._progress import progress
 from seqdisent.evaluation._checks import (
     check_data,
@@ -23,6 +23,7 @@ from seqdisent.evaluation._checks import (
     check_labels,
     check_numbers,
     check_programs,
+    check_units,
 )
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._intervals import Panels, draw_intervals
@@ -43,7 +44,7 @@ NUMBERS = frozenset(
         "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
         "intervention_score", "entropies", "frechet", "confusion", "probes",
         "neighbours", "memorisation", "confidence", "combinations", "sampled_swaps",
-        "held_out_sequences", "bound_per_step", "imputation", "forecast", "swapped_labels",
+        "held_out_sequences", "units", "bound_per_step", "imputation", "forecast", "swapped_labels",
     ]
 )  # fmt: skip
 """The names of all that :func:`evaluate` can measure."""
@@ -147,6 +148,7 @@ def evaluate(
     season: int | None = None,
     hidden: float | None = None,
     num_samples: int | None = None,
+    scaler: Scaler | None = None,
     pictures: bool = True,
     sample: bool = False,
     history: bool = False,
@@ -174,9 +176,10 @@ def evaluate(
     - Always: errors of reconstructions and roll-outs, beside the mean step; the terms of the bound, and the bound for
       each step at which something was measured.
     - With holes, or `hidden`: imputation of values that were measured and are hidden from the model, beside linear
-      interpolation (over their `times`, if they have them) and the mean step. With `forecast_steps`: forecasts of the last steps from those before, beside the
-      last step, frozen, the mean step, and, with `season`, the seasonal naive forecast. Squared error of the mean,
-      CRPS, and coverage of intervals of draws.
+      interpolation (over their `times`, if they have them) and the mean step. With `forecast_steps`: forecasts of the
+      last steps from those before, beside the last step, frozen, the mean step, and, with `season`, the seasonal naive
+      forecast. Squared error of the mean, CRPS, and coverage of intervals of draws; where steps are vectors, of each
+      coordinate too.
     - With labels: probes of the latents, and whose label a swap shows to a linear classifier of each coordinate's mean
       and standard deviation.
 
@@ -209,6 +212,8 @@ def evaluate(
             is by value; the programs then take `observed`. 0 for no imputation; None for 0.15 where the held-out
             sequences have holes, and else 0. Not for clips.
         num_samples: draws of each forecast and each imputation, at least 2; None for 100. Not for clips.
+        scaler: by which `train` and `held_out` were scaled; errors, scores and pictures are then in the units before.
+            The terms of the bound stay those of the scaled values. None for the units of the data sets. Not for clips.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
         history: whether the model reads the frames before each step, as in :func:`~seqdisent.reconstruct`.
@@ -222,14 +227,15 @@ def evaluate(
 
     Raises:
         TypeError: `static`, `motion` or `factors` is a string; only one of `train` and `held_out` is clips; `judge` is
-            something else, or a Judge for sequences that are no clips.
+            something else, or a Judge for sequences that are no clips; `scaler` is no Scaler.
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
             shape; factors that the clips have no label for; a label whose values have other names in `train` or
             `candidates` than in `held_out`; clips with `observed` or `covariates`; a number out of range;
             `forecast_steps` that leave no sequence, or of a model that carries nothing into the future; `season`
-            without `forecast_steps`; `hidden` that hides nothing; an argument that is not for clips, with clips, or
-            `candidates` without; `factors` without a judge; or a module in training mode.
+            without `forecast_steps`; `hidden` that hides nothing; a `scaler` of other steps; `columns` that differ
+            between `train` and `held_out`; an argument that is not for clips, with clips, or `candidates` without;
+            `factors` without a judge; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -253,11 +259,12 @@ def evaluate(
     """
     check_programs(model, guide, static, motion)
     check_numbers(forecast_steps, season, hidden, num_samples, batch_size)
-    check_kind(held_out, candidates, forecast_steps, season, hidden, num_samples)
+    check_kind(held_out, candidates, forecast_steps, season, hidden, num_samples, scaler)
     check_data(train, held_out, candidates)
+    check_units(train, held_out, scaler)
     check_judge(judge, held_out)
     check_labels(train, held_out, candidates, judge, factors)
-    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
+    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs, scaler)
     labels = list(factors or [name for name in varied(train) if name in held_out.labels]) if judge is not None else []
     drawn: dict[str, Tensor] = {}
     intervals: dict[str, Panels] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from seqdisent._checks import check_positive, is_integer
-from seqdisent.datasets import Clips, Sequences
+from seqdisent.datasets import Clips, Scaler, Sequences
 from seqdisent.metrics import Judge
 
 
@@ -80,6 +80,7 @@ def check_kind(
     season: int | None,
     hidden: float | None,
     num_samples: int | None,
+    scaler: Any,
 ) -> None:
     """Check that what is asked for is for this kind of data."""
     if not isinstance(held_out, Clips):
@@ -91,9 +92,25 @@ def check_kind(
                 "least 1, to forecast them"
             )
         return
-    for argument, value in (("season", season), ("hidden", hidden), ("num_samples", num_samples)):
+    asked = {"season": season, "hidden": hidden, "num_samples": num_samples, "scaler": scaler}
+    for argument, value in asked.items():
         if value:
             raise ValueError(f"{argument}: got {value}, expected None where `held_out` is Clips")
+
+
+def check_units(train: Sequences, held_out: Sequences, scaler: Any) -> None:
+    """Check that both data sets, and the scaler, have the same coordinates."""
+    if None not in (train.columns, held_out.columns) and train.columns != held_out.columns:
+        raise ValueError(f"held_out: has columns {held_out.columns}, expected those of train, {train.columns}")
+    if scaler is None:
+        return
+    if not isinstance(scaler, Scaler):
+        raise TypeError(f"scaler: got {type(scaler).__name__}, expected a Scaler, or None")
+    try:
+        scaler.undo(held_out.values[:1])
+    except ValueError as error:
+        wanted, found = tuple(held_out.values.shape[2:]), tuple(scaler.loc.shape)
+        raise ValueError(f"scaler: is of steps of shape {found}, expected {wanted}, as held_out") from error
 
 
 def check_numbers(

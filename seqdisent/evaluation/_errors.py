@@ -38,17 +38,18 @@ def measure_errors(
         first_steps = programs.first_steps(programs.infer(*given))
         found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps, batch.covariates)
         found["mean_frame" if are_pixels else "mean_step"] = mean.expand_as(batch.frames)
+        truth = programs.in_units(batch.frames)
         values = {
-            name: squared_error(guess, batch.frames, batch.mask, batch.observed, are_pixels=are_pixels)
+            name: squared_error(programs.in_units(guess), truth, batch.mask, batch.observed, are_pixels=are_pixels)
             for name, guess in found.items()
         }
         if programs.static and donors is not None and isinstance(held_out, Clips) and held_out.renderer is not None:
             donor = held_out.batch(donors[rows])
             swapped, mask = programs.swap_static(batch, donor)
-            truth = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
-            values["swapped"] = squared_error(swapped, truth, mask & held_out.mask[rows][:, : swapped.shape[1]])
+            shown = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
+            values["swapped"] = squared_error(swapped, shown, mask & held_out.mask[rows][:, : swapped.shape[1]])
             swaps.append(swapped)
-            truths.append(truth)
+            truths.append(shown)
             if programs.motion:
                 moved, mask = programs.swap(batch, donor, programs.motion)
                 moved_truth = true_frames(held_out, rows, donors[rows])[:, : moved.shape[1]]
@@ -69,6 +70,8 @@ def measure_errors(
         if name in errors:
             numbers[f"{name} / reconstruction"] = errors[name] / errors["reconstruction"]
     if not isinstance(held_out, Clips):
+        given_in, undone = ("data set", "data set") if programs.scaler is None else ("scaled", "before scaling")
+        numbers["units"] = {"errors": undone, "nats": given_in}
         bound = sum(-value if name.startswith("KL(") else value for name, value in means.items())
         numbers["bound_per_step"] = bound * len(held_out) / measured_steps(held_out).sum()
     elif swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from seqdisent.chains.factorised import as_chain
-from seqdisent.datasets import Batch, Clips, Sequences
+from seqdisent.datasets import Batch, Clips, Scaler, Sequences
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference.forecasting import forecast
 from seqdisent.inference.imputation import Imputed, impute
@@ -41,6 +41,7 @@ class Programs(NamedTuple):
     sample: bool
     history: bool
     inputs: Mapping[str, Any]
+    scaler: Scaler | None = None  # of the sequences
     latents: Mapping[str, Latent] = {}
     can_forecast: bool = False  # whether the frames given bear on those that follow
 
@@ -70,6 +71,10 @@ class Programs(NamedTuple):
         goes_on_alone = any(as_chain(fn) is not None and carries_on(fn) for fn in emitted)  # `forecast` refuses it
         carried = any(carries_on(sites[name]["fn"]) for name in latents) and not goes_on_alone
         return self._replace(latents=latents, can_forecast=self.history or carried)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        r"""Return values (\*S, B, T, \*E) in the units that they had before the scaler."""
+        return values if self.scaler is None else self.scaler.undo(values)
 
     def infer(self, *args: Tensor | None) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)
@@ -147,6 +152,13 @@ class Programs(NamedTuple):
 def batches(data: Sequences, size: int) -> Iterator[tuple[Tensor, Batch]]:
     for rows in torch.arange(len(data)).split(size):
         yield rows, data.batch(rows)
+
+
+def coordinate_names(data: Sequences) -> list[str]:
+    """Return what the coordinates of steps that are vectors are called, by default their numbers; else none."""
+    if data.values.ndim != 3:
+        return []
+    return list(data.columns or map(str, range(data.values.shape[2])))
 
 
 def motion_numbers(data: Sequences) -> Tensor | None:
