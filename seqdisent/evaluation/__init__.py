@@ -24,6 +24,7 @@ from seqdisent.evaluation._checks import (
     check_numbers,
     check_programs,
     check_units,
+    has_holes,
 )
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._intervals import Panels, draw_intervals
@@ -193,13 +194,13 @@ def evaluate(
         guide: its guide.
         train: the sequences of the training: the mean step is theirs, a judge and probes learn from them. A label of
             both has the same `factor_names` in both, except with ``judge=None``.
-        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may not
-            have `observed` or `covariates`.
+        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may have
+            holes, and no `covariates`.
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
         emission: the site that is the sequence; None for the model's last one.
         judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where these are clips
-            with labels whose steps are pictures; None leaves out all that needs labels.
+            with labels and without holes whose steps are pictures; None leaves out all that needs labels.
         factors: the labels that a judge and probes learn; None for all that differ between sequences.
         candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips. A label
             of both has the same `factor_names` in both. None for other sequences.
@@ -231,11 +232,11 @@ def evaluate(
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
             shape; factors that the clips have no label for; a label whose values have other names in `train` or
-            `candidates` than in `held_out`; clips with `observed` or `covariates`; a number out of range;
-            `forecast_steps` that leave no sequence, or of a model that carries nothing into the future; `season`
-            without `forecast_steps`; `hidden` that hides nothing; a `scaler` of other steps; `columns` that differ
-            between `train` and `held_out`; an argument that is not for clips, with clips, or `candidates` without;
-            `factors` without a judge; or a module in training mode.
+            `candidates` than in `held_out`; clips with `covariates`; a Judge, or `candidates`, with holes; a number out
+            of range; `forecast_steps` that leave no sequence, or of a model that carries nothing into the future;
+            `season` without `forecast_steps`; `hidden` that hides nothing; a `scaler` of other steps; `columns` that
+            differ between `train` and `held_out`; an argument that is not for clips, with clips, or `candidates`
+            without; `factors` without a judge; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -262,7 +263,7 @@ def evaluate(
     check_kind(held_out, candidates, forecast_steps, season, hidden, num_samples, scaler)
     check_data(train, held_out, candidates)
     check_units(train, held_out, scaler)
-    check_judge(judge, held_out)
+    check_judge(judge, train, held_out)
     check_labels(train, held_out, candidates, judge, factors)
     programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs, scaler)
     labels = list(factors or [name for name in varied(train) if name in held_out.labels]) if judge is not None else []
@@ -289,7 +290,7 @@ def evaluate(
             if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
                 numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
             if isinstance(judge, int):
-                can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
+                can_judge = bool(labels) and are_pictures and shape[1] == shape[2] and not has_holes(train, held_out)
                 judge = _train_judge(train, held_out, labels, seed, judge) if can_judge else None
             if judge is not None:
                 numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)

@@ -30,12 +30,13 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None) 
             f"train: got {type(train).__name__}, expected {type(held_out).__name__} as held_out: both Clips or neither"
         )
     for argument, clips in (("train", train), ("held_out", held_out), ("candidates", candidates)):
-        for name in ("observed", "covariates"):
-            if isinstance(clips, Clips) and getattr(clips, name) is not None:
-                raise ValueError(
-                    f"{argument}: got Clips with `{name}`, expected Clips without, or Sequences of numbers, where "
-                    "it is read"
-                )
+        if isinstance(clips, Clips) and clips.covariates is not None:  # clips from the prior have none
+            raise ValueError(
+                f"{argument}: got Clips with `covariates`, expected Clips without, or Sequences of numbers, which are "
+                "evaluated with them: Sequences(clips.frames / clips.scale, covariates=clips.covariates, ...)"
+            )
+    if candidates is not None and candidates.observed is not None:
+        raise ValueError("candidates: got Clips with `observed`, expected whole clips, which a swap is compared with")
     shape, num_steps = tuple(held_out.values.shape[2:]), int(held_out.lengths.max())
     if candidates is not None and bool((held_out.lengths == num_steps).all()):  # else there is no retrieval
         lengths = sorted(set(candidates.lengths.tolist()))
@@ -127,7 +128,7 @@ def check_numbers(
         raise ValueError(f"num_samples: got {num_samples!r}, expected an integer >= 2, or None")
 
 
-def check_judge(judge: Any, held_out: Sequences) -> None:
+def check_judge(judge: Any, train: Sequences, held_out: Sequences) -> None:
     if judge is not None and not isinstance(judge, int | Judge):
         raise TypeError(
             f"judge: got {type(judge).__name__}, expected a Judge, a number of steps to train one, or None; "
@@ -135,3 +136,12 @@ def check_judge(judge: Any, held_out: Sequences) -> None:
         )
     if isinstance(judge, Judge) and not isinstance(held_out, Clips):
         raise TypeError("judge: got a Judge, which sees Clips, expected a number or None for other Sequences")
+    if isinstance(judge, Judge) and has_holes(train, held_out):
+        raise ValueError(
+            "judge: got a Judge with clips that have `observed`, expected a number or None: it would read a hole as 0, "
+            "and no clip of a model has holes"
+        )
+
+
+def has_holes(train: Sequences, held_out: Sequences) -> bool:
+    return train.observed is not None or held_out.observed is not None

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.evaluation._programs import Programs, batches, mean_frame, measured_steps, true_frames
+from seqdisent.evaluation._programs import (
+    Programs,
+    batches,
+    frozen_step,
+    mean_frame,
+    measured_steps,
+    true_frames,
+)
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
+from seqdisent.metrics._draws import known_places
 
 ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame", "mean_step")
 
@@ -99,9 +107,10 @@ def measure_forecasts(
     errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
     for rows, batch in batches(held_out, batch_size):
         truth = true_frames(held_out, rows, rows, given + num_steps)
-        predicted = programs.forecast(batch.frames, num_steps=num_steps)
-        last = batch.frames[:, -1:].expand(-1, num_steps, *batch.frames.shape[2:])
-        guesses = (predicted, torch.cat([batch.frames, last], 1), mean.expand_as(predicted))
+        predicted = programs.forecast(*frames_and_mask(batch), num_steps=num_steps)
+        seen = torch.where(known_places(batch.frames, None, batch.observed), batch.frames, mean)
+        frozen = torch.cat([seen, frozen_step(batch, num_steps, mean)], 1)
+        guesses = (predicted, frozen, mean.expand_as(predicted))
         for name, guess in zip(errors, guesses, strict=True):
             errors[name].append((guess - truth).square().flatten(2).mean(-1))
     return {"given": given, **{name: torch.cat(values).mean(0) for name, values in errors.items()}}

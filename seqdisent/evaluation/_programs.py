@@ -16,6 +16,7 @@ from seqdisent.inference.forecasting import forecast
 from seqdisent.inference.imputation import Imputed, impute
 from seqdisent.inference.interventions import Inferred, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import carries_on, is_auxiliary, run
+from seqdisent.metrics import seasonal_naive
 from seqdisent.metrics._draws import known_places
 
 
@@ -118,7 +119,7 @@ class Programs(NamedTuple):
         how["emissions"] = None if self.emission is None else [self.emission]
         return self._mean(generate(self.model, given=given, sample=given is None or self.sample, **how))
 
-    def forecast(self, *args: Tensor, num_steps: int) -> Tensor:
+    def forecast(self, *args: Tensor | None, num_steps: int) -> Tensor:
         how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
         how["num_steps"] = num_steps
         return self._mean(forecast(self.model, self.guide, *args, **how))
@@ -185,6 +186,13 @@ def mean_frame(data: Sequences) -> Tensor:
         return values[mask].mean(0) / scale
     known = known_places(values, mask, data.observed[some])
     return torch.where(known, values, 0.0).sum((0, 1)) / known.sum((0, 1)).clamp(min=1) / scale
+
+
+def frozen_step(batch: Batch, num_steps: int, mean: Tensor) -> Tensor:
+    """Return what was last observed of each coordinate, `num_steps` times; of what never was, the mean step."""
+    known = known_places(batch.frames, batch.mask, batch.observed).any(1, keepdim=True)
+    last = seasonal_naive(batch.frames, num_steps, 1, mask=batch.mask, observed=batch.observed)
+    return torch.where(known, last, mean)
 
 
 def measured_steps(data: Sequences) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqdisent.datasets import Batch, Sequences
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.evaluation._programs import Programs, batches, coordinate_names, mean_frame, measured_steps
+from seqdisent.evaluation._programs import Programs, batches, coordinate_names, frozen_step, mean_frame, measured_steps
 from seqdisent.inference.imputation import Imputed
 from seqdisent.masks import steps_after
 from seqdisent.metrics import (
@@ -204,11 +204,10 @@ def measure_held_back(programs: Programs, train: Sequences, held_out: Sequences,
             "model": draw_future(programs, past, future, num_samples),
             "mean step": (mean.expand_as(future.frames), None),
         }
-        known = known_places(past.frames, past.mask, past.observed).any(1, keepdim=True)
-        how: dict[str, Any] = {"mask": past.mask, "observed": past.observed}
-        last = seasonal_naive(past.frames, num_steps, 1, **how)
-        guesses["last step, frozen"] = torch.where(known, last, mean), None
+        guesses["last step, frozen"] = frozen_step(past, num_steps, mean), None
         if season is not None:
+            known = known_places(past.frames, past.mask, past.observed).any(1, keepdim=True)
+            how: dict[str, Any] = {"mask": past.mask, "observed": past.observed}
             naive = seasonal_naive(past.frames, num_steps, season, **how)
             drawn = seasonal_naive_draws(past.frames, num_steps, season, num_samples, generator, **how)
             guesses["seasonal naive"] = torch.where(known, naive, mean), torch.where(known, drawn, mean)
