@@ -382,7 +382,8 @@ def test_true_swaps_of_clips_of_different_lengths(swinging):
     lengths[0] = 3
     cut = Clips(
         held_out.frames, lengths=lengths, identity=held_out.identity, labels=held_out.labels,
-        static_factors=["colour"], motion_factors=["speed"], renderer=held_out.renderer,
+        factor_names=held_out.factor_names, static_factors=["colour"], motion_factors=["speed"],
+        renderer=held_out.renderer,
     )  # fmt: skip
     found = evaluate(network.model, network.guide, train, cut, **options).numbers
     assert "nearest_true_clip" in whole
@@ -549,13 +550,14 @@ def test_of_clips_with_holes_the_measured_pixels_count(by_value):
     network = Holey().eval()
     asked = {"motion": ["z"], "forecast_steps": 3, "batch_size": 5}
     filled = [Clips(truth[:, :5].where(known, torch.tensor(byte).byte()), **how) for byte in (0, 255)]
-    one, other = (evaluate(network.model, network.guide, clips, clips, **asked) for clips in filled)
+    whole = Clips(truth[:, :5], **how | {"observed": torch.ones_like(observed)})
+    one, other = (evaluate(network.model, network.guide, whole, clips, **asked) for clips in filled)
     assert one.numbers == other.numbers
     assert set(one.pictures) == {"reconstructions.png", "prior_samples.png", "forecast.png"}
     assert one.judge is None
     assert "probes" in one.numbers
     frames = truth.double() / 255
-    mean = torch.where(known, frames[:, :5], 0.0).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
+    mean = frames[:, :5].mean((0, 1))
     errors = [(row - mean)[seen].square().mean() for row, seen in zip(frames[:, :5], known, strict=True)]
     assert one.numbers["mean_squared_error"]["mean_frame"] == pytest.approx(float(sum(errors) / 12), rel=1e-5)
     last = mean.repeat(12, 1, 1, 1)
