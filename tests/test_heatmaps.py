@@ -62,7 +62,7 @@ def test_each_value_stands_at_its_step_and_coordinate(by_step, ragged, rows, mon
 
 def test_rows_sequences_and_coordinates_have_their_titles(monkeypatch):
     values = {"data": torch.zeros(2, 6, 3), "model": torch.ones(2, 6, 3)}
-    figure = drawn(monkeypatch, values, names=["anna", "ben"], coordinates=["x", "y", "z"], limits=(0.0, 5.0))
+    figure = drawn(monkeypatch, values, names=["anna", "ben"], columns=["x", "y", "z"], limits=(0.0, 5.0))
     first, second, third, _, bar = figure.axes
     assert [axis.get_title() for axis in (first, second, third)] == ["anna", "ben", ""]
     assert [axis.get_ylabel() for axis in (first, second, third)] == ["data", "", "model"]

@@ -29,7 +29,8 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     real = _blank_padding(batch.frames[:4], batch.mask[:4])[:, :num_steps]
     pictures["prior_samples.png"] = film_strip(torch.cat([real, torch.ones_like(real[:1]), drawn]))
     if forecast_steps:
-        rows = programs.forecast(batch.frames[:4], batch.mask[:4], num_steps=forecast_steps)
+        given = [None if of is None else of[:4] for of in frames_and_mask(batch)]
+        rows = programs.forecast(*given, num_steps=forecast_steps)
         truth = true_continuation(clips, spread[:4], rows.shape[1])
         if truth is not None:
             rows = torch.stack([truth, rows], 1).flatten(0, 1)

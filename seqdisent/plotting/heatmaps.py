@@ -24,7 +24,7 @@ def plot_heatmap(
     observed: Mapping[str, Tensor] | None = None,
     limits: tuple[float, float] | None = None,
     names: Sequence[str] | None = None,
-    coordinates: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Path:
     """Plot many coordinates over time as images in one colour scale, and return the path.
 
@@ -41,7 +41,7 @@ def plot_heatmap(
         limits: lowest and highest value of the colour scale, values beyond have the colours of its ends; None for the
             extremes of all that is shown.
         names: titles of the sequences; None for their numbers.
-        coordinates: labels of the coordinates; None for their numbers.
+        columns: what the coordinates are called; None for their numbers.
 
     Shape:
         - values: (N, T, X) each
@@ -51,7 +51,7 @@ def plot_heatmap(
     Raises:
         TypeError: `mask` is not bool.
         ValueError: no row, shapes that do not fit, a row of `observed` that is not there, limits that are infinite or
-            in another order, or another number of names or coordinates.
+            in another order, or another number of names or columns.
         ImportError: matplotlib is missing.
 
     Example:
@@ -69,14 +69,14 @@ def plot_heatmap(
         raise ValueError(f"limits: got {limits!r}, expected finite numbers, the lower one first")
     for argument, labels, number, one in (
         ("names", names, count, "sequence"),
-        ("coordinates", coordinates, size, "coordinate"),
+        ("columns", columns, size, "coordinate"),
     ):
         if labels is not None and len(labels) != number:
             raise ValueError(f"{argument}: got {len(labels)}, expected {number}, one for each {one}")
     finite = torch.cat([row[row.isfinite()] for row in rows])
     if limits is None:
         limits = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    height = 0.13 * size if coordinates is not None else size / 60
+    height = 0.13 * size if columns is not None else size / 60
     figure, axes = make_axes(
         count, rows=len(rows), width=min(max(3.6, num_steps / 80), 12.0), height=min(max(2.2, height), 8.0)
     )
@@ -104,8 +104,8 @@ def plot_heatmap(
             axis.set_title(str(column) if names is None else names[column])
         if column == 0:
             axis.set_ylabel(list(values)[row])
-        if column == 0 and coordinates is not None:
-            axis.set_yticks(range(size), labels=coordinates, fontsize=7)
+        if column == 0 and columns is not None:
+            axis.set_yticks(range(size), labels=columns, fontsize=7)
         axis.tick_params(labelbottom=row == len(rows) - 1, labelleft=column == 0)
     figure.colorbar(image, ax=axes, pad=0.02)
     if any(bool(row[real].isnan().any()) for row in rows):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch import Tensor
 from seqdisent.metrics._draws import quantiles
 from seqdisent.plotting._figures import make_axes, save_figure
 from seqdisent.plotting._known import by_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_error_over_time(errors: Mapping[str, Tensor], path: str | Path, *, trained_on: int | None = None) -> Path:
@@ -50,12 +55,13 @@ def plot_intervals(
     hidden: Tensor | None = None,
     levels: Sequence[float] = (0.5, 0.9),
     names: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Path:
     r"""Plot intervals of a forecast or an imputation over what was measured, and return the path.
 
-    Sequences are columns, coordinates are rows. Dots are what was measured, rings what of this was hidden from the
-    model, ticks at the bottom real steps at which nothing was measured. The line is the median of the draws, each band
-    a central interval: :class:`~seqdisent.metrics.IntervalCoverage` scores them.
+    Sequences stand side by side, coordinates one below the other. Dots are what was measured, rings what of this was
+    hidden from the model, ticks at the bottom real steps at which nothing was measured. The line is the median of the
+    draws, each band a central interval: :class:`~seqdisent.metrics.IntervalCoverage` scores them. A legend says so.
 
     Args:
         values: the sequences; anything in padding and in holes.
@@ -66,6 +72,7 @@ def plot_intervals(
         hidden: True where something was measured and the model did not see it; None for nowhere.
         levels: of the intervals, above 0 and below 1.
         names: titles of the sequences; None for their numbers.
+        columns: what the coordinates are called; None for no names.
 
     Shape:
         - values: (N, T) or (N, T, X)
@@ -74,7 +81,7 @@ def plot_intervals(
         - observed, hidden: (N, T) bool, or of the values' shape
 
     Raises:
-        ValueError: shapes that do not fit, a level that is not between 0 and 1, or another number of names.
+        ValueError: shapes that do not fit, a level that is not between 0 and 1, or another number of names or columns.
         ImportError: matplotlib is missing.
 
     Example:
@@ -94,6 +101,9 @@ def plot_intervals(
     names = [str(number) for number in range(len(values))] if names is None else list(names)
     if len(names) != len(values):
         raise ValueError(f"names: got {len(names)}, expected {len(values)}, one for each sequence")
+    num_columns = values.shape[2] if values.ndim == 3 else 1
+    if columns is not None and len(columns) != num_columns:
+        raise ValueError(f"columns: got {len(columns)}, expected {num_columns}, one for each coordinate")
     real = by_value("mask", mask, values[..., 0] if values.ndim == 3 else values)
     real = real.expand(-1, -1, values.shape[2]) if values.ndim == 3 else real
     seen = real & by_value("observed", observed, values)
@@ -111,10 +121,33 @@ def plot_intervals(
         for low, high in zip(lines[: len(levels)], lines[len(levels) : -1], strict=True):
             axis.fill_between(range(num_steps), low[at], high[at], color="C0", alpha=0.25, linewidth=0)
         axis.plot(lines[-1][at], color="C0", linewidth=0.8)
-        for shown, face, edge in ((seen & ~unseen, "black", "black"), (unseen, "none", "C3")):
+        for shown, face, edge, label in (
+            (seen & ~unseen, "black", "black", "measured"),
+            (unseen, "none", "C3", "hidden from the model"),
+        ):
             steps = shown[at].nonzero().squeeze(1)
-            axis.scatter(steps, values[at].detach().cpu()[steps], s=9, zorder=3, facecolors=face, edgecolors=edge)
+            how: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "label": label if len(steps) else None}
+            axis.scatter(steps, values[at].detach().cpu()[steps], s=9, zorder=3, **how)
         steps = (real & ~seen)[at].nonzero().squeeze(1)
-        axis.plot(steps, 0.03 * torch.ones(len(steps)), "|", color="C1", transform=axis.get_xaxis_transform())
+        how = {"color": "C1", "label": "not measured" if len(steps) else None}
+        axis.plot(steps, 0.03 * torch.ones(len(steps)), "|", transform=axis.get_xaxis_transform(), **how)
         axis.set(xlabel="step" if coordinate == size - 1 else "", title=names[row] if coordinate == 0 else "")
+        if columns is not None and row == 0:
+            axis.set_ylabel(columns[coordinate])
+    _add_legend(figure, axes, levels if bool(torch.from_numpy(lines).isfinite().any()) else ())
     return save_figure(figure, path)
+
+
+def _add_legend(figure: Any, axes: Sequence[Axes], levels: Sequence[float]) -> None:
+    """Say below the panels what is drawn in any of them; bands lie upon each other, so narrow ones are darker."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if levels:
+        found["median of the draws"] = Line2D([], [], color="C0", linewidth=0.8)
+    for depth, level in enumerate(sorted(levels, reverse=True), 1):
+        found[f"{100 * level:g} % interval"] = Patch(color="C0", alpha=1 - 0.75**depth, linewidth=0)
+    ncols = 2 * round(figure.get_figwidth() / 3.6)
+    figure.set_figheight(figure.get_figheight() + 0.2 + 0.2 * math.ceil(len(found) / ncols))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=ncols, fontsize="small")

@@ -158,6 +158,21 @@ def test_rows_after_the_last_measurement_are_the_known_future():
     assert sequences_from_table(table, **how).lengths.tolist() == [4, 3]  # without covariates, holes at the end
 
 
+def test_sequences_know_their_columns_and_times():
+    table = {"who": ["a", "a", "b", "b"], "t": [3, 7, 2, 3], "x": [1.0, 2.0, 3.0, 4.0], "y": [1.0, None, 0.0, 2.0]}
+    how = {"columns": ["y", "x"], "id": "who"}
+    data = sequences_from_table(table, time="t", **how)
+    assert data.columns == ("y", "x")
+    assert data.times.tolist() == [[0, 4], [0, 1]]
+    assert sequences_from_table(table, **how).times is None
+    holes = sequences_from_table({"t": [0, 6], "x": [1.0, 2.0]}, columns=["x"], time="t", step=2)
+    assert holes.times.tolist() == [[0, 2, 4, 6]]
+    future = {"t": [0, 1, 5], "x": [1.0, 2.0, None]}
+    assert sequences_from_table(future, columns=["x"], time="t", dt=True).times.tolist() == [[0, 1]]
+    dates = {"t": ["2024-01-01T00:00", "2024-01-01T02:00"], "x": [1.0, 2.0]}
+    assert sequences_from_table(dates, columns=["x"], time="t").times.tolist() == [[0, 7200]]
+
+
 def test_sequences_of_one_step_have_a_time_step():
     table = {"t": ["2024-01-01T00:00", "2024-01-01T02:00", "2024-01-01T05:00"], "x": [1.0, 2.0, 3.0]}
     for hour in (3600, 3600.0, datetime.timedelta(hours=1), np.timedelta64(60, "m")):

@@ -342,8 +342,8 @@ def sampled(**options):
     *((f"colours without an end, {end}", mapped(limits=(0, end)), ValueError, r"limits: got \(0, .*\), expected finite")
       for end in (nan, math.inf)),
     ("names of other sequences", mapped(names=["a"]), ValueError, "names: got 1, expected 2, one for each sequence"),
-    ("names of other coordinates", mapped(coordinates=["a"]), ValueError,
-     "coordinates: got 1, expected 3, one for each coordinate"),
+    ("names of other columns", mapped(columns=["a"]), ValueError,
+     "columns: got 1, expected 3, one for each coordinate"),
     ("a heat map's mask of numbers", mapped(mask=ones(2, 4)), TypeError, "mask: has dtype torch.float32"),
 )  # fmt: skip
 def test_metrics_and_pictures(row):
