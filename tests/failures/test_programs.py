@@ -170,6 +170,19 @@ def with_nan():
     return frames
 
 
+def checked(x, *given):
+    """A model whose emission checks what it is asked about."""
+    with pyro.plate("sequences", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        step = dist.Normal(z.unsqueeze(-2).expand(x.shape), 1.0, validate_args=True).to_event(1)
+        pyro.sample("x", IndependentSteps(step, *given), obs=x)
+
+
+def of_means(x, *_):
+    with pyro.plate("sequences", len(x)):
+        pyro.sample("z", dist.Normal(x.mean(1), 1.0, validate_args=False).to_event(1))
+
+
 @rows(
     # sites
     ("guide without a site", lambda: terms(of_guide={"sites": "z"}), ValueError,
@@ -287,6 +300,10 @@ def with_nan():
      r"args: frames have shape \(2, 0, 3\), expected \(B, T, ...\) with at least one frame"),
     ("NaN in the data", lambda: terms(with_nan()).check_finite(7), FloatingPointError,
      r"log_likelihood\['x'\] is nan at training step 7 \(sequence 1\)"),
+    ("NaN that is no hole", lambda: elbo_terms(checked, lambda x: of_means(FRAMES), with_nan()), ValueError,
+     "site 'x': what is observed has 3 NaN, expected numbers, or holes that `observed` names: IndependentSteps"),
+    ("a guide that reads NaN", lambda: elbo_terms(checked, of_means, with_nan()), ValueError,
+     r"guide: site 'z' is NaN, expected numbers; if the guide reads NaN in holes, mark_missing\(values, "),
     # weights
     ("the weight of a site misspelt", lambda: terms().elbo({"zz": 0.5}), ValueError,
      r"weights: no site \['zz'\] in the ledger, expected some of \['s', 'z'\] \(latent\) and \['x'\] \(observed\)"),
