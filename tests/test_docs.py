@@ -112,6 +112,23 @@ def test_from_a_table_to_a_forecast_with_intervals(tmp_path, monkeypatch):
     assert 0.85 < ((low < after) & (after < high)).float().mean() < 0.99
 
 
+@pytest.mark.slow
+def test_a_complete_model_forecasts_and_fills_holes_with_intervals():
+    pytest.importorskip("torchmetrics")
+    names = run_page("docs/complete_model.md")
+    assert names["futures"].shape == (200, 80, names["AHEAD"], 2)
+    for draws, target, counted in names["compared"].values():
+        assert 100 < counted.sum() < counted.numel()  # holes are left out of the one, and are all of the other
+        low, median, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
+        assert 0.8 < ((low < target) & (target < high))[counted].float().mean() < 0.98
+        known = target[counted]
+        assert (median[counted] - known).abs().mean() < 0.5 * (known - known.median()).abs().mean()
+    filled, past = names["filled"], names["past"]
+    assert (filled.std(0)[past.observed] < 1e-5).all()  # what was measured stays as it is
+    with pytest.raises(ValueError, match="^covariates: has shape"):
+        elbo_terms(names["network"].model, names["network"].guide, *names["given"][:3], past.covariates[:, 1:])
+
+
 def test_the_extension_points_run(capsys):
     names = run_page("docs/extending.md")
     assert "torch.Size([2, 6, 1, 8, 8])" in capsys.readouterr().out
