@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqdisent import elbo_terms
+from seqdisent import elbo_terms, forecast
 from seqdisent.chains import Chain
 
 ROOT = Path(__file__).parent.parent
@@ -125,8 +125,20 @@ def test_a_complete_model_forecasts_and_fills_holes_with_intervals():
         assert (median[counted] - known).abs().mean() < 0.5 * (known - known.median()).abs().mean()
     filled, past = names["filled"], names["past"]
     assert (filled.std(0)[past.observed] < 1e-5).all()  # what was measured stays as it is
+    programs, on = (names["network"].model, names["network"].guide), torch.ones(80, names["AHEAD"], 1)
+    bounds, ahead = [], []
+    for filler in (0.0, torch.nan):  # what stands in a hole changes nothing
+        torch.manual_seed(0)
+        values = past.values.where(past.observed, filler)
+        bounds.append(elbo_terms(*programs, values, *names["given"][1:]).elbo())
+    assert torch.equal(*bounds)
+    for heater in (0 * on, on):
+        future = {"covariates": heater}
+        means = forecast(*programs, *names["given"], num_steps=len(on[0]), future=future, sample=False)["x"].mean
+        ahead.append(names["steps_after"](means, past.mask, len(on[0])))
+    assert (ahead[1] - ahead[0])[:, -1].min() > 0.5  # a heater heats
     with pytest.raises(ValueError, match="^covariates: has shape"):
-        elbo_terms(names["network"].model, names["network"].guide, *names["given"][:3], past.covariates[:, 1:])
+        elbo_terms(*programs, *names["given"][:3], past.covariates[:, 1:])
 
 
 def test_the_extension_points_run(capsys):
