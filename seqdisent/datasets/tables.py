@@ -60,10 +60,11 @@ def sequences_from_table(
     Raises:
         TypeError: `table` is something else, `columns`, `covariates` or `labels` is a string, or `dtype` is neither
             float32 nor float64.
-        ValueError: A column that is not there, or comes twice in a CSV file; no time, the same time twice, or times out
-            of order in one id; text, dates or durations where numbers belong, or an infinite number; a covariate that
-            is missing; a label that is missing or differs within one id; a time that does not fit `step`; an id with
-            nothing measured; `step`, `sort` or `dt` without `time`. The message names the column and the id.
+        ValueError: A column that is not there, or comes twice in a CSV file; a CSV file without commas; no time, the
+            same time twice, or times out of order in one id; text, dates or durations where numbers belong, or an
+            infinite number; a covariate that is missing; a label that is missing or differs within one id; a time that
+            does not fit `step`; an id with nothing measured; `step`, `sort` or `dt` without `time`. The message names
+            the column and the id.
 
     Example:
         >>> table = {
@@ -95,7 +96,7 @@ def sequences_from_table(
     ids = ["0"] * len(cells[columns[0]]) if id is None else _ids(id, cells[id])
     parts = parts_of(ids)
     if time is not None:
-        parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort)
+        parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort, has_id=id is not None)
     values = np.stack([as_floats(name, cells[name], ids) for name in columns], axis=1)
     inputs = [_covariates(covariates, cells, ids, parts)] if covariates else []
     inputs += [_time_steps(parts, 1.0 if dt is True else as_spacing("dt", dt))] if dt is not False else []

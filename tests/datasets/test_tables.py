@@ -205,7 +205,13 @@ def changed(**columns):
     ("table", "how", "message"),
     [
         (changed(hour=[0, 7, 2, 7, 3]), {}, "^column 'hour': got 7 twice at id 'a', expected each time once"),
-        (changed(hour=[3, 7, 2, 7, 3]), {"sort": True}, "^column 'hour': got 3 twice at id 'b'"),
+        (changed(hour=[3, 7, 2, 7, 3]), {"sort": True}, "^column 'hour': got 3 twice at id 'b', expected each time on"),
+        (changed(hour=[0, 0, 1, 1, 2]), {"id": None}, "^column 'hour': got 0 twice, expected each time once; or id="),
+        (
+            changed(hour=[0, 1, 2, 0, 1]),
+            {"id": None},
+            "^column 'hour': got 0 after 2, expected times in order, or sort=True; or id=, the column that tells sev",
+        ),
         (
             changed(hour=[0, 9, 2, 8, 3]),
             {},
@@ -275,6 +281,12 @@ def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("x,y,x,\n1,2,3,\n")
     with pytest.raises(ValueError, match="a.csv: got column 'x' twice in the header, expected each name once"):
         sequences_from_table(tmp_path / "a.csv", columns=["y"])
+    for separator in (";", "\t", "|"):
+        (tmp_path / "a.csv").write_text("x,y\n1.5,2\n".replace(",", separator).replace(".", ","))
+        with pytest.raises(ValueError, match=r"a.csv: got .* between the names .*, expected commas; pandas.*sep="):
+            sequences_from_table(tmp_path / "a.csv", columns=["x"])
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    assert sequences_from_table(tmp_path / "a.csv", columns=["x"]).values.item() == 1
     with pytest.raises(TypeError, match="^values: got torch.float16"):
         sequences_from_table(TABLE, **HOW, dtype=torch.float16)
 
