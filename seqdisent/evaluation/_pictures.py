@@ -17,8 +17,10 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     """Return {name of the file: a picture, or the pictures of an animation}."""
     spread = torch.linspace(0, len(clips) - 1, min(6, len(clips))).long()
     batch = clips.batch(spread)
-    found = _blank_padding(programs.reconstruct(*frames_and_mask(batch)), batch.mask)
-    pictures = {"reconstructions.png": film_strip(torch.stack([batch.frames, found], 1).flatten(0, 1))}
+    pairs = torch.stack([batch.frames, programs.reconstruct(*frames_and_mask(batch))], 1).flatten(0, 1)
+    seen = batch.observed
+    observed = None if seen is None else torch.stack([seen, torch.ones_like(seen)], 1).flatten(0, 1)
+    pictures = {"reconstructions.png": film_strip(pairs, mask=batch.mask.repeat_interleave(2, 0), observed=observed)}
     if programs.static:
         table = swap_all(programs, clips, *_different(clips, seed))
         moments = table[torch.linspace(0, len(table) - 1, 4).long()]
