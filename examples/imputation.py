@@ -215,6 +215,7 @@ def main() -> None:
             learn(network, parts, setting, run, seed, options.num_steps or setting.num_steps)
             torch.manual_seed(seed)
             found.setdefault(name, []).append(score(partial(draws, network, options.num_samples), data, seed))
+            (options.run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     for name, each in found.items():
         for kind in KINDS:
             values = {measure: torch.tensor([row[kind][measure] for row in each]) for measure in each[0][kind]}
@@ -223,7 +224,6 @@ def main() -> None:
                 for measure, value in values.items()
             )
             print(f"{name:24} {kind:8}", *means, sep="  ")
-    (options.run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
