@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from seqdisent import IndependentSteps, LinearGaussianChain, batch_sizes, fill_padding
+from seqdisent import IndependentSteps, LinearGaussianChain, batch_sizes
 from seqdisent.chains import LinearEmission
 
 
@@ -42,7 +42,6 @@ class LinearGaussian(nn.Module):
             pyro.sample("x", IndependentSteps(step, mask, observed), obs=x)
 
     def guide(self, x, mask=None, observed=None, covariates=None):
-        x = x if mask is None else fill_padding(x, mask)
         emission = LinearEmission(self.reading, self.scale("x"), self.offset)
         with pyro.plate("sequences", len(x)):
             chain = self.chain(self.start(len(x)), x.shape[1], mask)

@@ -556,6 +556,9 @@ def test_of_clips_with_holes_the_measured_pixels_count(by_value):
     assert set(one.pictures) == {"reconstructions.png", "prior_samples.png", "forecast.png"}
     assert one.judge is None
     assert "probes" in one.numbers
+    for name in ("reconstructions.png", "prior_samples.png"):
+        unseen = one.pictures[name][0, :4, 3 * 6 : 3 * 6 + 4]  # the fourth frame of clip 0, in two greys
+        assert sorted(set(unseen.flatten().tolist())) == pytest.approx([0.35, 0.65])
     frames = truth.double() / 255
     mean = frames[:, :5].mean((0, 1))
     errors = [(row - mean)[seen].square().mean() for row, seen in zip(frames[:, :5], known, strict=True)]
@@ -691,14 +694,14 @@ def renamed(clips):
             "candidates: got Clips with `observed`, expected whole clips",
         ),
         (
-            {"train": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0), "judge": reader()},
+            {"train": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3).triu() > 0), "judge": reader()},
             ValueError,
             "judge: got a Judge with clips that have `observed`, expected a number or None",
         ),
         (
             {"train": Clips(torch.zeros(2, 3, 5).byte(), covariates=torch.ones(2, 3, 1))},
             ValueError,
-            r"train: got Clips with `covariates`, expected Clips without, .*: Sequences\(clips.frames / clips.scale, ",
+            r"train: got Clips with `covariates`, expected Clips without, .*: clips.as_sequences\(\)",
         ),
         ({"season": 3}, ValueError, "season: got 3, expected None where `held_out` is Clips"),
         ({"hidden": 0.2}, ValueError, "hidden: got 0.2, expected None where `held_out` is Clips"),

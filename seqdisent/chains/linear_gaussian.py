@@ -123,6 +123,11 @@ class LinearGaussianChain(MarkovChain):
             raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected {(size, size)}, the size of `loc`")
         self.loc, self.first_scale, self.matrix, self.scale, self.offset = loc, first_scale, matrix, scale, offset
         super().__init__(_normal(loc, first_scale), self._move, num_steps, mask=mask)
+        if offset.ndim == 2 and self.batch_shape:  # of each step, or of each sequence?
+            raise ValueError(
+                f"offset: has shape {tuple(offset.shape)}, expected (D,), or (*B, T, D), a row for each step of each "
+                "sequence; [None] before (T, D) makes it that of all sequences"
+            )
         if offset.ndim > 1:
             self._read_by_step("inputs", expand_to("offset", offset, tuple(self.batch_shape + self.event_shape)))
 
@@ -212,9 +217,10 @@ class LinearGaussianChain(MarkovChain):
             raise ValueError("offset: got None, expected (*B, D) of this step, since the chain has one for each step")
         offset = self.offset if offset is None else offset
         check_last_dim("offset", offset, self.event_shape[-1], "the size of `loc`")
+        shape = (*error.shape[:-1], self.event_shape[-1])
         if state is not None:
-            shape = (*error.shape[:-1], self.event_shape[-1])
             expand_to("state.loc", state.loc, shape)
+        if state is not None or offset is not self.offset:
             offset = expand_to("offset", offset, shape)
         return self._filtered(state, error, seen, offset, emission)
 
@@ -348,6 +354,13 @@ class LinearGaussianChain(MarkovChain):
             seen = seen & (observed if observed.ndim == values.ndim else observed.unsqueeze(-1))
         if mask is not None:
             seen = seen & mask.unsqueeze(-1)
+        if offset is not None:
+            if offset.ndim == len(wanted) == 2 and batch_shape:
+                raise ValueError(
+                    f"offset: of the emission has shape {tuple(offset.shape)}, expected (X,), or (*B, T, X), a row for "
+                    "each step of each sequence"
+                )
+            offset = expand_to("offset", offset, tuple(values.shape))
         error = torch.where(seen, values if offset is None else values - offset, 0.0)
         if reads_at_once(error) and not error.isfinite().all():
             raise ValueError("values: not all finite, expected numbers; what was not measured is for `observed` to say")

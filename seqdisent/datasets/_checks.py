@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,14 +63,23 @@ def check_values(values: Tensor) -> None:
         )
 
 
-def check_columns(columns: Sequence[str] | None, shape: Sequence[int]) -> None:
-    """Raise ValueError unless there is one name for each coordinate of steps (X,), each another one."""
+def check_columns(columns: Sequence[Any] | None, shape: Sequence[int]) -> tuple[str, ...] | None:
+    """Return the names of the coordinates of steps (X,) as strings.
+
+    Raises:
+        TypeError: one string.
+        ValueError: another number of names, or a name twice.
+    """
     if columns is None:
-        return
-    if len(shape) != 1 or len(columns) != shape[0]:
-        raise ValueError(f"columns: got {len(columns)}, expected one for each coordinate of steps {tuple(shape)}")
-    if twice := [name for name in columns if columns.count(name) > 1]:
+        return None
+    if isinstance(columns, str):
+        raise TypeError(f"columns: got the string {columns!r}, expected a sequence of names")
+    names = tuple(str(name) for name in columns)
+    if len(shape) != 1 or len(names) != shape[0]:
+        raise ValueError(f"columns: got {len(names)}, expected one for each coordinate of steps {tuple(shape)}")
+    if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"columns: got {twice[0]!r} twice, expected each name once")
+    return names
 
 
 def check_whole(name: str, numbers: Tensor, wanted: torch.Size, device: torch.device, unit: str) -> Tensor:

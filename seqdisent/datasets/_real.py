@@ -64,6 +64,8 @@ def settle_values(values: Tensor, real: Tensor, names: Sequence[str]) -> Tensor:
 
 def settle_times(times: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:
     """Check and return when each step (N, T) was, 0 in padding."""
+    if isinstance(times, Tensor) and not (times.is_floating_point() or times.is_complex() or times.dtype == torch.bool):
+        times = times.double()
     check_tensor("times", times, "floating")
     if times.shape != mask.shape:
         raise ValueError(f"times: shape is {tuple(times.shape)}, expected {tuple(mask.shape)}, one for each step")

@@ -109,6 +109,23 @@ class Clips(Sequences):
         r"""(N, T, \*E) uint8, the clips as they were given: the same tensor as `values`."""
         return self.values
 
+    def as_sequences(self) -> Sequences:
+        r"""The clips as numbers, their bytes over `scale`, with all that is known of them but the renderer.
+
+        Returns:
+            The same sequences with holes, covariates, labels and names, float32.
+
+        Example:
+            >>> clips = Clips(torch.full((2, 3, 4), 51, dtype=torch.uint8), lengths=torch.tensor([3, 2]))
+            >>> data = clips.as_sequences()
+            >>> data, data.values[1, :, 0]
+            (Sequences(2 sequences of 2 to 3 steps, 4, 2 identities), tensor([0.2000, 0.2000, 0.0000]))
+        """
+        rows = torch.arange(len(self), device=self.frames.device)
+        kept = self._by_step(lambda tensor: tensor, lambda tensor: tensor)
+        options = super()._options(rows)
+        return Sequences(self._floats(self.values), lengths=self.lengths, **options, **kept)
+
     def draw_clips(self, batch_size: int, generator: torch.Generator, *, num_steps: int | None = None) -> Batch:
         """Random clips, all different while there are enough: another name of `draw_windows`.
 

@@ -18,7 +18,8 @@ def load_sequences(path: str | Path) -> Sequences:
     r"""Sequences from an .npz archive or a .ts file.
 
     In an archive, `values` is float32 or float64 (N, T, \*E), NaN where nothing was measured; `lengths` (N,),
-    `observed` (N, T) or (N, T, \*E), `covariates` (N, T or more, X) and `identity` (N,) are as of :class:`Sequences`.
+    `observed` (N, T) or (N, T, \*E), `covariates` (N, T or more, X), `identity` (N,), `times` (N, T) and `columns`, X
+    names, are as of :class:`Sequences`.
     Each other array of whole numbers or truth values is a label: (N,) of a sequence, renumbered from 0, or (N, T) of
     each step, as it is. Where some identity has several sequences, a label that never differs within one identity
     counts as static and the others as motion. Arrays of another kind or shape are passed over.
@@ -69,11 +70,15 @@ def _of_archive(path: Path) -> Sequences:
     arrays = {name: _native(array) for name, array in read_arrays(path)}
     if "values" not in arrays:
         raise ValueError(f"{path}: holds {sorted(arrays)}, expected an array 'values'")
-    own: dict[str, Any] = {name: arrays.pop(name, None) for name in ("lengths", "observed", "covariates", "identity")}
+    own: dict[str, Any] = {
+        name: arrays.pop(name, None) for name in ("lengths", "observed", "covariates", "identity", "times")
+    }
     for name, array in own.items():
         if array is not None and array.dtype.kind not in "biuf":
             raise TypeError(f"{path}: array {name!r} is {array.dtype}, expected numbers")
     options: dict[str, Any] = {name: None if array is None else torch.from_numpy(array) for name, array in own.items()}
+    if (columns := arrays.pop("columns", None)) is not None:
+        options["columns"] = columns.tolist()
     values = arrays.pop("values")
     if values.dtype.kind != "f":
         raise TypeError(f"{path}: array 'values' is {values.dtype}, expected float32 or float64")

@@ -103,8 +103,7 @@ class Sequences(Parts):
         self.static_factors = tuple(static_factors)
         self.motion_factors = tuple(motion_factors)
         self.names = [str(position) for position in range(count)] if names is None else list(names)
-        self.columns = None if columns is None else tuple(columns)
-        check_columns(self.columns, values.shape[2:])
+        self.columns = check_columns(columns, values.shape[2:])
         check_lengths(self.lengths, num_steps)
         check_factors(self, factor_names or {})
         self.step_labels = {

@@ -33,7 +33,7 @@ def check_data(train: Sequences, held_out: Sequences, candidates: Clips | None) 
         if isinstance(clips, Clips) and clips.covariates is not None:  # clips from the prior have none
             raise ValueError(
                 f"{argument}: got Clips with `covariates`, expected Clips without, or Sequences of numbers, which are "
-                "evaluated with them: Sequences(clips.frames / clips.scale, covariates=clips.covariates, ...)"
+                "evaluated with them: clips.as_sequences()"
             )
     if candidates is not None and candidates.observed is not None:
         raise ValueError("candidates: got Clips with `observed`, expected whole clips, which a swap is compared with")
@@ -143,5 +143,6 @@ def check_judge(judge: Any, train: Sequences, held_out: Sequences) -> None:
         )
 
 
-def has_holes(train: Sequences, held_out: Sequences) -> bool:
-    return train.observed is not None or held_out.observed is not None
+def has_holes(*parts: Sequences) -> bool:
+    """Say whether anything was not measured in one of the data sets."""
+    return any(data.observed is not None and not bool(data.observed[data.mask].all()) for data in parts)

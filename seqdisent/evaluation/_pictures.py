@@ -9,6 +9,7 @@ from seqdisent.datasets import Clips
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.evaluation._programs import Programs, motion_numbers, true_frames
 from seqdisent.plotting import film_strip, swap_table
+from seqdisent.plotting.pictures import as_shown
 
 SCALES = {"reconstructions.png": 2, "prior_samples.png": 2, "swaps.gif": 2}  # how much larger they are written
 
@@ -17,10 +18,9 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     """Return {name of the file: a picture, or the pictures of an animation}."""
     spread = torch.linspace(0, len(clips) - 1, min(6, len(clips))).long()
     batch = clips.batch(spread)
-    pairs = torch.stack([batch.frames, programs.reconstruct(*frames_and_mask(batch))], 1).flatten(0, 1)
-    seen = batch.observed
-    observed = None if seen is None else torch.stack([seen, torch.ones_like(seen)], 1).flatten(0, 1)
-    pictures = {"reconstructions.png": film_strip(pairs, mask=batch.mask.repeat_interleave(2, 0), observed=observed)}
+    clips_shown = as_shown(batch.frames, batch.mask, batch.observed)
+    found = as_shown(programs.reconstruct(*frames_and_mask(batch)), batch.mask)
+    pictures = {"reconstructions.png": film_strip(torch.stack([clips_shown, found], 1).flatten(0, 1))}
     if programs.static:
         table = swap_all(programs, clips, *_different(clips, seed))
         moments = table[torch.linspace(0, len(table) - 1, 4).long()]
@@ -28,7 +28,7 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     torch.manual_seed(seed)
     num_steps = int(clips.lengths.max())
     drawn = programs.generate(8, num_steps)
-    real = _blank_padding(batch.frames[:4], batch.mask[:4])[:, :num_steps]
+    real = clips_shown[:4, :num_steps]
     pictures["prior_samples.png"] = film_strip(torch.cat([real, torch.ones_like(real[:1]), drawn]))
     if forecast_steps:
         given = [None if of is None else of[:4] for of in frames_and_mask(batch)]
@@ -54,8 +54,9 @@ def swap_all(programs: Programs, clips: Clips, who: Tensor, what: Tensor) -> Ten
     """Return the table of pictures, step by step, in which clip `who[i]`'s identity does what clip `what[j]` does."""
     pairs = torch.cartesian_prod(who, what)
     source, donor = clips.batch(pairs[:, 1]), clips.batch(pairs[:, 0])
-    swapped = _blank_padding(*programs.swap_static(source, donor)).unflatten(0, (len(who), len(what)))
-    static, motion = (_to_length(clips.batch(rows).frames, swapped.shape[2]) for rows in (who, what))
+    swapped = as_shown(*programs.swap_static(source, donor)).unflatten(0, (len(who), len(what)))
+    given = [clips.batch(rows) for rows in (who, what)]
+    static, motion = (_to_length(as_shown(of.frames, of.mask, of.observed), swapped.shape[2]) for of in given)
     return swap_table(static, motion, swapped)
 
 
@@ -69,10 +70,6 @@ def _different(clips: Clips, seed: int, *, num_identities: int = 5, num_motions:
         return torch.tensor([row for i, row in enumerate(order.tolist()) if values[row] not in values[order[:i]]])
 
     return first_of_each(clips.identity)[:num_identities], first_of_each(labels)[:num_motions]
-
-
-def _blank_padding(frames: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask[..., None, None, None], frames, 0.0)
 
 
 def _to_length(frames: Tensor, num_steps: int) -> Tensor:

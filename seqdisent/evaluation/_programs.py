@@ -75,7 +75,8 @@ class Programs(NamedTuple):
 
     def in_units(self, values: Tensor) -> Tensor:
         r"""Return values (\*S, B, T, \*E) in the units that they had before the scaler."""
-        return values if self.scaler is None else self.scaler.undo(values)
+        # in float64: beside a large location, what is left of a small scale would be rounded
+        return values if self.scaler is None else self.scaler.undo(values.double())
 
     def infer(self, *args: Tensor | None) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)

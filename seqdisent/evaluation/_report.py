@@ -21,9 +21,6 @@ table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:
 td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}"""
 
 
-MOST_COORDINATES = 50  # in a table; the numbers have all
-
-
 class Table(NamedTuple):
     """A title, the columns' names, and rows of text."""
 
@@ -76,7 +73,11 @@ def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str,
             f"Errors on {numbers[f'held_out_{one}s']} held-out {one}s{units}",
             [f"{one}s", "mean squared error", "over that of reconstruction"],
             [
-                [name, _number(value, 5), _number(numbers.get(f"{name} / reconstruction"))]
+                [
+                    name,
+                    _number(value, 5) if one == "clip" else _short(value),
+                    _number(numbers.get(f"{name} / reconstruction")),
+                ]
                 for name, value in errors.items()
             ],
         ),
@@ -108,9 +109,9 @@ def _of_draws(title: str, found: Mapping[str, Any]) -> Table:
     header += [f"within the {level} % interval, % (calibrated: {_per_cent(of)})" for level, of in levels.items()]
     header += [f"width of the {level} % interval" for level in levels]
     rows = [
-        [name, _number(of["mean_squared_error"], 5), _number(of["crps"], 4)]
+        [name, _short(of["mean_squared_error"]), _short(of["crps"])]
         + [_per_cent(of.get("coverage", {}).get(level)) for level in levels]
-        + [_number(of.get("width", {}).get(level)) for level in levels]
+        + [_short(of.get("width", {}).get(level)) for level in levels]
         for name, of in scores.items()
     ]
     return Table(title, header, rows)
@@ -122,7 +123,7 @@ def _coordinates(numbers: Mapping[str, Any], units: str) -> list[Table]:
         kind: numbers[kind]["model"].get("coordinates", {}) for kind in ("imputation", "forecast") if kind in numbers
     }
     names = list(dict.fromkeys(name for of in scores.values() for name in of))
-    if not 0 < len(names) <= MOST_COORDINATES:
+    if not names:
         return []
     header, rows = ["coordinate"], [[name] for name in names]
     for kind, of in scores.items():
@@ -254,6 +255,11 @@ def _per_cent(share: float | None) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    """Return a number in a unit that may be of any size."""
+    return "" if value is None else f"{value:.4g}"
 
 
 def draw_confusion(matrices: Mapping[str, Any], labels: Mapping[str, Sequence[str]], path: Path) -> Path:

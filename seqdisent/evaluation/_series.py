@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqdisent.datasets import Batch, Sequences
 from seqdisent.datasets.batch import frames_and_mask
+from seqdisent.evaluation._checks import has_holes
 from seqdisent.evaluation._programs import Programs, batches, coordinate_names, frozen_step, mean_frame, measured_steps
 from seqdisent.inference.imputation import Imputed
 from seqdisent.masks import steps_after
@@ -21,6 +22,8 @@ from seqdisent.metrics import (
     seasonal_naive_draws,
 )
 from seqdisent.metrics._draws import known_places
+
+MOST_COORDINATES = 50  # that are scored one by one: a metric of each costs time, and nobody reads more
 
 
 class Asked(NamedTuple):
@@ -35,7 +38,7 @@ class Asked(NamedTuple):
 
     def share_of(self, data: Sequences) -> float:
         """Return what share of the measured values is hidden."""
-        default = 0.0 if data.observed is None else 0.15
+        default = 0.15 if has_holes(data) else 0.0
         return default if self.hidden is None else self.hidden
 
 
@@ -77,9 +80,9 @@ class DrawScores:
 
 
 def scores_of(names: Sequence[str], data: Sequences) -> dict[str, DrawScores]:
-    """Return scores for each of the names, of each coordinate too where there are several."""
+    """Return scores for each of the names, of each coordinate too where there are several, and not too many."""
     coordinates = coordinate_names(data)
-    return {name: DrawScores(coordinates if len(coordinates) > 1 else ()) for name in names}
+    return {name: DrawScores(coordinates if 1 < len(coordinates) <= MOST_COORDINATES else ()) for name in names}
 
 
 def hide_some(data: Sequences, share: float, seed: int) -> Tensor:

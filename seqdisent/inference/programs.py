@@ -38,6 +38,7 @@ def batch_sizes(
 
     Raises:
         ValueError: neither frames nor both numbers, or an input that has not B sequences of T steps.
+        TypeError: an input is no tensor (a number's name with a letter too few is taken for an input).
 
     Example:
         >>> batch_sizes(torch.zeros(4, 20, 8)), batch_sizes(None, 2, 30)
@@ -51,6 +52,10 @@ def batch_sizes(
     if num_sequences is None or num_steps is None:
         raise ValueError("num_sequences, num_steps: got None without frames, expected both")
     for name, values in inputs.items():
+        if values is not None and not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name}: got {type(values).__name__}, expected a tensor with a value for each step, or None"
+            )
         if values is not None and values.shape[:2] != (num_sequences, num_steps):
             raise ValueError(
                 f"{name}: has shape {tuple(values.shape)}, expected ({num_sequences}, {num_steps}, ...), a value for "

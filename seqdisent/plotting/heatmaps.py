@@ -49,7 +49,7 @@ def plot_heatmap(
         - observed: (N, T) or (N, T, X) bool each
 
     Raises:
-        TypeError: `mask` is not bool.
+        TypeError: `values` or `observed` is no dictionary, or `mask` is not bool.
         ValueError: no row, shapes that do not fit, a row of `observed` that is not there, limits that are infinite or
             in another order, or another number of names or columns.
         ImportError: matplotlib is missing.
@@ -105,7 +105,8 @@ def plot_heatmap(
         if column == 0:
             axis.set_ylabel(list(values)[row])
         if column == 0 and columns is not None:
-            axis.set_yticks(range(size), labels=columns, fontsize=7)
+            every = math.ceil(height / 8.0)  # of so many that they would lie upon each other, some
+            axis.set_yticks(range(0, size, every), labels=columns[::every], fontsize=7)
         axis.tick_params(labelbottom=row == len(rows) - 1, labelleft=column == 0)
     figure.colorbar(image, ax=axes, pad=0.02)
     if any(bool(row[real].isnan().any()) for row in rows):
@@ -117,6 +118,9 @@ def _rows(
     values: Mapping[str, Tensor], mask: Tensor | None, observed: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     """Return the sequences (N, T, X) of each row, NaN where there is nothing to show, and the mask (N, T)."""
+    for argument, given in (("values", values), ("observed", observed)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{argument}: got {type(given).__name__}, expected {{title of a row: tensor}}")
     if not values:
         raise ValueError("values: is empty, expected {title of a row: (N, T, X)}")
     if unknown := [title for title in observed if title not in values]:

@@ -53,6 +53,11 @@ def film_strip(
     """
     if clips.ndim != 5:
         raise ValueError(f"clips: has shape {tuple(clips.shape)}, expected (N, T, C, H, W)")
+    return _grid(as_shown(clips, mask, observed, background), gap, background)
+
+
+def as_shown(clips: Tensor, mask: Tensor | None, observed: Tensor | None = None, background: float = 1.0) -> Tensor:
+    """Return clips (N, T, C, H, W) whose holes are chequered and whose padding is blank."""
     clips = clips.float()
     if observed is not None:
         seen = expand_observed(observed, clips.shape[:2], clips.shape[2:], clips.device)
@@ -61,7 +66,7 @@ def film_strip(
     if mask is not None:
         real = check_mask(mask, clips.shape[:1], clips.shape[1], clips.device)
         clips = torch.where(real[..., None, None, None], clips, background)
-    return _grid(clips, gap, background)
+    return clips
 
 
 def _grid(frames: Tensor, gap: int, background: float = 1.0) -> Tensor:

@@ -343,13 +343,29 @@ def test_the_chain_itself_is_a_dense_gaussian(system):
             near(chain.mean_path()[..., i, : 1 + len(steps), :].flatten(-2), mean.expand(*found.shape[:-1], -1))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2), (3, 2), (1, 3, 2), (2, 1, 2)])
+@pytest.mark.parametrize("shape", [(2, 3, 2), (1, 3, 2), (2, 1, 2)])
 def test_an_offset_of_each_step_may_lack_dimensions_on_the_left(shape):
     system = System(0, [3, 3], 2, 2)
     system.num_steps, system.mask, system.x, system.seen = 3, None, system.x[:, :3], system.seen[:, :3]
     offset = Tensors(1).normal(*shape)
     found = system.chain(offset=offset).smooth(**system.given())
     near(found.loc, system.chain(offset=offset.expand(2, 3, 2).clone()).smooth(**system.given()).loc)
+
+
+def test_an_offset_that_could_be_of_steps_or_of_sequences_is_refused():
+    system = System(0, [3, 3, 3], 3, 2)
+    num_steps, size = system.chain().event_shape
+    rows = Tensors(1).normal(num_steps, size)
+    with pytest.raises(ValueError, match=r"^offset: has shape \(\d, \d\), expected \(D,\), or \(\*B, T, D\)"):
+        system.chain(offset=rows)
+    emission = LinearEmission(system.reading, system.noise, Tensors(1).normal(*system.x.shape[1:]))
+    with pytest.raises(ValueError, match=r"^offset: of the emission has shape"):
+        system.chain().filter(system.x, emission)
+    each = LinearEmission(system.reading, system.noise, Tensors(1).normal(*system.x.shape))
+    with pytest.raises(ValueError, match=r"^offset: has shape"):
+        system.chain().filter_step(system.x[:, 0], each)
+    with pytest.raises(ValueError, match=r"^offset: has shape"):
+        system.chain().filter_step(system.x[:, 0], emission._replace(offset=None), offset=Tensors(1).normal(7, size))
 
 
 def test_an_offset_of_all_steps_is_the_same_at_each():
@@ -437,7 +453,7 @@ def test_particles_of_one_observation_are_filtered_too():
 )
 def test_one_observation_that_does_not_fit_is_refused(changed, error, message):
     given_ = {"emission": LinearEmission(torch.ones(1, 2), torch.ones(1)), "values": torch.zeros(2, 1), **changed}
-    offset = torch.zeros(3, 2) if given_.pop("by_step", False) else None
+    offset = torch.zeros(1, 3, 2) if given_.pop("by_step", False) else None
     chain = LinearGaussianChain(torch.zeros(2, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3, offset=offset)
     if given_.pop("later", False):
         given_["state"] = chain.filter_step(None, given_["emission"])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqdisent.datasets import Batch, Clips
+from seqdisent.datasets import Batch, Clips, Sequences
 
 
 def tagged(lengths, identity=None, **options):
@@ -397,6 +397,27 @@ def test_wrong_indices_are_refused(method, indices):
 def test_what_does_not_fit_together_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         Clips(torch.zeros(2, 2, 1, 1, 1, dtype=torch.uint8), **options)
+
+
+def test_clips_as_sequences_keep_what_is_known_of_them():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3, 4, 2), generator=generator).byte()
+    observed = torch.rand(3, 4, 2, generator=generator) < 0.7
+    observed[:, 0] = True
+    lengths, covariates = torch.tensor([4, 2, 3]), torch.rand(3, 6, 1, generator=generator)
+    how = {"labels": {"who": torch.tensor([0, 1, 0])}, "static_factors": ["who"], "names": ["a", "b", "c"]}
+    clips = Clips(frames, lengths=lengths, observed=observed, covariates=covariates, identity=lengths, **how)
+    data = clips.as_sequences()
+    assert type(data) is Sequences
+    for one, other in zip(data.batch([0, 1, 2]), clips.batch([0, 1, 2]), strict=True):
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other)
+        elif isinstance(one, dict):
+            torch.testing.assert_close(one, other)
+        else:
+            assert one == other
+    assert torch.equal(data.future_covariates([0], 2), clips.future_covariates([0], 2))
+    assert (data.names, data.static_factors, data.factor_names) == (clips.names, ("who",), clips.factor_names)
 
 
 def test_wrong_frames_are_refused():

@@ -119,6 +119,12 @@ def test_an_archive(tmp_path):
     assert (data.static_factors, data.motion_factors) == (("site",), ("day", "died"))
     assert data.step_labels["word"].tolist() == [[0, 1], [2, 3], [4, 0]]
     assert set(data.labels) == {"site", "day", "died"}
+    assert data.times is data.columns is None
+    when = {"times": np.array([[0, 3], [1, 2]]), "columns": np.array(["pulse", "heat"])}
+    np.savez(tmp_path / "b.npz", values=np.zeros((2, 2, 2)), **when)
+    data = load_sequences(tmp_path / "b.npz")
+    assert (data.times.tolist(), data.columns) == ([[0, 3], [1, 2]], ("pulse", "heat"))
+    assert not data.step_labels
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,9 @@ def test_every_part_keeps_the_columns_and_when_its_steps_were():
     listed = Sequences.from_arrays([torch.zeros(2, 1), torch.ones(1, 1)], times=[[0.5, 2.0], [3.0]], columns=["x"])
     assert listed.times.tolist() == [[0.5, 2.0], [3.0, 0.0]]
     assert listed.columns == ("x",)
+    numbered = Sequences(torch.zeros(1, 2, 2), columns=[0, 1], times=torch.tensor([[3, 5]]))  # as a DataFrame's, say
+    assert numbered.columns == ("0", "1")
+    assert numbered.times.tolist() == [[3.0, 5.0]]
     none = Sequences(torch.zeros(1, 2, 1)).subset([0])
     assert none.columns is none.times is None
 
@@ -362,9 +365,11 @@ def test_every_part_keeps_the_columns_and_when_its_steps_were():
         ({"identity": torch.tensor([1])}, ValueError, "^identity: .*one value per sequence"),
         ({"names": ["a"]}, ValueError, "^names: got 1, expected one for each of 2 sequences"),
         ({"columns": ["a", "b"]}, ValueError, r"^columns: got 2, expected one for each coordinate of steps \(1,\)"),
-        ({"columns": "ab", "values": torch.zeros(2, 2, 2, 1)}, ValueError, "^columns: got 2, expected one for each"),
-        ({"columns": "aa", "values": torch.zeros(2, 2, 2)}, ValueError, "^columns: got 'a' twice, expected each name"),
-        ({"times": torch.zeros(2, 2).long()}, TypeError, "^times: got torch.int64"),
+        ({"columns": ["a", "b"], "values": torch.zeros(2, 2, 2, 1)}, ValueError, "^columns: got 2, expected one for"),
+        ({"columns": ["a", "a"], "values": torch.zeros(2, 2, 2)}, ValueError, "^columns: got 'a' twice, expected each"),
+        ({"columns": [1, "1"], "values": torch.zeros(2, 2, 2)}, ValueError, "^columns: got '1' twice, expected each"),
+        ({"columns": "ab", "values": torch.zeros(2, 2, 2)}, TypeError, "^columns: got the string 'ab', expected a seq"),
+        ({"times": torch.zeros(2, 2).bool()}, TypeError, "^times: got torch.bool"),
         ({"times": torch.zeros(2)}, ValueError, r"^times: shape is \(2,\), expected \(2, 2\), one for each step"),
         (
             {"times": torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]]), "values": torch.zeros(2, 3, 1)},
