@@ -194,6 +194,8 @@ class SingleSteps:
 
     def _drawn(self, name: str, chain: Any, t: int, given: Tensor | None) -> tuple[Tensor, Tensor]:
         counted = self.programs.counted[name][:, t]
+        if given is not None and len(self._q_chains) == 1:  # nobody asks for q, and a flow's may be costly
+            return given[:, :, t], given.new_zeros(())
         if isinstance(chain, IndependentSteps):
             path, log_q = self._ahead[name] if given is None else (given, chain.log_prob_per_step(given))
             return path[:, :, t], torch.where(counted, log_q[..., t], 0.0)
@@ -222,8 +224,8 @@ def runs_alone(programs: Programs) -> bool:
 
         def choose(name: str, fn: Any) -> Tensor:
             values[name] = fn()
-            if len(programs.trajectories) > 1 and name not in static:  # may one read another, of which only a
-                q[name] = trajectory(fn).log_prob_per_step(values[name])  # part is known?
+            if len(programs.trajectories) > 1 and name not in static:  # a guide's chain may read another one's path
+                q[name] = trajectory(fn).log_prob_per_step(values[name])
             return values[name]
 
         programs.draw_guide(choose)
