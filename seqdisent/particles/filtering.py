@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -26,9 +27,6 @@ class Particles:
         log_weights_per_step: (K, B, T), normalised, after each step and before any resampling.
         draws: {trajectory: (K, B, T, \*E)}, what was drawn at each step. With `log_weights_per_step`, it is the
             filtering distribution :math:`p(z_t \mid x_{1:t})`.
-        paths: {trajectory: (K, B, T, \*E)}, the ancestral paths of the particles of the last step. With `log_weights`,
-            they are the smoothing distribution, but early steps have few different values. Padding repeats the first
-            step.
         static: {site that does not change over time: (K, B, \*E)}, of the particles of the last step.
         effective_sample_sizes: (B, T), :math:`1 / \sum_k (W_t^k)^2`, from 1 to K, before any resampling.
         ancestors: (K, B, T) int64, from which particle of the step before each one went on.
@@ -39,7 +37,6 @@ class Particles:
     log_evidence_per_step: Tensor
     log_weights_per_step: Tensor
     draws: dict[str, Tensor]
-    paths: dict[str, Tensor]
     static: dict[str, Tensor]
     effective_sample_sizes: Tensor
     ancestors: Tensor
@@ -56,6 +53,15 @@ class Particles:
     def log_weights(self) -> Tensor:
         """The log-weights of the particles of the last step, (K, B), normalised."""
         return self.log_weights_per_step[..., -1]
+
+    @cached_property
+    def paths(self) -> dict[str, Tensor]:
+        r"""The ancestral paths of the particles of the last step, {trajectory: (K, B, T, \*E)}.
+
+        With `log_weights`, they are the smoothing distribution, but early steps have few different values. Padding
+        repeats the first step.
+        """
+        return _ancestral_paths(self.draws, self.ancestors, self._real, self.num_particles)
 
     @property
     def num_particles(self) -> int:
@@ -167,11 +173,9 @@ def filter(
     found = _walked(programs, steps, resampling, threshold)
     ancestors = torch.stack(found.ancestors, -1)
     draws = {name: torch.stack([step[name] for step in found.draws], 2) for name in programs.trajectories}
-    paths = {name: _ancestral(draw, ancestors) for name, draw in draws.items()}
-    paths = {name: fill_padding(path, programs.real, event_dims=path.ndim - 3) for name, path in paths.items()}
-    _check_causal(programs, found, paths, steps.static, ancestors)
+    _check_causal(programs, found, draws, steps.static, ancestors)
     return Particles(
-        torch.stack(found.evidence, -1), torch.stack(found.log_weights, -1), draws, paths, steps.static,
+        torch.stack(found.evidence, -1), torch.stack(found.log_weights, -1), draws, steps.static,
         torch.stack([effective_sample_size(weights) for weights in found.log_weights], -1), ancestors,
         "step" if alone else "sequence", programs.real, steps.chains,
     )  # fmt: skip
@@ -230,9 +234,9 @@ def _refuse(t: int, evidence: Tensor, log_p: Mapping[str, Tensor], log_q: Mappin
     raise FloatingPointError(f"step {t} of sequence {b}: {what}; not finite: {', '.join(wrong) or 'their sum'}")
 
 
-def _ancestral(values: Tensor, ancestors: Tensor) -> Tensor:
-    r"""Return what the particles of the last step came from, of values (K, \*B, T, ...) at each step."""
-    index = torch.arange(len(ancestors), device=ancestors.device).unsqueeze(-1).expand_as(ancestors[..., 0])
+def _ancestral(values: Tensor, ancestors: Tensor, num_paths: int) -> Tensor:
+    r"""Return what the first particles of the last step came from, of values (K, B, T, ...) at each step."""
+    index = torch.arange(num_paths, device=ancestors.device).unsqueeze(-1).expand(-1, ancestors.shape[1])
     path = []
     for t in reversed(range(ancestors.shape[-1])):
         path.append(pick(values[:, :, t], index))
@@ -240,22 +244,26 @@ def _ancestral(values: Tensor, ancestors: Tensor) -> Tensor:
     return torch.stack(path[::-1], 2)
 
 
+def _ancestral_paths(draws: Mapping[str, Tensor], ancestors: Tensor, real: Tensor, num_paths: int) -> dict[str, Tensor]:
+    paths = {name: _ancestral(values, ancestors, num_paths) for name, values in draws.items()}
+    return {name: fill_padding(path, real, event_dims=path.ndim - 3) for name, path in paths.items()}
+
+
 @torch.no_grad()
 def _check_causal(
-    programs: Programs, found: _Walk, paths: Mapping[str, Tensor], static: Mapping[str, Tensor], ancestors: Tensor
+    programs: Programs, found: _Walk, draws: Mapping[str, Tensor], static: Mapping[str, Tensor], ancestors: Tensor
 ) -> None:
     """Raise unless a run of the model on whole final paths, one a sequence, has the terms that counted."""
-    one = Programs(**{**vars(programs), "num_particles": 1})
-    whole = one.score_model({name: value[:1] for name, value in {**paths, **static}.items()})
-    shape = ancestors.shape[:2]
+    paths = _ancestral_paths(draws, ancestors, programs.real, 1)
+    once = {name: value[:1] for name, value in static.items()}
+    whole = replace(programs, num_particles=1).score_model({**paths, **once})
+    num_particles, num_sequences, num_steps = ancestors.shape
     for name, wanted in whole.items():
-        at = found.log_p if name not in static else found.log_p[:1]
-        counted = torch.stack([terms[name].expand(shape) for terms in at], -1)
+        terms = [step[name] for step in found.log_p if name in step]  # of a static site, at the first step alone
+        counted = torch.stack(terms, -1).expand(num_particles, num_sequences, num_steps)
+        counted = _ancestral(counted, ancestors, 1)
         if name in static:
-            counted, wanted = counted.expand(ancestors.shape), wanted.unsqueeze(-1)
-        counted = _ancestral(counted, ancestors)[:1]
-        if name in static:
-            counted = counted[..., :1]
+            counted, wanted = counted[..., :1], wanted.unsqueeze(-1)
         differ = ~agree(counted, wanted.expand(counted.shape))
         if differ.any():
             _, b, t = differ.nonzero()[0].tolist()
