@@ -108,6 +108,7 @@ class SingleSteps:
         self._p_states: dict[str, ChainState] = {}
         self._static_log_q: dict[str, Tensor] = {}
         self._static_log_p: dict[str, Tensor] = {}
+        self._is_full = programs.real.all(0).tolist()
         self._alone = _by_step((programs.args, dict(programs.kwargs)), programs.real)
         self._build()
 
@@ -170,13 +171,15 @@ class SingleSteps:
         values: dict[str, Tensor] = {}
         log_q: dict[str, Tensor] = {}
         log_p: dict[str, Tensor] = {}
+        if t > 0:  # padding goes on from the first step, as everywhere: a walk through it may overflow
+            self._before = {name: self._filled(name, z, t) for name, z in self._before.items()}
         for name, chain in self._q_chains.items():
             values[name], log_q[name] = self._drawn(name, chain, t, None if given is None else given[name])
         alone = {name: value.unsqueeze(2) for name, value in values.items()}
         known = []
         for name, chain in self._p_chains.items():
             if isinstance(chain, MarkovChain):
-                conditional, self._p_states[name] = chain.step(*self._place(name, self._p_states, t))
+                conditional, self._p_states[name] = chain.step(self._before.get(name), self._p_states.get(name))
                 log_p[name] = torch.where(self.programs.counted[name][:, t], conditional.log_prob(values[name]), 0.0)
                 if isinstance(chain, RecurrentChain) and t > 0:
                     known.append((alone[name], chain.recurrence, self._p_states[name].carried[0].unsqueeze(-2)))
@@ -199,19 +202,18 @@ class SingleSteps:
         if isinstance(chain, IndependentSteps):
             path, log_q = self._ahead[name] if given is None else (given, chain.log_prob_per_step(given))
             return path[:, :, t], torch.where(counted, log_q[..., t], 0.0)
-        conditional, self._q_states[name] = chain.step(*self._place(name, self._q_states, t))
+        conditional, self._q_states[name] = chain.step(self._before.get(name), self._q_states.get(name))
         if given is not None:
             return given[:, :, t], torch.where(counted, conditional.log_prob(given[:, :, t]), 0.0)
         z, log_q = _drawn(conditional)
-        if t > 0:
-            z = torch.where(self.programs.real[:, t, None], z, self._first[name])
-        return z, torch.where(counted, log_q, 0.0)
+        return z if t == 0 else self._filled(name, z, t), torch.where(counted, log_q, 0.0)
 
-    def _place(self, name: str, states: Mapping[str, ChainState], t: int) -> tuple[Any, Any]:
-        """Return the step before, in padding the first one, and the state after it."""
-        if t == 0:
-            return None, None
-        return torch.where(self.programs.real[:, t, None], self._before[name], self._first[name]), states[name]
+    def _filled(self, name: str, z: Tensor, t: int) -> Tensor:
+        """Return a step with the first one where step t is padding."""
+        if self._is_full[t]:
+            return z
+        real = self.programs.real[:, t]
+        return torch.where(real.reshape(-1, *(1,) * (z.ndim - 2)), z, self._first[name])
 
 
 def runs_alone(programs: Programs) -> bool:
