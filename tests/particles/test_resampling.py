@@ -46,8 +46,16 @@ def test_one_particle_with_all_the_weight_is_all_ancestors(scheme):
     assert torch.equal(resample(log_weights, scheme), torch.tensor([[2, 4]] * 5))
 
 
+@pytest.mark.parametrize("scheme", ["systematic", "stratified"])
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_a_particle_without_weight_is_not_found_at_either_end(scheme, number, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, number, dtype=torch.float64))
+    log_weights = torch.tensor([0.0, 0.5, 0.5, 0.0]).log().unsqueeze(-1)
+    assert set(resample(log_weights, scheme).flatten().tolist()) == {1, 2}
+
+
 @each_scheme
-def test_equal_weights_and_few_bad_schemes_keep_every_particle(scheme):
+def test_under_equal_weights_every_particle_is_kept_but_by_independent_draws(scheme):
     counts = offspring(torch.zeros(8), scheme, 50)
     assert (counts == 1).all() or scheme == "multinomial"
 
