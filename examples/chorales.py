@@ -5,15 +5,14 @@ What is reported of a model of sequences differs between papers; all are negativ
     bound per step            minus the evidence bound of all pieces, over their steps in all
     mean of pieces' bounds    minus the bound of each piece over its own steps, averaged over pieces
     importance-sampled        as the first, with the importance-weighted bound of many particles in the bound's place
-    particle filter           as the first, with a particle filter's estimate of the evidence in the bound's place, for
-                              models that say what their steps are (`filter_steps`)
+    particle filter           as the first, with a particle filter's estimate of the evidence in the bound's place
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from seqdisent import elbo_terms, forecast, generate, reconstruct
 from seqdisent.datasets import Clips, jsb_chorales
+from seqdisent.particles import filter
 
 SAMPLES = 20  # of the guide, over which a bound is averaged
 SPLITS = ("train", "valid", "test")
@@ -71,50 +71,14 @@ def likelihood(network: nn.Module, clips: Clips, *, num_particles: int, seed: in
         "particles": num_particles,
         "KL per step": kl / steps.sum().item(),
     }
-    if hasattr(network, "filter_steps"):
-        total = 0.0
-        for rows in torch.arange(len(clips)).split(max(1, 20_000 // num_particles)):  # all particles are in memory
-            frames, mask = batch.frames[rows], batch.mask[rows]
-            filtered = filtered_evidence(network.filter_steps(frames, mask), mask, num_particles=num_particles)
-            total += filtered.sum().item()
-        found["particle filter"] = -total / steps.sum().item()
+    total = 0.0
+    for rows in torch.arange(len(clips)).split(
+        max(1, 8_000 // num_particles)
+    ):  # all steps of all particles are in memory
+        given = network.model, network.guide, batch.frames[rows], batch.mask[rows]
+        total += filter(*given, num_particles=num_particles).log_evidence.double().sum().item()
+    found["particle filter"] = -total / steps.sum().item()
     return found
-
-
-@torch.no_grad()
-def filtered_evidence(
-    steps: Callable[[Tensor | None, int], Any], mask: Tensor, *, num_particles: int, threshold: float = 0.5
-) -> Tensor:
-    """Return a particle filter's estimate of each sequence's log-evidence, (B,), in nats.
-
-    exp of it is unbiased, so that it is itself a lower bound in expectation, as the importance-weighted one, but the
-    errors of steps do not add up: particles that explain what was heard so far live on in the others' place.
-
-    Args:
-        steps: of z_{t-1} (K, B, D), None at first, and t: the proposal q(z_t | z_{t-1}, x), p(z_t | z_{t-1}), and
-            the function of z_t that is log p(x_t | z_t).
-        mask: (B, T), which steps are real.
-        num_particles: K.
-        threshold: particles are drawn anew, by their weights, where the effective number of them is a smaller part.
-
-    References:
-        Doucet and Johansen, "A tutorial on particle filtering and smoothing", 2009.
-    """
-    weights = mask.new_zeros((num_particles, len(mask)), dtype=torch.float64)  # their logarithms
-    evidence, z = weights.new_zeros(len(mask)), None
-    for t in range(mask.shape[1]):
-        if t > 0:
-            share = weights.softmax(0)
-            poor = 1 / share.square().sum(0) < threshold * num_particles
-            drawn = torch.multinomial(share.T, num_particles, replacement=True).T
-            kept = torch.where(poor, drawn, torch.arange(num_particles, device=mask.device)[:, None])
-            z = z.gather(0, kept.unsqueeze(-1).expand_as(z))
-            evidence += torch.where(poor, _log_mean(weights), 0.0)
-            weights = torch.where(poor, 0.0, weights)
-        q, p, emitted = steps(z, t)
-        z = q.sample((num_particles,) if t == 0 else ())
-        weights = weights + torch.where(mask[:, t], p.log_prob(z) - q.log_prob(z) + emitted(z), 0.0)
-    return evidence + _log_mean(weights)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:

@@ -66,18 +66,6 @@ class DMM(nn.Module):
         normal = self.combiner.step(z_prev, future)
         return dist.TransformedDistribution(normal, list(self.flows)) if self.flows else normal
 
-    def filter_steps(self, frames, mask=None):
-        """What a particle filter asks for: q and p of z_t given z_{t-1}, and log p(x_t | z_t)."""
-        futures = self.combiner.project(read_backward(self.rnn, frames, mask), mask)
-        first = {name: z.expand(len(frames), -1) for name, z in self.z_before.items()}
-
-        def step(z_prev, t):
-            before = first if z_prev is None else dict.fromkeys(first, z_prev)
-            q, p = self.posterior(before["posterior"], futures[:, t]), self.transition(before["prior"])
-            return q, p, lambda z: dist.Bernoulli(logits=self.emission(z)).to_event(1).log_prob(frames[:, t])
-
-        return step
-
 
 EXAMPLE = Example(
     "dmm", __doc__, CHORALES, DMM, {"training": single_stage}, motion=("z",),

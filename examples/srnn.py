@@ -1,6 +1,6 @@
 """A stochastic recurrent network of polyphonic music (Fraccaro et al., NeurIPS 2016), on Bach's chorales.
 
-    python examples/srnn.py                        train, then measure the three estimates of the likelihood
+    python examples/srnn.py                        train, then measure the estimates of the likelihood
     python examples/srnn.py likelihood RUN --num-particles 1000
 
 A recurrent network reads the chords alone, d_t = f(d_{t-1}, x_{t-1}); above it z is a chain of its own. The guide

@@ -1,6 +1,6 @@
 """A variational recurrent network of polyphonic music (Chung et al., NeurIPS 2015), on Bach's chorales.
 
-    python examples/vrnn.py                        train, then measure the three estimates of the likelihood
+    python examples/vrnn.py                        train, then measure the estimates of the likelihood
     python examples/vrnn.py likelihood RUN --num-particles 1000
 
 Everything reads the state h_t that a recurrent network carries, which has seen all z and x before t. The paper's h is

@@ -40,6 +40,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.metrics.QuantileScores": "QuantileLoss shows it",
     "seqdisent.metrics.SampledSwapScores": "sampled_swap_accuracy shows it",
     "seqdisent.metrics.SwapScores": "SwapAccuracy shows it",
+    "seqdisent.particles.Particles": "filter shows it",
     "seqdisent.training.CheckpointError": "fit raises it",
     "seqdisent.training.TrainerOptions": "fit takes them",
     "seqdisent.training.load_weights": "save_weights shows it",

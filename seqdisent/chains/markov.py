@@ -106,6 +106,11 @@ class MarkovChain(TorchDistribution):
         return self._step_mask
 
     @property
+    def is_markov(self) -> bool:
+        """Whether a step depends on the path through the step before alone."""
+        return True
+
+    @property
     def support(self) -> constraints.Constraint:
         """The support of the initial distribution at every step."""
         return constraints.independent(self.initial.support, 1)
@@ -230,6 +235,15 @@ class MarkovChain(TorchDistribution):
     def state_after(self, path: Tensor) -> ChainState:
         r"""Return the state after real steps `path` (\*S, \*B, T', D); :meth:`step` goes on with the last of them."""
         return self._state_at(path.shape[-2])
+
+    def gather_state(self, state: ChainState, index: Tensor) -> ChainState:
+        r"""Return the state of chosen particles, from which this chain goes on: what resampling does to a state.
+
+        Args:
+            state: of K particles, what :meth:`step` of this chain, or of one with other inputs, returned.
+            index: (K, \*B) int64, for each particle the one that it goes on from.
+        """
+        return self._state_at(state.num_steps)
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
         r"""Continue a path.

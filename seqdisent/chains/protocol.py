@@ -60,8 +60,9 @@ class Chain(Protocol):
 
     If it also has ``rsample_with_conditionals()``, which returns a :class:`~seqdisent.chains.Draw`, the ledger draws a
     guide's path by it and does not ask for the conditionals a second time. In the path that `conditionals` gets,
-    padding repeats the first step, whatever was drawn there. A chain inside a plate also needs an ``expand`` that
-    returns a chain: Pyro's own wraps it in something that is none.
+    padding repeats the first step, whatever was drawn there. A guide's chain that has ``step`` and ``state_after`` too,
+    as :class:`~seqdisent.MarkovChain` has, can be drawn step by step by a particle filter. A chain inside a plate also
+    needs an ``expand`` that returns a chain: Pyro's own wraps it in something that is none.
 
     Example:
         >>> import pyro.distributions as dist

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -15,6 +17,30 @@ from seqdisent.chains.markov import MarkovChain
 from seqdisent.chains.protocol import ChainState
 
 _Layers = Tensor | tuple[Tensor, Tensor]  # what torch's recurrent networks carry, (layers, N, H); an LSTM has two
+
+
+class _Known(NamedTuple):
+    """The states of a network along a path, known beforehand."""
+
+    path: Tensor
+    recurrence: nn.RNNBase
+    states: Tensor
+
+
+_KNOWN: ContextVar[tuple[_Known, ...]] = ContextVar("_KNOWN", default=())
+
+
+@contextmanager
+def known_states(*known: tuple[Tensor, nn.RNNBase, Tensor]) -> Iterator[None]:
+    r"""Let :meth:`RecurrentChain.states` return given states (\*S, \*B, T, H) for a path, that very tensor.
+
+    A program that is run on one step alone so finds what its network carries from the steps before.
+    """
+    token = _KNOWN.set(tuple(_Known(*each) for each in known))
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
 
 
 class RecurrentChain(MarkovChain):
@@ -104,8 +130,21 @@ class RecurrentChain(MarkovChain):
                     f"reads_latent=True, of z: {reads or 'none'}"
                 )
 
+    @property
+    def recurrence(self) -> nn.RNNBase:
+        """The network, f."""
+        return self._recurrence
+
+    @property
+    def is_markov(self) -> bool:
+        """Whether a step depends on the path through the step before alone: the network does not read z."""
+        return not self._reads_latent and self._feedback is None
+
     def states(self, path: Tensor) -> Tensor:
         r"""Return h_1 ... h_T along `path` (\*S, \*B, T, D), (\*S, \*B, T, H): what an emission may read beside z."""
+        for known in _KNOWN.get():
+            if known.path is path and known.recurrence is self._recurrence:
+                return known.states
         return self._states(self._check_path(path))[0]
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
@@ -152,6 +191,22 @@ class RecurrentChain(MarkovChain):
         r"""Return the state after real steps `path` (\*S, \*B, T', D), by one call of the network; see :meth:`step`."""
         states, layers = self._states(path)
         return self._state_at(path.shape[-2])._replace(carried=(states[..., -1, :], layers))
+
+    def gather_state(self, state: ChainState, index: Tensor) -> ChainState:
+        r"""Return the state of chosen particles, as of a :class:`~seqdisent.MarkovChain`, with what each carries.
+
+        Args:
+            state: of K particles, what :meth:`step` returned.
+            index: (K, \*B) int64, for each particle the one that it goes on from.
+        """
+        gathered = self._state_at(state.num_steps)
+        if state.carried is None:  # the network has not run yet
+            return gathered
+        hidden, layers = state.carried
+        rows = torch.arange(index.numel(), device=index.device).reshape(index.shape).gather(0, index).flatten()
+        carried = tuple(x.index_select(1, rows) for x in (layers if isinstance(layers, tuple) else (layers,)))
+        hidden = hidden.flatten(0, -2).index_select(0, rows).reshape(hidden.shape)
+        return gathered._replace(carried=(hidden, carried if isinstance(layers, tuple) else carried[0]))
 
     def _states(self, path: Tensor) -> tuple[Tensor, _Layers]:
         r"""Return the states along `path` (\*S, \*B, T', D), and what the network carries after them."""

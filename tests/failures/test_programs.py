@@ -26,6 +26,7 @@ from seqdisent import (
     reconstruct,
     swap,
 )
+from seqdisent.particles import filter, resample
 
 ones = torch.ones
 FRAMES = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
@@ -143,6 +144,13 @@ def joined(x):
     with pyro.plate("sequences", 2):
         z = pyro.sample("z", dist.Normal(torch.zeros(2, 1), 1.0).to_event(1))
         torch.cat([z, x], -1)
+
+
+def steps_as_plates(observes=True):
+    with pyro.plate("sequences", 2, dim=-2), pyro.plate("steps", 3, dim=-1):
+        pyro.sample("z", STANDARD)
+        if observes:
+            pyro.sample("x", STANDARD, obs=torch.zeros(2, 3))
 
 
 def of_one_step(x):
@@ -333,4 +341,81 @@ def of_means(x, *_):
      r"subsampling plate or poutine.scale\); expected a plate over the sequences themselves"),
 )  # fmt: skip
 def test_programs(row):
+    check(row)
+
+
+class Unsteppable(dist.TorchDistribution):
+    """A chain by the protocol, that has no `step`."""
+
+    arg_constraints, step_mask, has_rsample = {}, None, True
+
+    def __init__(self):
+        super().__init__(torch.Size((2,)), torch.Size((3, 1)), validate_args=False)
+
+    def rsample(self, sample_shape=()):
+        return torch.zeros(2, 3, 1)
+
+    def expand(self, batch_shape, _instance=None):
+        return self
+
+    def log_prob_per_step(self, path):
+        return path.sum(-1)
+
+    log_prob = conditionals = extend = mean_path = log_prob_per_step
+
+
+def seen(z=None, options=None, then=None, x=None):
+    """A model of a trajectory z that is seen through noise; a program without x is a guide."""
+
+    def program():
+        with pyro.plate("sequences", 2), poutine.scale(scale=(options or {}).get("scale", 1.0)):
+            value = pyro.sample("z", walk() if z is None else z)
+            if then is not None:
+                pyro.sample("s", then(value))
+            if x is not None:
+                pyro.sample("x", x(value), obs=torch.zeros(2, *x(value).event_shape))
+
+    return program
+
+
+def through_noise(z):
+    return IndependentSteps(dist.Normal(z, 1.0).to_event(1))
+
+
+def particles(model=None, guide=None, **options):
+    model = seen(x=through_noise) if model is None else model
+    return lambda: filter(model, seen() if guide is None else guide, **{"num_particles": 3, **options})
+
+
+@rows(
+    ("no particle", particles(num_particles=0), ValueError, "num_particles: got 0"),
+    ("a part of the particles above one", particles(threshold=2.0), ValueError,
+     r"threshold: got 2.0, expected a part of the particles, in \[0, 1\]"),
+    ("a scheme that is none", particles(resampling="best"), ValueError,
+     "resampling: got 'best', expected one of 'systematic', 'stratified', 'residual', 'multinomial'"),
+    ("a scheme that is none, alone", lambda: resample(torch.zeros(3, 2), "best"), ValueError, "scheme: got 'best'"),
+    ("weights that are all 0", lambda: resample(torch.full((3, 2), -torch.inf)), ValueError,
+     "log_weights: are NaN, infinite or all -inf in a sequence, expected a particle with weight"),
+    ("a trajectory in plates of steps", particles(steps_as_plates, lambda: steps_as_plates(False)), ValueError,
+     "site '[zx]': is in plates of 2 at dimension -2, 3 at dimension -1, expected one, of the sequences, at dimension "
+     "-1; a trajectory is one site, a chain"),
+    ("a site that is scaled", particles(seen(x=through_noise, options={"scale": 2.0}), seen(options={"scale": 2.0})),
+     ValueError, "site 'z': is scaled, so that its term is no log-density; expected no scale"),
+    ("an observed site without steps", particles(seen(x=lambda z: dist.Normal(z.sum((-2, -1)), 1.0))), ValueError,
+     r"site 'x': is observed and has no steps \(Normal\), expected IndependentSteps or a chain"),
+    ("a static site after a chain", particles(
+        seen(x=through_noise, then=lambda z: STANDARD), seen(then=lambda z: dist.Normal(z.mean((-2, -1)), 1.0))),
+     ValueError, "guide: site 's' does not change over time and is drawn after the trajectory 'z', expected the static "
+     "sites first"),
+    ("a chain without a step", particles(guide=seen(Unsteppable())), ValueError,
+     r"guide: site 'z' is a Unsteppable that cannot be drawn step by step, expected a chain with step\(z_prev, state\) "
+     r"and state_after\(path\), as MarkovChain has them"),
+    ("an emission that reads later steps", particles(seen(x=lambda z: through_noise(z.flip(-2)))), ValueError,
+     r"model: the log-density of site 'x' at step \d of sequence 0 is \S+ before later steps are drawn and \S+ after; "
+     "expected a model whose steps read no later ones, and that draws nothing at random but its sites"),
+    ("an emission that nothing can have made", particles(seen(x=lambda z: IndependentSteps(
+        dist.Uniform(z * 0 + 1, 2.0, validate_args=False).to_event(1)))), FloatingPointError,
+     "step 0 of sequence 0: all particles have weight 0; not finite: log p of 'x'"),
+)  # fmt: skip
+def test_particles(row):
     check(row)
