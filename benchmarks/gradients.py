@@ -29,7 +29,8 @@ WAYS = {
     "iwae": {"objective": "iwae"},
     "dreg": {"objective": "dreg"},
 }
-PARTICLES = (1, 2, 4, 8, 16, 32, 64)
+PARTICLES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (2, 20)
+TIMED = ("elbo", "stl", "iwae", "dreg")
 SIZE = 2
 DYNAMICS, DECODE = torch.tensor([[0.9, 0.2], [-0.2, 0.9]]), torch.tensor([[1.0, 0.0], [0.5, 1.0]])
 
@@ -99,37 +100,45 @@ def signal_to_noise(found):
 def plot(rows, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for way, marker in zip(WAYS, "os^vD", strict=True):
-        axes.loglog(PARTICLES, [row[way] for row in rows], marker=marker, label=way)
-    axes.set(xlabel="particles K", ylabel="signal-to-noise ratio of the guide's gradient")
-    axes.set_xticks([], minor=True)
-    axes.set_xticks(PARTICLES, [str(k) for k in PARTICLES])
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for panel, length in zip(figure.subplots(1, len(LENGTHS), sharey=True), LENGTHS, strict=True):
+        for way, marker in zip(WAYS, "os^vD", strict=True):
+            ratios = [row[way] for row in rows if row["T"] == length]
+            panel.loglog(PARTICLES, ratios, marker=marker, label=way)
+        panel.set(xlabel="particles K", title=f"{length} steps")
+        panel.set_xticks([], minor=True)
+        panel.set_xticks(PARTICLES, [str(k) for k in PARTICLES])
+        panel.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("signal-to-noise ratio")
+    figure.axes[0].legend()
     figure.savefig(path, dpi=110)
 
 
-def main():
-    arguments = arguments_of(__doc__, repeats=3, draws=800, num_steps=20, plot="")
-    ratios, seconds = {}, {}
-    for seed in range(arguments.seed, arguments.seed + arguments.repeats):
+def measured(num_particles, parameters, x, seed, draws):
+    """Return {way: (ratio, milliseconds a draw)}, every way with the same noise."""
+    found = {}
+    for way, options in WAYS.items():
         torch.manual_seed(seed)
-        parameters, x = trained(arguments.num_steps), sequences(1, arguments.num_steps)[0]
-        for k in PARTICLES:
-            for way, options in WAYS.items():
-                torch.manual_seed(seed)
-                found, took = gradients(x, parameters, arguments.draws, k, **options)
-                ratios.setdefault((k, way), []).append(signal_to_noise(found))
-                seconds.setdefault((k, way), []).append(took / len(found))
+        drawn, took = gradients(x, parameters, draws, num_particles, **options)
+        found[way] = signal_to_noise(drawn), 1e3 * took / len(drawn)
+    return found
+
+
+def main():
+    arguments = arguments_of(__doc__, repeats=3, draws=500, plot="")
     rows = []
-    for k in PARTICLES:
-        row = {"K": k} | {way: statistics.mean(ratios[k, way]) for way in WAYS}
-        row |= {f"ms {way}": 1e3 * statistics.median(seconds[k, way]) for way in ("elbo", "stl", "iwae", "dreg")}
-        rows.append(row)
-    report("gradients", arguments, rows)
-    print("\neach seed:", {f"{way}, K={k}": [round(r, 3) for r in ratios[k, way]] for k in (1, 8, 64) for way in WAYS})
+    for length in LENGTHS:
+        runs = []
+        for seed in range(arguments.seed, arguments.seed + arguments.repeats):
+            torch.manual_seed(seed)
+            parameters, x = trained(length), sequences(1, length)[0]
+            runs.append([measured(k, parameters, x, seed, arguments.draws) for k in PARTICLES])
+        for k, of_seeds in zip(PARTICLES, zip(*runs, strict=True), strict=True):
+            row = {"T": length, "K": k} | {way: statistics.mean(of[way][0] for of in of_seeds) for way in WAYS}
+            row |= {f"ms {way}": statistics.median(of[way][1] for of in of_seeds) for way in TIMED}
+            rows.append(row | {"each seed": {way: [round(of[way][0], 3) for of in of_seeds] for way in WAYS}})
+    report("gradients", arguments, [{name: row[name] for name in row if name != "each seed"} for row in rows])
+    print("\neach seed:", *(f"T={row['T']}, K={row['K']}: {row['each seed']}" for row in rows), sep="\n  ")
     if arguments.plot:
         plot(rows, arguments.plot)
 

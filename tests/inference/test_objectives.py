@@ -11,7 +11,16 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import PROGRAMS, StateSpace, emission, factorised, normal, ragged_chain, recurrent_chain, without_padding
+from models import (
+    PROGRAMS,
+    StateSpace,
+    emission,
+    normal,
+    ragged_chain,
+    recurrent_chain,
+    with_global_site,
+    without_padding,
+)
 from pyro import poutine
 from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import AutoRegressiveNN
@@ -290,8 +299,8 @@ def test_it_is_what_pyros_densities_say(build, objective, num_particles, seed):
 @given(seed=seeds(), weight=st.floats(0.1, 2.0))
 @settings(max_examples=10)
 def test_a_weight_counts_for_the_score_too(seed, weight):
-    """Of s, whose draw r reads: the weighted bound without the weighted score."""
-    program = factorised(seed, 3, 2)
+    """Of g, outside the sequences' plate, and s, within: the weighted bound without the weighted score."""
+    program = with_global_site(seed, 3, 2)
     for parameter in program.parameters:
         parameter.requires_grad_()
     torch.manual_seed(seed)
@@ -300,11 +309,11 @@ def test_a_weight_counts_for_the_score_too(seed, weight):
     guide_trace = poutine.trace(program.guide).get_trace(*program.args)
     again = poutine.trace(poutine.replay(program.guide, trace=held(program, guide_trace))).get_trace(*program.args)
     again.compute_log_prob()
-    score = weight * again.nodes["s"]["log_prob"] + again.nodes["r"]["log_prob"]
-    weights = {"s": weight}
+    score = weight * again.nodes["g"]["log_prob_sum"] + again.nodes["s"]["log_prob_sum"]
+    weights = {"g": weight}
     exact(terms.bound(weights), terms.elbo(weights))
     found = gradient(terms.bound(weights).sum(), program.parameters)
-    exact(found, gradient((terms.elbo(weights) + score).sum(), program.parameters))
+    exact(found, gradient(terms.elbo(weights).sum() + score, program.parameters))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -397,6 +406,14 @@ def test_the_second_run_drops_out_the_same_units(vectorised):
         for first, again in zip(dropped[i : i + 4], dropped[i + 4 : i + 8], strict=True):
             assert torch.equal(first, again)
     assert not torch.equal(dropped[0], dropped[1])
+    after = []
+    for objective in ("iwae", "stl", "dreg"):
+        torch.manual_seed(0)
+        options = {"objective": objective, "num_particles": 2, "vectorize_particles": vectorised}
+        elbo_terms(model, guide, torch.ones(5, 2), **options)
+        after.append(torch.rand(3))
+    assert torch.equal(after[1], after[0])  # of the guide alone, too: the model's noise is not drawn again
+    assert torch.equal(after[2], after[0])
 
 
 @pytest.mark.parametrize(
