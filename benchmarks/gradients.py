@@ -2,8 +2,8 @@
 
     python benchmarks/gradients.py --plot docs/images/gradients.png
 
-The model is a linear-Gaussian chain. Its amortised guide, q(z_t | z_{t-1}, x_t), is linear too, but reads
-no later frame and so is not the posterior. It is trained on the ELBO, then its parameters are moved a little at random.
+The model is a linear-Gaussian chain. Its amortised guide, q(z_t | z_{t-1}, x_t), is linear too, but reads no later
+frame and so is not the posterior. It is trained on the ELBO, then its parameters are moved a little at random.
 The gradient of the bound of one sequence is drawn many times. A parameter's ratio is |mean| / standard deviation; the
 figure is the root mean square over the guide's parameters, less what chance would make of it. Each seed has a guide and
 a sequence of its own, and figures are means over seeds. `ms` are milliseconds a draw of the gradient, many at a time.
