@@ -51,6 +51,7 @@ def single_stage(
     network: Any, plan: Plan, clips: Any, seed: int, *, model: Any = None, draw: Any = None, **options: Any
 ) -> ELBOTraining:
     """Return the training of everything at once on the bound of random clips, as most models have it."""
+    options = {"objective": plan.objective, "num_particles": plan.num_particles, **options}
     length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
     return ELBOTraining(
         network, model or network.model, network.guide,

@@ -3,6 +3,7 @@
     python examples/dmm.py                        train, then measure the estimates of the likelihood
     python examples/dmm.py --preset short         for a quarter of the steps
     python examples/dmm.py --flow                 with an inverse autoregressive flow in the guide
+    python examples/dmm.py --flow --plan.objective stl        likewise, with the path derivative
     python examples/dmm.py likelihood RUN --num-particles 1000
 
 Chords x_t are 88 keys, each pressed or not. The command line is in `command_line.py`, data and pictures

@@ -16,7 +16,7 @@ from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -63,6 +63,8 @@ class Plan:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     checkpoint_every: int = 500
+    objective: Literal["elbo", "stl", "iwae", "dreg"] = "elbo"  # as of ELBOTraining; the last two without `annealed`
+    num_particles: int = 1
 
 
 class Example(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from seqdisent import elbo_terms
+from seqdisent.datasets import Clips
 
 for needed in ("lightning", "matplotlib", "torchmetrics", "jsonargparse"):
     pytest.importorskip(needed)
@@ -97,6 +98,19 @@ def test_flags_are_short_for_sizes(settings):
     assert settings.settings_of(dmm, ["--flow"]).plan.sizes.num_flows == 1
     assert settings.settings_of(dmm, ["--flow", "--plan.sizes.num_flows", "2"]).plan.sizes.num_flows == 2
     assert settings.settings_of(dmm, []).plan.sizes.num_flows == 0
+
+
+def test_an_objective_is_a_setting(settings):
+    """Its training has it, except where an example has an objective of its own."""
+    command_line, dmm, rssm = (importlib.import_module(name) for name in ("command_line", "dmm", "rssm"))
+    clips = Clips(torch.zeros(4, 6, 88, dtype=torch.uint8))
+    for name, example in (("dreg", dmm.EXAMPLE), (rssm.balanced_bound, rssm.EXAMPLE)):
+        asked = ["--preset", "tiny", "--plan.objective", "dreg", "--plan.num_particles", "3"]
+        plan = example.plan_of(settings.settings_of(example, asked))
+        own = {} if name == "dreg" else {"objective": name}
+        network = dmm.EXAMPLE.build((88,), dmm.EXAMPLE.preset("tiny").sizes)
+        training = command_line.single_stage(network, plan, clips, 0, **own)
+        assert (training.objective, training.num_particles) == (name, 3)
 
 
 @pytest.mark.parametrize(

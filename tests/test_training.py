@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging  # noqa: E4
 from lightning.pytorch.loggers import CSVLogger, Logger  # noqa: E402
 from small_runs import Interrupted, Linear, losses, make, run  # noqa: E402
 
-from seqdisent import IndependentSteps, _checks, training  # noqa: E402
+from seqdisent import IndependentSteps, _checks, elbo_terms, training  # noqa: E402
 from seqdisent.datasets import Clips  # noqa: E402
 from seqdisent.training import checkpoints  # noqa: E402
 from seqdisent.training.fit import _quiet  # noqa: E402
@@ -328,6 +328,30 @@ def test_what_is_not_trained_may_be_infinite_and_others(tmp_path):
     module.objective = lambda terms, weights: terms.elbo(weights) + teacher(frames.detach()).mean()
     run(module, tmp_path)
     assert (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize("objective", ["elbo", "stl", "iwae", "dreg"])
+def test_an_objective_by_name_is_that_of_the_ledger(tmp_path, objective, num_particles):
+    """A step of gradient descent, with the noise of the run: particles in one run, on the left of the sequences."""
+    options = {"objective": objective, "num_particles": num_particles, "kl": "monte-carlo"}
+    changes = {"weights": {}, "inputs": {}, "optimizer": partial(torch.optim.SGD), "num_steps": 1, **options}
+    module = changed(**changes)
+    before = [p.detach().clone() for p in module.network.parameters()]
+    batch = module.draw(torch.Generator().manual_seed(step_seed(3, "batch", 0, 0)))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(step_seed(3, "noise", 0, 0))
+        particles = {"vectorize_particles": num_particles > 1}
+        terms = elbo_terms(module.model, module.guide, batch, **options, **particles)
+    wanted = torch.autograd.grad(-terms.bound().sum(), list(module.network.parameters()))
+    run(module, tmp_path)
+    for new, old, gradient in zip(module.network.parameters(), before, wanted, strict=True):
+        torch.testing.assert_close(new, old - 1e-2 * gradient)
+    row = losses(tmp_path)[0]
+    assert float(row["loss"]) == pytest.approx(-terms.bound().sum().item(), rel=1e-5)
+    assert float(row["elbo"]) == pytest.approx(terms.elbo().mean().item(), rel=1e-5)
+    assert ("iwae" in row) == (objective in ("iwae", "dreg"))
+    assert float(row.get("iwae", row["elbo"])) == pytest.approx(terms.bound().mean().item(), rel=1e-5)
 
 
 def test_an_objective_knows_every_latent_s_weight(tmp_path):

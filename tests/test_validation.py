@@ -337,3 +337,15 @@ def test_what_is_no_set_of_batches(validation, error, message):
 def test_wrong_arguments_are_named(validation, options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         run(validated(validation=validation), tmp_path, **options)
+
+
+@pytest.mark.parametrize("objective", ["iwae", "dreg"])
+def test_the_best_checkpoint_is_chosen_by_the_bound_that_is_trained(tmp_path, objective):
+    module = validated()
+    module.weights, module.objective, module.num_particles = {}, objective, 5
+    run(module, tmp_path, validate_every=10)
+    found = validations(tmp_path)
+    assert all(row["validation/iwae"] > row["validation/elbo"] for row in found.values())
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    (state,) = [value for name, value in best["callbacks"].items() if name.startswith("Validation")]
+    assert state["best"] == pytest.approx(max(row["validation/iwae"] for row in found.values()), rel=1e-5)

@@ -50,14 +50,24 @@ from seqdisent.inference.programs import (
 class Scores:
     """The sites of a model's run on a guide's sample, and what each has in the ledger."""
 
+    guide_trace: poutine.Trace
     sites: dict[str, Site] = field(default_factory=dict)
     observed: dict[str, Score] = field(default_factory=dict)
     latent: dict[str, Score] = field(default_factory=dict)
+    log_q: dict[str, Score] = field(default_factory=dict)  # of the guide alone, where it was asked for
 
 
-def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, *, analytic: bool) -> Scores:
+def score(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    analytic: bool,
+    with_log_q: bool = False,
+) -> Scores:
     """Run the guide, then the model on its sample, and score every site."""
-    of_guide = _GuideDraws()
+    of_guide = _GuideDraws(with_log_q=with_log_q)
     guide_trace = of_guide.run(lambda: poutine.trace(guide).get_trace(*args, **kwargs))
     check_guide(guide_trace)
     guide_sites = sample_sites(guide_trace)
@@ -80,7 +90,15 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
     check_steps_masked(observed, latent)
     auxiliary = {name: found for name, found in of_guide.auxiliary.items() if name not in sites}
     sites |= {name: guide_sites[name] for name in auxiliary}
-    return Scores(sites, of_model.observed, {**of_model.latent, **auxiliary})
+    return Scores(guide_trace, sites, of_model.observed, {**of_model.latent, **auxiliary}, of_guide.log_q)
+
+
+def score_guide(guide: Callable[..., Any], args: Any, kwargs: Any) -> tuple[dict[str, Score], poutine.Trace]:
+    """Run the guide alone; return the log-density of every site, and its trace."""
+    of_guide = _GuideDraws(with_log_q=True)
+    trace = of_guide.run(lambda: poutine.trace(guide).get_trace(*args, **kwargs))
+    of_guide.check()
+    return of_guide.log_q, trace
 
 
 class _Scorer(Messenger):
@@ -120,10 +138,12 @@ class _Scorer(Messenger):
 class _GuideDraws(_Scorer):
     """Draws every chain of a guide with its conditionals, and takes the densities that may be others later."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_log_q: bool) -> None:
         super().__init__()
+        self.with_log_q = with_log_q
         self.draws: dict[str, Draw] = {}
         self.auxiliary: dict[str, Score] = {}
+        self.log_q: dict[str, Score] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_sample(msg) or msg["is_observed"] or msg["done"] or msg["value"] is not None:
@@ -151,6 +171,8 @@ class _GuideDraws(_Scorer):
         check_density(name, fn)
         if is_auxiliary(msg):
             self.auxiliary[name] = _density(msg, self.draws[name], "monte carlo")
+        if self.with_log_q:
+            self.log_q[name] = _density(msg, self.draws[name], "monte carlo")
 
 
 class _ModelScores(_Scorer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from seqdisent.inference.elbo import elbo_terms
+from seqdisent.inference.objectives import KL, Objective, check_kl, check_objective, check_unweighted
 from seqdisent.inference.programs import run_both
 
 
@@ -20,11 +21,13 @@ class DecomposedELBO(ELBO):
     Args:
         weights: {site: weight of its term}; 1 for the others. To anneal, build one for each step.
         kl: as of :func:`elbo_terms`.
-        num_particles: likewise; their bounds are averaged.
+        objective: likewise; ``"iwae"`` and ``"dreg"`` take no `weights`.
+        num_particles: likewise; ``"elbo"`` and ``"stl"`` average their bounds.
         vectorize_particles: likewise.
 
     Raises:
-        ValueError: as :func:`elbo_terms` and :meth:`ELBOTerms.elbo`, when it is used.
+        ValueError: an unknown `objective`, or one that does not fit `kl` or `weights`; as :func:`elbo_terms` and
+            :meth:`ELBOTerms.bound`, when it is used.
         TypeError: as these.
         RuntimeError: as these.
 
@@ -48,22 +51,27 @@ class DecomposedELBO(ELBO):
         self,
         *,
         weights: Mapping[str, float] | None = None,
-        kl: Literal["analytic", "monte-carlo"] = "analytic",
+        kl: KL | None = None,
+        objective: Objective = "elbo",
         num_particles: int = 1,
         vectorize_particles: bool = False,
     ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles, vectorize_particles=vectorize_particles
         )
+        check_objective(objective)
+        check_kl(objective, kl)
+        check_unweighted(objective, weights)
         self.weights = dict(weights or {})
-        self.kl: Literal["analytic", "monte-carlo"] = kl
+        self.kl, self.objective = kl, objective
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return minus the bound of `model` and `guide` at `args` and `kwargs`, summed over the batch, in nats."""
         options: dict[str, Any] = {"num_particles": self.num_particles, "vectorize_particles": self.vectorize_particles}
-        return -elbo_terms(model, guide, *args, kl=self.kl, **options, **kwargs).elbo(self.weights).sum()
+        options |= {"kl": self.kl, "objective": self.objective}
+        return -elbo_terms(model, guide, *args, **options, **kwargs).bound(self.weights).sum()
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return :meth:`differentiable_loss` of `model`, `guide`, `args` and `kwargs` as a number, without a graph."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqdisent.inference import ELBOTerms
+from seqdisent.inference import ELBOTerms, objectives
 from seqdisent.masks import check_mask_values
 
 
@@ -26,6 +26,23 @@ def check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{name}: got {type(function).__name__}, expected a function")
+
+
+def check_objective(objective: Any, kl: Any, weights: Any) -> None:
+    """Raise unless `objective` is a function, or the name of one that fits `kl` and `weights`.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: an unknown name, or it does not fit.
+    """
+    if callable(objective):
+        objectives.check_kl("elbo", kl)
+        return
+    if not isinstance(objective, str):
+        raise TypeError(f"objective: got {type(objective).__name__}, expected a function or a name")
+    objectives.check_objective(objective)
+    objectives.check_kl(objective, kl)  # type: ignore[arg-type]
+    objectives.check_unweighted(objective, weights)
 
 
 def check_validation(validation: Any) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -19,6 +19,7 @@ from seqdisent._checks import check_positive
 from seqdisent._distributed import all_processes
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference import ELBOTerms, elbo_terms
+from seqdisent.inference.objectives import KL, Objective
 from seqdisent.training import checkpoints, checks
 from seqdisent.training.logs import means, per_sequence, per_step
 
@@ -52,12 +53,16 @@ class ELBOTraining(lightning.LightningModule):
             ``partial(torch.optim.AdamW, weight_decay=0.01)``. It gets a list of parameters; with `rate_factors`, a list
             of groups, which have to keep their key ``factor``. Adam and AdamW are fused unless they say otherwise.
         rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
-        kl: as in :func:`~seqdisent.elbo_terms`.
-        objective: a function of the ledger and of {site: weight} that returns what to maximise, (B,): the weighted
-            bound, or another function of the ledger's terms and conditionals (free bits, a balanced KL). The weights
-            are those of all latent sites, 1 where there is no schedule, and of the observed sites that have one.
+        kl: as in :func:`~seqdisent.elbo_terms`; None is closed form with ``"elbo"`` and with a function.
+        objective: ``"elbo"``, ``"stl"``, ``"iwae"`` or ``"dreg"``, as in :func:`~seqdisent.elbo_terms`; the last two
+            take no `weights`. Or a function of the ledger and of {site: weight} that returns what to maximise, (B,): a
+            function of the ledger's terms and conditionals (free bits, a balanced KL). The weights are those of all
+            latent sites, 1 where there is no schedule, and of the observed sites that have one.
+        num_particles: K draws of the guide for each sequence, in one run: model and guide get them as a dimension on
+            the left of the sequences.
         validation: held-out batches, a sequence of them or a function that returns an iterable of them. :func:`fit`
-            evaluates the unweighted bound on all of them every `validate_every` steps.
+            evaluates the unweighted bound on all of them every `validate_every` steps; with ``"iwae"`` and ``"dreg"``
+            the importance-weighted bound too, by which the best checkpoint is then chosen.
         logged: {name: function of `network` that returns a number or a tensor, whose mean is logged}, such as a learnt
             scale. Called when a row of the log is written.
         seed: of batches and noise.
@@ -66,7 +71,8 @@ class ELBOTraining(lightning.LightningModule):
         minutes: of training until the last checkpoint, over all resumptions of the run.
 
     Raises:
-        ValueError: `num_steps` below 1; in training, a weight or rate factor that names nothing, an objective of
+        ValueError: `num_steps` or `num_particles` below 1, an unknown `objective` or one that does not fit `kl` or
+            `weights`; in training, a weight or rate factor that names nothing, an objective of
             another shape, an optimiser that lacks parameters, a name in both `inputs` and the dict of `arguments`, a
             mask with a hole, or a model with parameters that `network` does not own.
         TypeError: a number where a schedule is wanted (:meth:`~seqdisent.AnnealingSchedule.constant` makes one of it),
@@ -96,19 +102,21 @@ class ELBOTraining(lightning.LightningModule):
         terms_per_step: float = 1.0,
         optimizer: Callable[[list[Any]], torch.optim.Optimizer] = torch.optim.Adam,
         rate_factors: Mapping[str, float] | None = None,
-        kl: Literal["analytic", "monte-carlo"] = "analytic",
-        objective: Callable[[ELBOTerms, Mapping[str, float]], Tensor] = ELBOTerms.elbo,
+        kl: KL | None = None,
+        objective: Objective | Callable[[ELBOTerms, Mapping[str, float]], Tensor] = "elbo",
+        num_particles: int = 1,
         validation: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
         logged: Mapping[str, Callable[[Any], Tensor | float]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_positive(num_steps=num_steps)
+        check_positive(num_steps=num_steps, num_particles=num_particles)
         checks.check_schedules({"learning_rate": learning_rate})
         checks.check_schedules({f"weights[{site!r}]": schedule for site, schedule in (weights or {}).items()})
         checks.check_schedules({f"inputs[{name!r}]": schedule for name, schedule in (inputs or {}).items()})
         functions = {"model": model, "guide": guide, "draw": draw, "arguments": arguments, "optimizer": optimizer}
-        checks.check_functions(**functions, objective=objective)
+        checks.check_functions(**functions)
+        checks.check_objective(objective, kl, weights)
         checks.check_functions(**{f"logged[{name!r}]": function for name, function in (logged or {}).items()})
         if validation is not None:
             checks.check_validation(validation)
@@ -119,6 +127,7 @@ class ELBOTraining(lightning.LightningModule):
         self.num_steps, self.learning_rate, self.seed = int(num_steps), learning_rate, int(seed)
         self.weights, self.inputs = dict(weights or {}), dict(inputs or {})
         self.terms_per_step, self.kl, self.objective = terms_per_step, kl, objective
+        self.num_particles = int(num_particles)
         self.optimizer, self.rate_factors = optimizer, dict(rate_factors or {})
         self.validation, self.logged = validation, dict(logged or {})
         self.minutes = 0.0
@@ -200,12 +209,19 @@ class ELBOTraining(lightning.LightningModule):
             args, named = ((), given) if isinstance(given, dict) else (given, {})
             if twice := sorted(set(named) & set(inputs)):
                 raise ValueError(f"inputs: {twice} are also in the dict that `arguments` returned, expected one value")
-            terms = elbo_terms(self.model, self.guide, *args, kl=self.kl, **named, **inputs)
+            options: dict[str, Any] = {
+                "kl": self.kl,
+                "objective": "elbo" if callable(self.objective) else self.objective,
+            }
+            options |= {"num_particles": self.num_particles, "vectorize_particles": self.num_particles > 1}
+            terms = elbo_terms(self.model, self.guide, *args, **options, **named, **inputs)
         return terms, [*args, *named.values()]
 
     def _bound(self, terms: ELBOTerms, weights: Mapping[str, float]) -> Tensor:
         """Return the objective of each sequence."""
         terms.check_weights(weights)
+        if not callable(self.objective):
+            return terms.bound(weights)
         bound = self.objective(terms, {**dict.fromkeys(terms.kl, 1.0), **weights})
         checks.check_bound(bound, terms)
         return bound

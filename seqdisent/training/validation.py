@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from seqdisent._distributed import of_all_processes
 from seqdisent._random import kept_random_state
+from seqdisent.inference.objectives import IMPORTANCE_WEIGHTED
 from seqdisent.training.checks import check_batch_mask
 from seqdisent.training.logs import means, per_sequence, per_step
 
@@ -46,9 +47,9 @@ class Validation(Callback):
         self.best, self.since_best = state_dict["best"], state_dict["since_best"]
 
     @override
-    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, training: ELBOTraining) -> None:  # type: ignore[override]
         """Train no further where the run had been stopped before."""
-        self._stop_if_over(trainer)
+        self._stop_if_over(trainer, training)
 
     @override
     def on_train_batch_end(self, trainer: lightning.Trainer, training: ELBOTraining, *_: Any) -> None:  # type: ignore[override]
@@ -59,8 +60,8 @@ class Validation(Callback):
         found = {f"validation/{name}": value for name, value in evaluate(trainer, training).items()}
         if wrong := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{wrong[0]} after {step} training steps, expected finite terms")
-        bound = found["validation/elbo"]
-        training.log_dict({"validation/elbo": bound}, prog_bar=True, logger=False)
+        bound = found[self._name(training)]
+        training.log_dict({self._name(training): bound}, prog_bar=True, logger=False)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
             logger.save()
@@ -69,20 +70,25 @@ class Validation(Callback):
             trainer.save_checkpoint(self.path)
         else:
             self.since_best += 1
-        self._stop_if_over(trainer)
+        self._stop_if_over(trainer, training)
 
     @property
     def is_over(self) -> bool:
         """Whether there have been as many validations without a better bound as there may be."""
         return self.patience is not None and self.since_best >= self.patience
 
-    def _stop_if_over(self, trainer: lightning.Trainer) -> None:
+    @staticmethod
+    def _name(training: ELBOTraining) -> str:
+        """Return the bound that says which checkpoint is the best one: of what is trained."""
+        return "validation/iwae" if training.objective in IMPORTANCE_WEIGHTED else "validation/elbo"
+
+    def _stop_if_over(self, trainer: lightning.Trainer, training: ELBOTraining) -> None:
         if self.is_over:
             trainer.should_stop = True
             if self.tells:
                 _tell(
                     f"{self.path.parent}: stopped at step {trainer.global_step}, {self.since_best} validations after "
-                    f"the best one, whose weights are in {self.path.name} (validation/elbo {self.best:.4g})"
+                    f"the best one, whose weights are in {self.path.name} ({self._name(training)} {self.best:.4g})"
                 )
 
 

@@ -88,6 +88,7 @@ def pair(p, q, p_options=None, q_options=None, then=None, **options):
 
 
 STANDARD, KEEP = dist.Normal(0.0, 1.0), torch.tensor([True, False])
+POINT = dist.Delta(torch.zeros(2, requires_grad=True))
 THIRDS = torch.full((3,), 1 / 3)
 RELAXED = dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), THIRDS)
 HARD, STRAIGHT = dist.OneHotCategorical(THIRDS), dist.OneHotCategoricalStraightThrough(THIRDS)
@@ -339,6 +340,28 @@ def of_means(x, *_):
     ("importance weights of scaled terms", pair(STANDARD, STANDARD, {"scale": 2.0}, {"scale": 2.0},
      kl="monte-carlo", then="importance_weighted"), ValueError, r"importance_weighted: \['z'\] are scaled \(by a "
      r"subsampling plate or poutine.scale\); expected a plate over the sequences themselves"),
+    # objectives
+    ("an unknown objective", lambda: elbo_terms(model, guide, FRAMES, objective="vimco"), ValueError,
+     "objective: got 'vimco', expected one of 'elbo', 'iwae', 'stl', 'dreg'"),
+    ("closed forms with the path derivative", lambda: elbo_terms(model, guide, FRAMES, kl="analytic", objective="stl"),
+     ValueError, "kl: got \"analytic\" with objective='stl', which needs the density of the sample itself; expected "
+     'kl="monte-carlo" .or None., or objective="elbo"'),
+    ("weights in an importance-weighted bound", lambda: elbo_terms(model, guide, FRAMES, objective="iwae").bound(
+        {"z": 0.5}), ValueError, r"weights: got \['z'\] with objective='iwae', whose importance weights are densities "
+     'and cannot be weighted by term; expected none, or objective="elbo" or "stl"'),
+    ("the same in the loss for SVI", lambda: DecomposedELBO(objective="dreg", weights={"z": 0.5}), ValueError,
+     r"weights: got \['z'\] with objective='dreg'"),
+    ("a term for all in an importance-weighted bound", lambda: elbo_terms(with_penalty, small(STANDARD, False),
+     objective="dreg", num_particles=2).bound(), ValueError, r"importance_weighted: \['penalty'\] lie outside"),
+    ("a class with the path derivative", pair(STRAIGHT, STRAIGHT, objective="stl"), ValueError,
+     "site 'z': is discrete and has no closed form here"),
+    ("a class that is not reparameterised, likewise", pair(HARD, HARD, objective="dreg"), ValueError,
+     "site 'z': is discrete and has no closed form here|guide: site 'z' has no rsample"),
+    ("a point under DReG", pair(STANDARD, POINT, objective="dreg", num_particles=2), ValueError,
+     "guide: site 'z' is a point .Delta. with parameters of its own, so the gradient of objective='dreg' would be "
+     'silently wrong; expected a density, or objective="elbo" or "iwae"'),
+    ("a point whose density has parameters", pair(STANDARD, dist.Delta(torch.zeros(2), POINT.v), objective="stl"),
+     ValueError, "guide: site 'z' is a point .Delta. with parameters of its own, so the gradient of objective='stl'"),
 )  # fmt: skip
 def test_programs(row):
     check(row)

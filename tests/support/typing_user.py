@@ -203,6 +203,9 @@ def ledger(frames: Tensor, mask: Tensor) -> None:
     assert_type(terms.importance_weighted(), Tensor)
     terms.check_finite(3)
     loss: float = DecomposedELBO(weights={"z": 0.1}).loss(model, guide, frames)
+    tighter = elbo_terms(model, guide, frames, mask, objective="dreg", num_particles=2, vectorize_particles=True)
+    assert_type(tighter.bound(), Tensor)
+    loss += DecomposedELBO(objective="stl").loss(model, guide, frames)
     print(loss)
 
 
