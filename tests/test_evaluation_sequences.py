@@ -597,7 +597,10 @@ def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
             r"scaler: is of steps of shape \(3,\), expected \(2,\), as held_out",
         ),
         (
-            {name: Sequences(torch.zeros(2, 3, 2), columns=of) for name, of in (("train", ["x", "y"]), ("held_out", ["y", "x"]))},
+            {
+                "train": Sequences(torch.zeros(2, 3, 2), columns=["x", "y"]),
+                "held_out": Sequences(torch.zeros(2, 3, 2), columns=["y", "x"]),
+            },
             ValueError,
             r"held_out: has columns \('y', 'x'\), expected those of train, \('x', 'y'\)",
         ),
