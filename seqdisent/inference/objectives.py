@@ -34,7 +34,7 @@ from seqdisent.inference.programs import bare, sample_sites
 from seqdisent.inference.scoring import Scores, score, score_guide
 
 if TYPE_CHECKING:
-    from seqdisent.inference.elbo import ELBOTerms
+    from seqdisent.inference.terms import ELBOTerms
 
 Objective = Literal["elbo", "iwae", "stl", "dreg"]
 KL = Literal["analytic", "monte-carlo"]
