@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import reference
 import torch
-from models import normal
+from models import StateSpace, normal
 from particle_models import MASK, NAMES, RUNS, Classes, Ragged, programs, within
 from strategies import Tensors, mask_of
 from torch.testing import assert_close
@@ -262,6 +262,21 @@ def test_latents_that_read_each_others_later_steps():
             found = filter(model, guide, x, num_particles=10, threshold=threshold)
         assert found.runs == "sequence"
         within((found.log_evidence_per_step - exact.log_evidence).cumsum(-1).exp(), 1.0)
+
+
+def test_independent_steps_keep_what_was_drawn_before():
+    """Where a step of the model reads all before it, other values there would be other terms at the end."""
+    model, _, x, _, _ = programs("all steps before")
+    x = x.repeat_interleave(300, 0)
+    with torch.no_grad():
+        found, plain = (
+            filter(model, StateSpace(0).factorised_guide, x, None, num_particles=20, threshold=threshold)
+            for threshold in (1.0, 0.0)
+        )
+    assert found.runs == "sequence"
+    level = plain.log_evidence.unflatten(0, (3, 300)).logsumexp(1, keepdim=True) - math.log(300)
+    one, other = ((each.log_evidence.unflatten(0, (3, 300)) - level).exp().T for each in (found, plain))
+    within(one - other, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
