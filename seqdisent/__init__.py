@@ -1,6 +1,7 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
 from seqdisent.chains import (
+    HiddenMarkovChain,
     IndependentSteps,
     LinearGaussianChain,
     MarkovChain,
@@ -39,6 +40,7 @@ __all__ = [
     "ELBOTerms",
     "FlowPrior",
     "GatedTransition",
+    "HiddenMarkovChain",
     "IndependentSteps",
     "LinearGaussianChain",
     "MarkovChain",

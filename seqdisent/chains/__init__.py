@@ -2,6 +2,7 @@
 
 from seqdisent.chains.draws import Draw
 from seqdisent.chains.factorised import IndependentSteps
+from seqdisent.chains.hidden_markov import ClassMarginals, FilteredClasses, HiddenMarkovChain
 from seqdisent.chains.linear_gaussian import Filtered, LinearEmission, LinearGaussianChain, Moments
 from seqdisent.chains.markov import MarkovChain
 from seqdisent.chains.overshooting import OvershootingChain
@@ -11,9 +12,12 @@ from seqdisent.chains.recurrent import RecurrentChain, feedback, shift_steps
 __all__ = [
     "Chain",
     "ChainState",
+    "ClassMarginals",
     "Conditionals",
     "Draw",
     "Filtered",
+    "FilteredClasses",
+    "HiddenMarkovChain",
     "IndependentSteps",
     "LinearEmission",
     "LinearGaussianChain",
