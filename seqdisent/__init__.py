@@ -2,11 +2,13 @@
 
 from seqdisent.chains import (
     HiddenMarkovChain,
+    HiddenMarkovEmission,
     IndependentSteps,
     LinearGaussianChain,
     MarkovChain,
     OvershootingChain,
     RecurrentChain,
+    SwitchingChain,
     feedback,
     shift_steps,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "FlowPrior",
     "GatedTransition",
     "HiddenMarkovChain",
+    "HiddenMarkovEmission",
     "IndependentSteps",
     "LinearGaussianChain",
     "MarkovChain",
@@ -53,6 +56,7 @@ __all__ = [
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",
     "StaticEncoder",
+    "SwitchingChain",
     "VampPrior",
     "batch_sizes",
     "elbo_terms",

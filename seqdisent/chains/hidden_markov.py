@@ -79,7 +79,7 @@ class HiddenMarkovChain(MarkovChain):
         >>> chain.filter(log_likelihoods).log_evidence.exp()
         tensor([[0.5000, 1.0000, 0.6152]])
         >>> chain.smooth(log_likelihoods).probs[0, :, 0]
-        tensor([0.9234, 0.8897, 0.9234])
+        tensor([0.8999, 0.8901, 0.8999])
         >>> chain.viterbi(log_likelihoods).argmax(-1)
         tensor([[0, 0, 0]])
         >>> _ = torch.manual_seed(0)
@@ -256,7 +256,7 @@ class HiddenMarkovChain(MarkovChain):
         return fill_path(self, one_hot)
 
     def sums(self, log_likelihoods: Tensor, observed: Tensor | None = None) -> ForwardSums:
-        """Return the sums over all paths given `log_likelihoods` where `observed`; what is impossible is no error here."""
+        """Return the sums over paths given `log_likelihoods` where `observed`; what is impossible is no error."""
         return forward_sums(self._first, self._moves, self._counted(log_likelihoods, observed))
 
     def _both_sums(self, log_likelihoods: Tensor, observed: Tensor | None) -> tuple[ForwardSums, Tensor, Tensor]:

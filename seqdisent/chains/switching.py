@@ -58,7 +58,7 @@ class SwitchingChain(MarkovChain):
         >>> chain = SwitchingChain(start, step, 4, initial_logits=torch.zeros(2), transition_logits=rarely)
         >>> path = torch.tensor([[[0.0], [1.0], [2.0], [1.0]]])
         >>> chain.log_prob_per_step(path)
-        tensor([[-0.9189, -0.9187, -0.3306, -2.5283]])
+        tensor([[-0.9189, -0.9186, -0.3314, -2.5251]])
         >>> chain.regimes(path).viterbi().argmax(-1)
         tensor([[1, 1, 1, 0]])
 
@@ -85,8 +85,8 @@ class SwitchingChain(MarkovChain):
                 f"initial: has batch shape {tuple(initial.batch_shape)} and event shape {tuple(initial.event_shape)}, "
                 "expected batch (*B, K), a distribution for each regime, and a vector (D,) as event"
             )
-        # checks the logits' shapes; a function's are checked when it is called
-        known = initial_logits.new_zeros(2 * initial.batch_shape[-1:]) if callable(transition_logits) else transition_logits
+        size = initial.batch_shape[-1]
+        known = transition_logits if isinstance(transition_logits, Tensor) else initial_logits.new_zeros(size, size)
         try:
             initial_logits = initial_logits.expand(initial.batch_shape)
         except RuntimeError as error:
@@ -94,7 +94,7 @@ class SwitchingChain(MarkovChain):
                 f"initial_logits: has shape {tuple(initial_logits.shape)}, expected one that expands to "
                 f"{tuple(initial.batch_shape)}, the batch (*B, K) of `initial`"
             ) from error
-        prior = HiddenMarkovChain(initial_logits, known, 1)
+        prior = HiddenMarkovChain(initial_logits, known, 1)  # which checks the logits
         self._first, self._moves = prior._first, prior._moves.squeeze(-3)
         self._initial, self._logits = initial, (initial_logits, transition_logits)
         super().__init__(_mixture(self._first, initial), transition, num_steps, inputs=inputs, mask=mask)
@@ -162,8 +162,10 @@ class SwitchingChain(MarkovChain):
         else:
             _, moves, log_likelihoods = self._given(path)
         batch, size = log_likelihoods.shape[:-2], log_likelihoods.shape[-1]
-        moves = torch.cat([moves.new_zeros(*batch, 1, size, size), moves.expand(*batch, self.num_steps - 1, size, size)], -3)
-        return HiddenMarkovChain(self._first.expand(*batch, size), moves, self.num_steps, mask=self._step_mask).posterior(log_likelihoods)
+        later = moves.expand(*batch, self.num_steps - 1, size, size)
+        moves = torch.cat([moves.new_zeros(*batch, 1, size, size), later], -3)
+        prior = HiddenMarkovChain(self._first.expand(*batch, size), moves, self.num_steps, mask=self._step_mask)
+        return prior.posterior(log_likelihoods)
 
     def _given(self, path: Tensor) -> tuple[Any, Tensor, Tensor]:
         r"""Return the regimes' later steps (T - 1, \*S, \*B, K), moves (\*S, \*B, T - 1, K, K) and log-likelihoods."""

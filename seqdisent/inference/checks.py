@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqdisent._checks import reads_at_once
-from seqdisent.chains import IndependentSteps
+from seqdisent.chains import HiddenMarkovEmission, IndependentSteps
 from seqdisent.chains.factorised import as_chain, without_mask
 from seqdisent.chains.protocol import fill_path
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
@@ -81,18 +81,20 @@ def check_observed(name: str, site: Site) -> None:
 def check_left_out(name: str, site: Site) -> None:
     """Raise if there is NaN or infinity under a mask of an observed site: its term is finite, and the gradient NaN.
 
-    IndependentSteps fill what they leave out. Values are looked at only where that waits for no device.
+    IndependentSteps and HiddenMarkovEmission fill what they leave out. Values are looked at only where that waits for
+    no device.
     """
     (fn, mask), value = without_mask(site["fn"], site["mask"]), site["value"]
     if mask is False or not (value.is_floating_point() and torch.is_grad_enabled() and reads_at_once(value)):
         return
     chain = as_chain(fn)
-    inner = counted(fn.step_distribution if isinstance(fn, IndependentSteps) else fn)
+    fills = isinstance(fn, IndependentSteps | HiddenMarkovEmission)
+    inner = counted(fn.step_distribution if fills else fn)
     if not isinstance(mask, Tensor) and inner is None:
         return
     value = value if chain is None else fill_path(chain, value)
     wrong = ~value.isfinite()
-    if isinstance(fn, IndependentSteps) and fn.observed is not None:
+    if fills and fn.observed is not None:
         wrong = wrong & fn.observed.reshape(
             fn.observed.shape + (1,) * (fn.event_dim + len(fn.batch_shape) - fn.observed.ndim)
         )
