@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 IMPOSSIBLE = -1e30  # a million steps of it are still finite in float32
-_LARGEST_SCAN = 4096  # measured by benchmarks/hidden_markov.py: the scan does K times the work in log2(T) calls
+_LARGEST_SCAN = 1024  # sequences times K^3; see docs/performance/steps.md
 
 
 class ForwardSums(NamedTuple):
