@@ -1,11 +1,14 @@
 """Building blocks for sequential deep generative models (state-space VAEs) on PyTorch and Pyro."""
 
 from seqdisent.chains import (
+    HiddenMarkovChain,
+    HiddenMarkovEmission,
     IndependentSteps,
     LinearGaussianChain,
     MarkovChain,
     OvershootingChain,
     RecurrentChain,
+    SwitchingChain,
     feedback,
     shift_steps,
 )
@@ -39,6 +42,8 @@ __all__ = [
     "ELBOTerms",
     "FlowPrior",
     "GatedTransition",
+    "HiddenMarkovChain",
+    "HiddenMarkovEmission",
     "IndependentSteps",
     "LinearGaussianChain",
     "MarkovChain",
@@ -51,6 +56,7 @@ __all__ = [
     "RecurrentChain",
     "Seq2SeqDynamicsEncoder",
     "StaticEncoder",
+    "SwitchingChain",
     "VampPrior",
     "batch_sizes",
     "elbo_terms",

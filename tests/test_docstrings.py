@@ -15,7 +15,9 @@ from torch import nn
 WITHOUT_EXAMPLE = {
     "seqdisent.ELBOTerms": "elbo_terms shows it",
     "seqdisent.chains.ChainState": "step shows it",
+    "seqdisent.chains.ClassMarginals": "HiddenMarkovChain shows it",
     "seqdisent.chains.Filtered": "LinearGaussianChain shows it",
+    "seqdisent.chains.FilteredClasses": "HiddenMarkovChain shows it",
     "seqdisent.chains.LinearEmission": "LinearGaussianChain shows it",
     "seqdisent.chains.Moments": "LinearGaussianChain shows it",
     "seqdisent.chains.Draw": "rsample_with_conditionals shows it",

@@ -1,4 +1,4 @@
-"""The examples of vowels and of imputation: their parts against what is obvious, and each run at a tiny size."""
+"""The examples of vowels, imputation and switching dynamics: their parts, and each run at a tiny size."""
 
 import importlib
 import json
@@ -149,6 +149,81 @@ def test_the_posterior_is_exact_before_the_networks_say_anything(imputation):
     terms = [elbo_terms(of.model, of.guide, x, MASK, observed, kl="monte-carlo") for of in (network, linear)]
     found, wanted = (of.log_likelihood["x"] - of.kl["z"] for of in terms)
     torch.testing.assert_close(found, wanted)  # the evidence, whatever was drawn
+
+
+# Switching dynamics
+
+
+@pytest.fixture(scope="module")
+def slds():
+    return importlib.import_module("slds")
+
+
+def test_regimes_are_matched_by_the_names_that_make_most_right(slds):
+    known = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    assert slds.matched(torch.tensor([[2, 2, 0, 0, 0, 1]]), known).tolist() == [[0, 0, 1, 1, 1, 2]]
+
+
+@pytest.mark.parametrize("name", ["ball", "lorenz"])
+def test_paths_switch_where_their_regimes_do(slds, name):
+    path, known = getattr(slds, name)(8, torch.Generator().manual_seed(0))
+    assert path.shape[:2] == known.shape == (8, slds.NUM_STEPS)
+    assert path.isfinite().all()
+    step = path.diff(dim=1)
+    if name == "ball":  # each direction is the sign of the move into its step, but for noise of a tenth of it
+        right = (step > 0).long() @ torch.tensor([1, 2])
+        assert (right == known[:, 1:]).float().mean() > 0.99
+        assert path.abs().max() < 1.3
+        assert known.diff(dim=1).bool().any(1).all()  # every ball bounces
+    else:
+        assert 0.3 < known.float().mean() < 0.7
+        assert step.abs().max() < 1.5
+
+
+@pytest.mark.parametrize("filler", [1e6, torch.nan])
+def test_padding_of_a_switching_system_changes_no_value_and_no_gradient(slds, filler):
+    torch.manual_seed(0)
+    network = slds.SLDS(3, 2, 2).double()
+    for part in (network.correction[-1].weight, network.offsets):
+        torch.nn.init.normal_(part)
+    x = torch.randn(3, 6, 3).double()
+
+    def run(filler):
+        network.zero_grad()
+        torch.manual_seed(1)
+        padded = torch.where(MASK.unsqueeze(-1), x, filler)
+        bound = elbo_terms(network.model, network.guide, padded, MASK).elbo()
+        bound.sum().backward()
+        return bound.detach(), {n: p.grad.clone() for n, p in network.named_parameters()}
+
+    wanted, wanted_gradients = run(0.0)
+    found, gradients = run(filler)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(gradients, wanted_gradients)
+    assert all(gradient.any() for gradient in gradients.values())
+
+
+def test_a_switching_system_starts_at_principal_components(slds):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 50, 2, generator=generator)
+    x = z @ torch.randn(2, 10, generator=generator) + 3.0
+    network = slds.SLDS(10, 2, 3)
+    path = slds.principal(network, x)
+    torch.testing.assert_close(path.flatten(0, 1).T.cov(correction=0), torch.eye(2), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(network.emission(path), x, rtol=1e-3, atol=1e-3)
+
+
+def test_a_switching_system_runs(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "slds.py"), str(tmp_path / "run"), "--data", "lorenz", "--seeds", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--num-steps", "3"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(found) == {"k-means of differences", "autoregressive HMM", "SLDS"}
+    assert all(0.5 <= each[0] <= 1 for each in found.values())  # two regimes, matched
+    assert (tmp_path / "run" / "regimes-0.png").is_file()
 
 
 # Runs

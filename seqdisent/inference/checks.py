@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from seqdisent._checks import reads_at_once
-from seqdisent.chains import IndependentSteps
+from seqdisent.chains import HiddenMarkovEmission, IndependentSteps
 from seqdisent.chains.factorised import as_chain, without_mask
 from seqdisent.chains.protocol import fill_path
 from seqdisent.inference.plates import PARTICLES, Site, plates_of
 from seqdisent.inference.programs import bare, is_auxiliary
+
+FILLS = (IndependentSteps, HiddenMarkovEmission)  # emissions that fill what they leave out
 
 
 def check_sites(observed: dict[str, Site], latent: dict[str, Site], guide_sites: dict[str, Site]) -> None:
@@ -81,13 +83,15 @@ def check_observed(name: str, site: Site) -> None:
 def check_left_out(name: str, site: Site) -> None:
     """Raise if there is NaN or infinity under a mask of an observed site: its term is finite, and the gradient NaN.
 
-    IndependentSteps fill what they leave out. Values are looked at only where that waits for no device.
+    IndependentSteps and HiddenMarkovEmission fill what they leave out. Values are looked at only where that waits for
+    no device.
     """
     (fn, mask), value = without_mask(site["fn"], site["mask"]), site["value"]
     if mask is False or not (value.is_floating_point() and torch.is_grad_enabled() and reads_at_once(value)):
         return
     chain = as_chain(fn)
-    inner = counted(fn.step_distribution if isinstance(fn, IndependentSteps) else fn)
+    fills = isinstance(fn, FILLS)
+    inner = counted(fn.step_distribution if fills else fn)
     if not isinstance(mask, Tensor) and inner is None:
         return
     value = value if chain is None else fill_path(chain, value)
@@ -104,7 +108,7 @@ def check_left_out(name: str, site: Site) -> None:
 
 def _measured(fn: Any, where: Tensor) -> Tensor:
     """Return which of what is marked, (*B, T, *E) bool, an emission counts as measured."""
-    if not isinstance(fn, IndependentSteps) or fn.observed is None:
+    if not isinstance(fn, FILLS) or fn.observed is None:
         return where
     observed = fn.observed
     return where & observed.reshape(observed.shape + (1,) * (fn.event_dim + len(fn.batch_shape) - observed.ndim))

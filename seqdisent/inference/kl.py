@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.kl import _KL_REGISTRY
 
-from seqdisent.chains import Chain, Conditionals, Draw, IndependentSteps
+from seqdisent.chains import Chain, Conditionals, Draw, HiddenMarkovEmission, IndependentSteps
 from seqdisent.chains.draws import is_flow
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.chains.protocol import fill_path, overwrite_steps
@@ -67,8 +67,8 @@ def site_kl(name: str, q_site: Site, p_site: Site, draw: Draw, *, analytic: bool
 
 
 def conditionals_at(name: str, chain: Chain | None, path: Tensor) -> Conditionals | None:
-    """Return the conditionals of a chain at a path, whatever stands in its padding; None of steps without memory."""
-    if chain is None or isinstance(chain, IndependentSteps):
+    """Return the conditionals of a chain at a path, whatever stands in its padding; None of steps without them."""
+    if chain is None or isinstance(chain, IndependentSteps | HiddenMarkovEmission):
         return None
     check_density(name, chain)
     return chain.conditionals(fill_path(chain, path))

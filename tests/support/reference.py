@@ -6,6 +6,7 @@ Nothing here may import what it checks: weights come in as tensors or as torch's
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -430,3 +431,35 @@ def mean(factor: Factor, location: Tensor) -> Tensor:
     if factor.family == "log-normal":
         return torch.exp(log_location(factor, location) + deviation(factor, location) ** 2 / 2)
     return 1 / (1 + torch.exp(-location)) if factor.family == "bernoulli" else location
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hidden Markov chains: every path of classes, one after another
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def class_paths(
+    initial: Tensor, transitions: Sequence[Tensor], log_likelihoods: Tensor
+) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Return all K^T paths of one sequence, and log p(k_{1:T}, x_{1:T}) of each.
+
+    `initial` (K,) and `transitions`, (K, K) into each later step, are log-probabilities; `log_likelihoods` are (T, K).
+    """
+    num_steps, num_classes = log_likelihoods.shape
+    paths = list(itertools.product(range(num_classes), repeat=num_steps))
+    joint = []
+    for path in paths:
+        total = initial[path[0]] + log_likelihoods[0, path[0]]
+        for t in range(1, num_steps):
+            total = total + transitions[t - 1][path[t - 1], path[t]] + log_likelihoods[t, path[t]]
+        joint.append(total)
+    return paths, torch.stack(joint)
+
+
+def class_marginals(paths: Sequence[tuple[int, ...]], probs: Tensor, num_classes: int) -> Tensor:
+    """Return the probability (T, K) of each class at each step, given that of each path."""
+    found = probs.new_zeros(len(paths[0]), num_classes)
+    for path, prob in zip(paths, probs, strict=True):
+        for t, k in enumerate(path):
+            found[t, k] += prob
+    return found

@@ -23,6 +23,8 @@ from seqdisent import (
     DecomposedELBO,
     ELBOTerms,
     GatedTransition,
+    HiddenMarkovChain,
+    HiddenMarkovEmission,
     IndependentSteps,
     MarkovChain,
     MixtureOfExperts,
@@ -31,6 +33,7 @@ from seqdisent import (
     RecurrentChain,
     Seq2SeqDynamicsEncoder,
     StaticEncoder,
+    SwitchingChain,
     batch_sizes,
     elbo_terms,
     feedback,
@@ -181,6 +184,14 @@ def chains(start: TorchDistribution, inputs: Tensor, mask: Tensor) -> None:
     def step(z_prev: Tensor, read: Tensor) -> TorchDistribution:
         return NormalHead(8, 3).forward(read)
 
+    classes = HiddenMarkovChain(inputs, inputs, 5, mask=mask)
+    assert_type(classes.filter(inputs).log_evidence, Tensor)
+    assert_type(classes.smooth(inputs).pair_probs, Tensor)
+    assert_type(classes.posterior(inputs), HiddenMarkovChain)
+    assert_type(classes.viterbi(inputs), Tensor)
+    assert_type(HiddenMarkovEmission(classes, start, mask).log_prob_per_step(path), Tensor)
+    switching = SwitchingChain(start, transition, 5, initial_logits=inputs, transition_logits=lambda z_prev: z_prev)
+    assert_type(switching.regimes(path), HiddenMarkovChain)
     recurrent = RecurrentChain(start, step, 5, recurrence=nn.GRU(3, 8), context=inputs)
     own = feedback(lambda z_prev, hidden: z_prev + hidden, (inputs, mask))
     RecurrentChain(start, step, 5, recurrence=nn.GRU(6, 8), inputs=own)
