@@ -79,8 +79,9 @@ def every_identity_in_every_motion(clips: Clips) -> Clips:
     content, motion = torch.cartesian_prod(first, torch.arange(len(clips))).unbind(1)
     labels = {name: clips.labels[name][content if name in clips.static_factors else motion] for name in clips.labels}
     return Clips(
-        clips.true_swap(content, motion), identity=clips.identity[content], labels=labels, source=clips.source[motion]
-    )
+        clips.true_swap(content, motion), identity=clips.identity[content], labels=labels,
+        factor_names=clips.factor_names, source=clips.source[motion],
+    )  # fmt: skip
 
 
 # Training

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqdisent import elbo_terms
+from seqdisent import elbo_terms, forecast
 from seqdisent.chains import Chain
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +110,35 @@ def test_from_a_table_to_a_forecast_with_intervals(tmp_path, monkeypatch):
     spread = (after - after.mean((0, 1))).abs().mean((0, 1))
     assert (error < 0.6 * spread).all()  # in units of the table
     assert 0.85 < ((low < after) & (after < high)).float().mean() < 0.99
+
+
+@pytest.mark.slow
+def test_a_complete_model_forecasts_and_fills_holes_with_intervals():
+    pytest.importorskip("torchmetrics")
+    names = run_page("docs/complete_model.md")
+    assert names["futures"].shape == (200, 80, names["AHEAD"], 2)
+    for draws, target, counted in names["compared"].values():
+        assert 100 < counted.sum() < counted.numel()  # holes are left out of the one, and are all of the other
+        low, median, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
+        assert 0.8 < ((low < target) & (target < high))[counted].float().mean() < 0.98
+        known = target[counted]
+        assert (median[counted] - known).abs().mean() < 0.5 * (known - known.median()).abs().mean()
+    filled, past = names["filled"], names["past"]
+    assert (filled.std(0)[past.observed] < 1e-5).all()  # what was measured stays as it is
+    programs, on = (names["network"].model, names["network"].guide), torch.ones(80, names["AHEAD"], 1)
+    bounds, ahead = [], []
+    for filler in (0.0, torch.nan):  # what stands in a hole changes nothing
+        torch.manual_seed(0)
+        values = past.values.where(past.observed, filler)
+        bounds.append(elbo_terms(*programs, values, *names["given"][1:]).elbo())
+    assert torch.equal(*bounds)
+    for heater in (0 * on, on):
+        future = {"covariates": heater}
+        means = forecast(*programs, *names["given"], num_steps=len(on[0]), future=future, sample=False)["x"].mean
+        ahead.append(names["steps_after"](means, past.mask, len(on[0])))
+    assert (ahead[1] - ahead[0])[:, -1].min() > 0.5  # a heater heats
+    with pytest.raises(ValueError, match="^covariates: has shape"):
+        elbo_terms(*programs, *names["given"][:3], past.covariates[:, 1:])
 
 
 def test_the_extension_points_run(capsys):

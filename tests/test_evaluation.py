@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import seqdisent
-from seqdisent.datasets import Clips, pendulum
+from seqdisent.datasets import Clips, Scaler, pendulum
 
 for needed in ("torchmetrics", "sklearn", "matplotlib"):
     pytest.importorskip(needed)
@@ -382,7 +382,8 @@ def test_true_swaps_of_clips_of_different_lengths(swinging):
     lengths[0] = 3
     cut = Clips(
         held_out.frames, lengths=lengths, identity=held_out.identity, labels=held_out.labels,
-        static_factors=["colour"], motion_factors=["speed"], renderer=held_out.renderer,
+        factor_names=held_out.factor_names, static_factors=["colour"], motion_factors=["speed"],
+        renderer=held_out.renderer,
     )  # fmt: skip
     found = evaluate(network.model, network.guide, train, cut, **options).numbers
     assert "nearest_true_clip" in whole
@@ -510,6 +511,64 @@ def test_the_model_decides_whether_there_is_a_forecast(kind, can):
             evaluate(model.model, model.guide, clips, clips, motion=["z"], forecast_steps=3)
 
 
+class Holey(nn.Module):
+    """A chain of small pictures, with holes."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.transition, self.emit = NormalHead(16, 2), GatedTransition(2, 4), nn.Linear(2, 16)
+
+    def model(self, frames=None, mask=None, observed=None, *, num_sequences=None, num_steps=None):
+        num_sequences, num_steps = (num_sequences, num_steps) if frames is None else frames.shape[:2]
+        with pyro.plate("sequences", num_sequences):
+            start = dist.Normal(torch.zeros(num_sequences, 2), 1.0).to_event(1)
+            z = pyro.sample("z", MarkovChain(start, self.transition, num_steps, mask=mask))
+            step = dist.Normal(self.emit(z).sigmoid().unflatten(-1, (1, 4, 4)), 0.3).to_event(3)
+            pyro.sample("x", IndependentSteps(step, mask, observed), obs=frames)
+
+    def guide(self, frames, mask=None, observed=None):
+        assert observed is not None
+        with pyro.plate("sequences", len(frames)):
+            pyro.sample("z", IndependentSteps(self.read(frames.flatten(2)), mask))
+
+
+@pytest.mark.parametrize("by_value", [True, False])
+def test_of_clips_with_holes_the_measured_pixels_count(by_value):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 256, (12, 8, 1, 4, 4), generator=generator).byte()
+    observed = torch.rand((12, 5, 1, 4, 4) if by_value else (12, 5), generator=generator) < 0.7
+    observed[:, 0] = True
+    observed[0, 3:] = False
+    if by_value:
+        observed[:, :, 0, 0, 0] = False  # a pixel that nobody ever saw
+    known = observed if by_value else observed[..., None, None, None].expand(-1, -1, 1, 4, 4)
+    how = {
+        "observed": observed, "labels": {"who": torch.arange(12) % 2}, "static_factors": ["who"],
+        "identity": torch.arange(12) % 2, "renderer": lambda content, motion, num_steps: truth[motion][:, :num_steps],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = Holey().eval()
+    asked = {"motion": ["z"], "forecast_steps": 3, "batch_size": 5}
+    filled = [Clips(truth[:, :5].where(known, torch.tensor(byte).byte()), **how) for byte in (0, 255)]
+    whole = Clips(truth[:, :5], **how | {"observed": torch.ones_like(observed)})
+    one, other = (evaluate(network.model, network.guide, whole, clips, **asked) for clips in filled)
+    assert one.numbers == other.numbers
+    assert set(one.pictures) == {"reconstructions.png", "prior_samples.png", "forecast.png"}
+    assert one.judge is None
+    assert "probes" in one.numbers
+    frames = truth.double() / 255
+    mean = frames[:, :5].mean((0, 1))
+    errors = [(row - mean)[seen].square().mean() for row, seen in zip(frames[:, :5], known, strict=True)]
+    assert one.numbers["mean_squared_error"]["mean_frame"] == pytest.approx(float(sum(errors) / 12), rel=1e-5)
+    last = mean.repeat(12, 1, 1, 1)
+    for n in range(12):
+        for t in range(5):
+            last[n] = torch.where(known[n, t], frames[n, t], last[n])
+    wanted = (frames[:, 5:] - last[:, None]).square().mean((0, 2, 3, 4))
+    assert one.numbers["forecast_error"]["last frame, frozen"][5:] == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert len(one.numbers["forecast_error"]["forecast"]) == 8
+
+
 def test_a_swap_without_a_trajectory_is_judged_over_the_source():
     """What is swapped in is one value of a clip; the frames are as many as the source has."""
     clips = who_and_what(4)
@@ -599,6 +658,11 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
     assert not (tmp_path / "report.md").exists()
 
 
+def renamed(clips):
+    """Return clips whose colours are called by numbers."""
+    return Clips(clips.frames, labels={"colour": clips.labels["colour"]})
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -617,17 +681,32 @@ def test_a_report_is_written_whole_or_not_at_all(found, tmp_path, monkeypatch):
             r"candidates: have lengths \[6\] and steps of shape \(3, 16, 16\), expected 5",
         ),
         (
-            {"held_out": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0)},
+            {"candidates": renamed(pendulum(4, seed=0, num_steps=5, image_size=16)), "judge": None},
             ValueError,
-            "held_out: got Clips with `observed`, expected Clips without, or Sequences of numbers",
+            "candidates: factor 'colour' has other values than that of held_out .* pass the same factor_names to both",
+        ),
+        (
+            {"candidates": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0)},
+            ValueError,
+            "candidates: got Clips with `observed`, expected whole clips",
+        ),
+        (
+            {"train": Clips(torch.zeros(2, 3, 5).byte(), observed=torch.ones(2, 3) > 0), "judge": reader()},
+            ValueError,
+            "judge: got a Judge with clips that have `observed`, expected a number or None",
         ),
         (
             {"train": Clips(torch.zeros(2, 3, 5).byte(), covariates=torch.ones(2, 3, 1))},
             ValueError,
-            "train: got Clips with `covariates`, expected Clips without, or Sequences of numbers",
+            r"train: got Clips with `covariates`, expected Clips without, .*: Sequences\(clips.frames / clips.scale, ",
         ),
         ({"season": 3}, ValueError, "season: got 3, expected None where `held_out` is Clips"),
         ({"hidden": 0.2}, ValueError, "hidden: got 0.2, expected None where `held_out` is Clips"),
+        (
+            {"scaler": Scaler(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))},
+            ValueError,
+            r"scaler: got Scaler\(1x1x1\), expected None where `held_out` is Clips",
+        ),
         ({"num_samples": 7}, ValueError, "num_samples: got 7, expected None where `held_out` is Clips"),
         (
             {"judge": None, "factors": ["colour"]},

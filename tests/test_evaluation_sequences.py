@@ -1,5 +1,6 @@
 """`evaluate` of measurements: holes, covariates, ragged lengths; numbers against exact ones and against loops."""
 
+import copy
 import json
 import math
 
@@ -24,7 +25,7 @@ from seqdisent import (  # noqa: E402
     mark_missing,
 )
 from seqdisent.datasets import Clips, Scaler, Sequences  # noqa: E402
-from seqdisent.evaluation import NUMBERS, evaluate  # noqa: E402
+from seqdisent.evaluation import NUMBERS, Evaluation, evaluate  # noqa: E402
 from seqdisent.evaluation._judged import latents  # noqa: E402
 from seqdisent.evaluation._programs import Programs, mean_frame  # noqa: E402
 from seqdisent.evaluation._series import hide_some, hold_back, without_hidden  # noqa: E402
@@ -95,23 +96,58 @@ def test_draws_of_the_exact_posterior_cover_as_they_should(exact, kind):
         assert model["mean_squared_error"] < other["mean_squared_error"]
 
 
-def test_the_line_is_that_between_the_values_that_were_not_hidden(exact):
-    _, train, held_out, how, found = exact
-    hidden, mean = hide_some(held_out, 0.15, how["seed"]), mean_frame(train).numpy()
-    errors = []
-    for row, seen, unseen, length in zip(
-        held_out.values.numpy(), held_out.observed.numpy(), hidden.numpy(), held_out.lengths.tolist(), strict=True
-    ):
+def errors_of_lines(held_out, hidden, mean, times):
+    """Errors of NumPy's interpolation over the times, one coordinate of one sequence at a time; by coordinate."""
+    errors = [[], []]
+    for row, seen, unseen, length, at in zip(
+        held_out.values.numpy(), held_out.observed.numpy(), hidden.numpy(), held_out.lengths.tolist(), times.numpy(),
+        strict=True,
+    ):  # fmt: skip
         for i in range(2):
             known = [t for t in range(length) if seen[t, i] and not unseen[t, i]]
             for t in np.flatnonzero(unseen[:, i]):
-                guess = np.interp(t, known, row[known, i]) if known else mean[i]
-                errors.append(row[t, i] - guess)
+                guess = np.interp(at[t], at[known], row[known, i]) if known else mean[i]
+                errors[i].append(row[t, i] - guess)
+    return errors
+
+
+def test_the_line_is_that_between_the_values_that_were_not_hidden(exact):
+    _, train, held_out, how, found = exact
+    hidden, mean = hide_some(held_out, 0.15, how["seed"]), mean_frame(train).numpy()
+    by_coordinate = errors_of_lines(held_out, hidden, mean, torch.arange(12).expand(120, 12))
+    errors = sum(by_coordinate, [])
     scores = found.numbers["imputation"]
     assert scores["hidden_values"] == len(errors)
     assert scores["linear interpolation"]["mean_squared_error"] == pytest.approx(np.mean(np.square(errors)), rel=1e-6)
     assert scores["linear interpolation"]["crps"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
     assert "coverage" not in scores["linear interpolation"]  # it has no draws
+    assert scores["linear interpolation"]["coordinates"].keys() == {"0", "1"}
+    for of, wanted in zip(scores["linear interpolation"]["coordinates"].values(), by_coordinate, strict=True):
+        assert of["mean_squared_error"] == pytest.approx(np.mean(np.square(wanted)), rel=1e-6)
+        assert of["crps"] == pytest.approx(np.mean(np.abs(wanted)), rel=1e-6)
+        assert "coverage" not in of
+    counts = [len(of) for of in by_coordinate]
+    model = scores["model"]
+    assert counts[0] != counts[1]
+    for score in ("mean_squared_error", "crps"):
+        parts = [of[score] for of in model["coordinates"].values()]
+        assert model[score] == pytest.approx(np.average(parts, weights=counts), rel=1e-9)
+    parts = [of["coverage"]["90"] for of in model["coordinates"].values()]
+    assert model["coverage"]["90"] == pytest.approx(np.average(parts, weights=counts), rel=1e-9)
+
+
+def test_the_line_is_straight_over_the_times_where_the_data_have_them(exact):
+    system, train, held_out, how, _ = exact
+    times = (0.1 + 9 * torch.rand(120, 12, generator=torch.Generator().manual_seed(0)) ** 3).cumsum(1)
+    timed = Sequences(held_out.values, lengths=held_out.lengths, observed=held_out.observed, times=times)
+    asked = {"seed": how["seed"], "num_samples": 2, "batch_size": 50, "pictures": False}
+    found = evaluate(system.model, system.exact_guide, train, timed, **asked).numbers["imputation"]
+    hidden, mean = hide_some(timed, 0.15, how["seed"]), mean_frame(train).numpy()
+    errors = sum(errors_of_lines(timed, hidden, mean, times.double()), [])
+    assert found["linear interpolation"]["crps"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
+    untimed = evaluate(system.model, system.exact_guide, train, held_out, **asked).numbers["imputation"]
+    assert found["linear interpolation"]["crps"] != pytest.approx(untimed["linear interpolation"]["crps"], rel=1e-2)
+    assert found["model"] == untimed["model"]  # which does not read them
 
 
 def test_the_frozen_step_is_the_last_one_before_the_forecast(exact):
@@ -143,7 +179,8 @@ def test_numbers_follow_from_the_seed_and_the_random_state_stays(exact):
     assert torch.equal(torch.get_rng_state(), state)
     for kind in ("imputation", "forecast"):  # guesses without draws do not depend on the batch
         for name in {"linear interpolation", "mean step", "last step, frozen"} & one[kind].keys():
-            assert one[kind][name] == pytest.approx(two[kind][name], rel=1e-6)
+            for score in ("mean_squared_error", "crps"):
+                assert one[kind][name][score] == pytest.approx(two[kind][name][score], rel=1e-6)
     again = evaluate(system.model, system.exact_guide, *few, **how, batch_size=7, num_samples=5, pictures=False)
     assert again.numbers == two
     assert again.intervals == {}
@@ -165,6 +202,86 @@ def test_the_report_shows_imputation_and_forecast(exact, tmp_path):
     assert "Errors on 120 held-out sequences" in text
     assert "bound, for each measured step" in page
     assert "<img src='imputation.png'" in page
+
+
+# Names and units
+
+
+def test_errors_scores_and_pictures_are_in_the_units_before_the_scaler(exact):
+    system, train, held_out, how, _ = exact
+    few = train.subset(range(30)), held_out.subset(range(40))
+    scaler = Scaler(torch.tensor([5.0, -1.0]).double(), torch.tensor([10.0, 0.1]).double())
+    asked = {**how, "num_samples": 10, "batch_size": 15}
+    given = evaluate(system.model, system.exact_guide, *few, **asked)
+    undone = evaluate(system.model, system.exact_guide, *few, **asked, scaler=scaler)
+    assert given.numbers["units"] == {"errors": "data set", "nats": "data set"}
+    assert undone.numbers["units"] == {"errors": "before scaling", "nats": "scaled"}
+    for same in ("nats", "bound_per_step"):
+        assert undone.numbers[same] == given.numbers[same]
+    for kind, names in (
+        ("imputation", {"model", "linear interpolation", "mean step"}),
+        ("forecast", {"model", "last step, frozen", "seasonal naive", "mean step"}),
+    ):
+        assert names <= undone.numbers[kind].keys()
+        for name in names:
+            for i, scale in enumerate((10.0, 0.1)):
+                one, two = (found.numbers[kind][name]["coordinates"][str(i)] for found in (given, undone))
+                assert two["mean_squared_error"] == pytest.approx(scale**2 * one["mean_squared_error"], rel=1e-6)
+                assert two["crps"] == pytest.approx(scale * one["crps"], rel=1e-6)
+                assert two.get("coverage") == one.get("coverage")
+    widths = [found.numbers["forecast"]["model"]["coordinates"]["0"]["width"]["90"] for found in (given, undone)]
+    assert widths[1] == pytest.approx(10 * widths[0], rel=1e-6)
+    wide = Scaler(torch.zeros(2).double(), torch.full((2,), 7.0).double())
+    scaled = evaluate(system.model, system.exact_guide, *few, seed=3, hidden=0.0, scaler=wide).numbers
+    for name, error in scaled["mean_squared_error"].items():
+        assert error == pytest.approx(49 * given.numbers["mean_squared_error"][name], rel=1e-6)
+    for name in ("imputation.png", "forecast.png"):
+        for shown in ("values", "draws"):
+            wanted = scaler.undo(given.intervals[name][shown])
+            torch.testing.assert_close(undone.intervals[name][shown], wanted, equal_nan=True)
+    assert "in units before scaling" not in given.tables()
+    assert undone.tables().count(", in units before scaling\n") == 4
+
+
+def test_the_report_calls_coordinates_by_their_names(exact, tmp_path):
+    system, train, held_out, how, _ = exact
+    few = held_out.subset(range(40, 60))
+    observed = few.observed.clone()
+    later = torch.arange(12) >= (few.lengths - 3)[:, None]
+    observed[..., 1] &= ~later  # nothing of it is scored in the forecast
+    named = Sequences(few.values, lengths=few.lengths, observed=observed, columns=["pulse|min", "<heat>"])
+    asked = {**how, "season": None, "num_samples": 5}
+    found = evaluate(system.model, system.exact_guide, train, named, **asked, folder=tmp_path)
+    scores = {kind: found.numbers[kind]["model"]["coordinates"] for kind in ("imputation", "forecast")}
+    assert scores["imputation"].keys() == {"pulse|min", "<heat>"}
+    assert scores["forecast"].keys() == {"pulse|min"}
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "## The model's scores of each coordinate" in text
+    of = scores["imputation"]["<heat>"]
+    shown = [f"{of['mean_squared_error']:.4g}", f"{of['crps']:.4g}", f"{100 * of['coverage']['90']:.2f}"]
+    assert f"| <heat> | {' | '.join(shown)} |  |  |  |" in text
+    assert "| pulse\\|min | " in text
+    assert "<td>pulse|min</td>" in page
+    assert "<td>&lt;heat&gt;</td>" in page
+    for panels in found.intervals.values():
+        assert panels["columns"] == ["pulse|min", "<heat>"]
+
+
+@pytest.mark.parametrize(("count", "has_table"), [(50, True), (51, False)])
+def test_very_many_coordinates_are_in_the_numbers_alone(exact, count, has_table):
+    numbers = copy.deepcopy(exact[-1].numbers)
+    for kind in ("imputation", "forecast"):
+        model = numbers[kind]["model"]
+        model["coordinates"] = {str(i): model["coordinates"]["0"] for i in range(count)}
+    assert ("of each coordinate" in Evaluation(numbers).tables()) == has_table
+
+
+def test_a_single_coordinate_has_the_scores_of_all():
+    program = Driven().eval()
+    data = Sequences(torch.rand(6, 5, 1), covariates=torch.rand(6, 5, 1), columns=["level"])
+    found = evaluate(program.model, program.guide, data, data, forecast_steps=2, num_samples=2)
+    assert "coordinates" not in found.numbers["forecast"]["model"]
+    assert found.intervals["forecast.png"]["columns"] == ["level"]
 
 
 # What is hidden and held back
@@ -446,6 +563,8 @@ def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
         ({"hidden": 1.0}, ValueError, "hidden: got 1.0, expected a share"),
         ({"hidden": 1e-9}, ValueError, "hidden: got 1e-09, which hides nothing"),
         ({"season": 0}, ValueError, "season: got 0"),
+        ({"season": 2}, ValueError, "season: got 2, expected None with forecast_steps=None, or `forecast_steps` of"),
+        ({"season": 2, "forecast_steps": 0}, ValueError, "season: got 2, expected None with forecast_steps=0"),
         ({"num_samples": 1}, ValueError, "num_samples: got 1, expected an integer >= 2"),
         ({"forecast_steps": 40}, ValueError, "forecast_steps: got 40, expected fewer"),
         ({"forecast_steps": 3, "season": 9}, ValueError, "forecast_steps: got 3, .*after a season of 9"),
@@ -455,6 +574,17 @@ def test_japanese_vowels_with_a_tiny_model(vowels, tmp_path):
             "candidates: got 2 clips, expected None where `held_out` is no Clips",
         ),
         ({"train": Clips(torch.zeros(2, 3, 1).byte())}, TypeError, "train: got Clips, expected Sequences as held_out"),
+        ({"scaler": len}, TypeError, "scaler: got builtin_function_or_method, expected a Scaler, or None"),
+        (
+            {"scaler": Scaler(torch.zeros(3), torch.ones(3))},
+            ValueError,
+            r"scaler: is of steps of shape \(3,\), expected \(2,\), as held_out",
+        ),
+        (
+            {name: Sequences(torch.zeros(2, 3, 2), columns=of) for name, of in (("train", "xy"), ("held_out", "yx"))},
+            ValueError,
+            r"held_out: has columns \('y', 'x'\), expected those of train, \('x', 'y'\)",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(exact, options, error, said):

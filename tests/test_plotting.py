@@ -1,6 +1,7 @@
 """Pictures: what is in them, not only that they are there."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -36,6 +37,40 @@ def test_film_strip_puts_clips_in_rows_and_time_from_left_to_right():
     assert strip.shape == (3, 2 * 5 - 1, 3 * 6 - 1)
     torch.testing.assert_close(strip[:, 5:9, 12:17], frames[1, 2])
     assert (strip[:, 4] == 0.5).all()
+
+
+@pytest.mark.parametrize("by_pixel", [False, True])
+def test_film_strip_leaves_padding_blank_and_chequers_what_was_not_observed(by_pixel):
+    frames, mask = clips(2, 3, 3, 4, 5), torch.tensor([[True, True, True], [True, False, False]])
+    observed = clips(2, 3, 3, 4, 5) < 0.5 if by_pixel else torch.tensor([[True, False, True], [False, True, True]])
+    shown = frames.masked_fill(~observed if by_pixel else ~observed[..., None, None, None], torch.nan)
+    shown[1, 1:] = torch.nan
+    strip = film_strip(shown, mask=mask, observed=observed, gap=1, background=0.9)
+    for row in range(2):
+        for step in range(3):
+            frame = strip[:, 5 * row : 5 * row + 4, 6 * step : 6 * step + 5]
+            if not mask[row, step]:
+                assert (frame == 0.9).all()
+                continue
+            for channel, y, x in torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(5)).tolist():
+                seen = observed[row, step, channel, y, x] if by_pixel else observed[row, step]
+                grey = 0.65 if (y // 2 + x // 2) % 2 else 0.35
+                wanted = frames[row, step, channel, y, x] if seen else grey
+                assert frame[channel, y, x] == pytest.approx(float(wanted))
+    whole = film_strip(frames, mask=torch.ones(2, 3).bool(), observed=torch.ones(2, 3).bool())
+    torch.testing.assert_close(whole, film_strip(frames))
+
+
+def test_holes_and_padding_that_do_not_fit_the_clips_are_named():
+    frames = clips(2, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"^mask: has shape \(2, 2\)"):
+        film_strip(frames, mask=torch.ones(2, 2).bool())
+    with pytest.raises(TypeError, match="^mask: "):
+        film_strip(frames, mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"^observed: has shape \(2, 3, 4, 4\)"):
+        film_strip(frames, observed=torch.ones(2, 3, 4, 4).bool())
+    with pytest.raises(TypeError, match="^observed: "):
+        film_strip(frames, observed=frames)
 
 
 def test_swap_table_puts_identities_in_rows_and_motions_in_columns():
@@ -111,11 +146,13 @@ def test_ledger_reads_the_parts_of_a_run_in_order(tmp_path):
 
 
 def coloured(path):
-    """Return which columns have a band or line (blue) and rings (red), and how much of bands and ticks there is."""
+    """Return which columns have a band or line (blue) and rings (red), and how much of bands and ticks there is.
+
+    This is of the panel, above the legend.
+    """
     with image.open(path) as file:
-        red, green, blue = (
-            torch.tensor(list(file.convert("RGB").tobytes())).reshape(file.height, file.width, 3).unbind(2)
-        )
+        every = torch.tensor(list(file.convert("RGB").tobytes())).reshape(file.height, file.width, 3)
+    red, green, blue = every[:225].unbind(2)
     return {
         "blue": (blue > red + 30).any(0).nonzero().flatten(),
         "red": (red > blue + 60).any(0).nonzero().flatten(),
@@ -149,6 +186,34 @@ def test_intervals_stand_where_there_are_draws_and_rings_where_something_was_hid
     assert plain["ticks"] == 0
 
 
+def texts(path):
+    """Return what is written in an SVG, which has its texts as comments."""
+    return re.findall("<!-- (.*) -->", path.read_text())
+
+
+def test_a_legend_says_what_is_drawn_and_nothing_else(tmp_path):
+    values, draws = clips(2, 6, 2), clips(9, 2, 6, 2)
+    hidden = torch.arange(6).expand(2, 6) > 3
+    marks = {"measured", "hidden from the model", "not measured"}
+    bands = {"median of the draws", "50 % interval", "90 % interval"}
+    how = {"observed": torch.arange(6).expand(2, 6) != 5, "hidden": hidden}
+    assert marks | bands <= set(texts(plot_intervals(values, draws, tmp_path / "all.svg", **how)))
+    shown = texts(plot_intervals(values, draws, tmp_path / "whole.svg", levels=(0.8,)))
+    assert {"measured", "median of the draws", "80 % interval"} == set(shown) & (marks | bands | {"80 % interval"})
+    shown = texts(plot_intervals(values, draws * torch.nan, tmp_path / "none.svg", **how))
+    assert set(shown) & (marks | bands) == marks
+    assert shown.count("measured") == 1  # of four panels
+
+
+def test_coordinates_have_names_where_these_are_known(tmp_path):
+    values, draws = clips(2, 6, 2), clips(9, 2, 6, 2)
+    shown = texts(plot_intervals(values, draws, tmp_path / "a.svg", columns=["pulse", "heat"]))
+    assert shown.count("pulse") == shown.count("heat") == 1  # beside the first sequence
+    assert shown.index("pulse") < shown.index("heat")
+    one = texts(plot_intervals(values[..., 0], draws[..., 0], tmp_path / "b.svg", columns=["pulse"]))
+    assert one.count("pulse") == 1
+
+
 def test_intervals_of_very_many_draws_are_drawn(tmp_path):
     """torch.quantile refuses more than 2^24 draws."""
     draws = torch.arange(2.0**24 + 1).reshape(-1, 1, 1)
@@ -171,6 +236,7 @@ def test_what_stands_in_holes_and_padding_changes_no_picture_of_intervals(tmp_pa
         ({"draws": torch.zeros(5, 2, 3)}, "^draws: has shape"),
         ({"levels": (50,)}, "^levels: got"),
         ({"names": ["a"]}, "^names: got 1, expected 2"),
+        ({"columns": ["a"]}, "^columns: got 1, expected 3, one for each coordinate"),
         ({"mask": torch.ones(2, 4)}, "^mask: has shape"),
         ({"mask": torch.ones(2, 4, 3).bool()}, "^mask: has shape"),
         ({"observed": torch.ones(4).bool()}, "^observed: has shape"),

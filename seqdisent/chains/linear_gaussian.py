@@ -60,7 +60,9 @@ class LinearGaussianChain(MarkovChain):
     r"""A chain whose steps are linear and whose noise is Gaussian, so that what follows from observations is exact.
 
     .. math:: z_1 \sim \mathcal N(m, \mathrm{diag}(\sigma_1^2)), \quad
-        z_t \sim \mathcal N(A z_{t-1} + b, \mathrm{diag}(\sigma^2))
+        z_t \sim \mathcal N(A z_{t-1} + b_t, \mathrm{diag}(\sigma^2))
+
+    The offset :math:`b_t` is the same at every step, or each step's own: the effect :math:`B u_t` of a control.
 
     Its conditionals are multivariate Normals. Where the steps are observed through a
     :class:`~seqdisent.chains.LinearEmission`, :meth:`filter`, :meth:`smooth` and :meth:`posterior` are exact, also
@@ -72,7 +74,8 @@ class LinearGaussianChain(MarkovChain):
         matrix: A, (D, D).
         scale: :math:`\sigma`, (D,), standard deviations of the later steps' noise.
         num_steps: T.
-        offset: b, (D,); None for 0.
+        offset: b, (D,), or for each step its own, what expands to (\*B, T, D); None for 0. b_t is added on the way from
+            z_{t-1} to z_t, so b_1 is never read: what acts on z_1 belongs in `loc`.
         mask: (\*B, T) bool, True where a step is real, padding on the right.
 
     Shape:
@@ -120,10 +123,18 @@ class LinearGaussianChain(MarkovChain):
             raise ValueError(f"matrix: has shape {tuple(matrix.shape)}, expected {(size, size)}, the size of `loc`")
         self.loc, self.first_scale, self.matrix, self.scale, self.offset = loc, first_scale, matrix, scale, offset
         super().__init__(_normal(loc, first_scale), self._move, num_steps, mask=mask)
+        if offset.ndim > 1:
+            self._read_by_step("inputs", expand_to("offset", offset, tuple(self.batch_shape + self.event_shape)))
 
-    def _move(self, z_prev: Tensor) -> Any:
+    def _move(self, z_prev: Tensor, offset: Tensor | None = None) -> Any:
+        offset = self.offset if offset is None else offset
+        check_last_dim("inputs", offset, self.event_shape[-1], "the size of `loc`")
         with _full_precision(z_prev):
-            return _normal(z_prev @ self.matrix.T + self.offset, self.scale)
+            return _normal(z_prev @ self.matrix.T + offset, self.scale)
+
+    def _offsets(self) -> Tensor:
+        """Return b of each step, (T, D) or (*B, T, D), filled in padding; the first is not to be read."""
+        return self._by_step["inputs"] if self.offset.ndim > 1 else self.offset.expand(self.num_steps, -1)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
         """Return this chain with a larger batch; a particle plate calls it."""
@@ -149,7 +160,7 @@ class LinearGaussianChain(MarkovChain):
         """
         error, seen = self._errors(values, emission, observed, (self.num_steps,), self._step_mask)
         found: list[Filtered] = []
-        for now in zip(error.unbind(-2), seen.unbind(-2), strict=True):
+        for now in zip(error.unbind(-2), seen.unbind(-2), self._offsets().unbind(-2), strict=True):
             found.append(self._filtered(found[-1] if found else None, *now, emission))
         locs, covariances, log_evidences = zip(*found, strict=True)
         return Filtered(torch.stack(locs, -2), torch.stack(covariances, -3), torch.stack(log_evidences, -1))
@@ -160,6 +171,7 @@ class LinearGaussianChain(MarkovChain):
         emission: LinearEmission,
         observed: Tensor | None = None,
         *,
+        offset: Tensor | None = None,
         state: Filtered | None = None,
     ) -> Filtered:
         r"""Filter one more step: what :meth:`filter` does, while the observations arrive, at the cost of one step.
@@ -170,6 +182,7 @@ class LinearGaussianChain(MarkovChain):
             values: x_t, (\*B, X); None where nothing was observed, which forecasts a step.
             emission: how it is made of z_t.
             observed: (\*B,) or (\*B, X) bool, True where measured; None for all.
+            offset: b_t of this step, (\*B, D) or (D,), not read at the first one; None for the chain's own (D,).
             state: what this function returned for the step before; None for the first step.
 
         Returns:
@@ -177,7 +190,8 @@ class LinearGaussianChain(MarkovChain):
             :meth:`filter` but without the dimension T. It is also the state that the next step starts from.
 
         Raises:
-            ValueError: shapes that do not fit, or values that are not finite where they were measured.
+            ValueError: shapes that do not fit, values that are not finite where they were measured, or no `offset` for
+                a chain that has one for each step.
             TypeError: `observed` is not bool.
 
         Example:
@@ -194,17 +208,25 @@ class LinearGaussianChain(MarkovChain):
             values = emission.matrix.new_zeros(*batch_shape, len(emission.matrix))
             observed = torch.zeros_like(values, dtype=torch.bool)
         error, seen = self._errors(values, emission, observed, ())
+        if state is not None and offset is None and self.offset.ndim > 1:
+            raise ValueError("offset: got None, expected (*B, D) of this step, since the chain has one for each step")
+        offset = self.offset if offset is None else offset
+        check_last_dim("offset", offset, self.event_shape[-1], "the size of `loc`")
         if state is not None:
-            expand_to("state.loc", state.loc, (*error.shape[:-1], self.event_shape[-1]))
-        return self._filtered(state, error, seen, emission)
+            shape = (*error.shape[:-1], self.event_shape[-1])
+            expand_to("state.loc", state.loc, shape)
+            offset = expand_to("offset", offset, shape)
+        return self._filtered(state, error, seen, offset, emission)
 
-    def _filtered(self, before: Filtered | None, error: Tensor, seen: Tensor, emission: LinearEmission) -> Filtered:
-        """Filter one step, given the one before and what `_errors` says of this one, both (*B, X)."""
+    def _filtered(
+        self, before: Filtered | None, error: Tensor, seen: Tensor, offset: Tensor, emission: LinearEmission
+    ) -> Filtered:
+        """Filter one step, given the one before, what `_errors` says of this one, both (*B, X), and its offset."""
         with _full_precision(error):
             if before is None:
                 loc, covariance = self.loc, self.first_scale.square().diag().expand(*self.batch_shape, -1, -1)
             else:
-                loc = before.loc @ self.matrix.T + self.offset
+                loc = before.loc @ self.matrix.T + offset
                 covariance = self.matrix @ before.covariance @ self.matrix.T + self.scale.square().diag()
             reading = seen.unsqueeze(-1) * emission.matrix  # a hole reads nothing, with an error of 0 and a noise of 1
             noise = emission.scale.square()
@@ -275,26 +297,25 @@ class LinearGaussianChain(MarkovChain):
         self, values: Tensor, emission: LinearEmission, observed: Tensor | None
     ) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
         """Return the first step's posterior, and of the later ones gain, shift and factor (*B, T - 1, D, ...)."""
-        (error, seen), matrix = (
-            self._errors(values, emission, observed, (self.num_steps,), self._step_mask),
-            emission.matrix,
-        )
+        error, seen = self._errors(values, emission, observed, (self.num_steps,), self._step_mask)
+        matrix, offset = emission.matrix, self._offsets()
         weight = seen / emission.scale.square()
         # what x_t says of z_t is exp(-1/2 z' L z + z' l), and x_t ... x_T: from the end on
         of_step = (weight.unsqueeze(-2) * matrix.T) @ matrix, ((weight * error) @ matrix).unsqueeze(-1)
         precision, shift = (torch.zeros_like(part[..., 0, :, :]) for part in of_step)
         identity, messages = torch.eye(self.event_shape[-1]).to(error), []
-        for own_precision, own_shift in zip(*(reversed(part.unbind(-3)) for part in of_step), strict=True):
+        parts = (reversed(part.unbind(-3)) for part in (*of_step, offset.unsqueeze(-1)))
+        for own_precision, own_shift, move in zip(*parts, strict=True):
             precision, shift = precision + own_precision, shift + own_shift
             messages.append((precision, shift))
             mixed = identity + precision * self.scale.square()  # through the step: (I + L Q)^-1 (L, l)
-            both = torch.linalg.solve(mixed, torch.cat([precision, shift - precision @ self.offset[:, None]], -1))
+            both = torch.linalg.solve(mixed, torch.cat([precision, shift - precision @ move], -1))
             precision = self.matrix.T @ both[..., :-1] @ self.matrix
             shift = self.matrix.T @ both[..., -1:]
         precisions, shifts = (torch.stack(part[::-1], -3) for part in zip(*messages, strict=True))
         _, loc, factor = _combined(self.first_scale, self.loc, precisions[..., 0, :, :], shifts[..., 0, :, :])
         first = dist.MultivariateNormal(loc.squeeze(-1), scale_tril=factor, validate_args=False)
-        later = _combined(self.scale, self.offset, precisions[..., 1:, :, :], shifts[..., 1:, :, :])
+        later = _combined(self.scale, offset[..., 1:, :], precisions[..., 1:, :, :], shifts[..., 1:, :, :])
         return first, (later[0] @ self.matrix, later[1], later[2])
 
     def _errors(

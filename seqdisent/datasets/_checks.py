@@ -63,6 +63,16 @@ def check_values(values: Tensor) -> None:
         )
 
 
+def check_columns(columns: Sequence[str] | None, shape: Sequence[int]) -> None:
+    """Raise ValueError unless there is one name for each coordinate of steps (X,), each another one."""
+    if columns is None:
+        return
+    if len(shape) != 1 or len(columns) != shape[0]:
+        raise ValueError(f"columns: got {len(columns)}, expected one for each coordinate of steps {tuple(shape)}")
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ValueError(f"columns: got {twice[0]!r} twice, expected each name once")
+
+
 def check_whole(name: str, numbers: Tensor, wanted: torch.Size, device: torch.device, unit: str) -> Tensor:
     """Check and return whole numbers of the `wanted` shape, one for each `unit`, as int64 on a device."""
     check_tensor(name, numbers, "whole")

@@ -29,8 +29,8 @@ def read_columns(table: Any, wanted: Mapping[str, Sequence[str]]) -> dict[str, n
 
     Raises:
         TypeError: `table` is something else.
-        ValueError: a column that the table lacks, a file that is no table or has a column twice, columns
-            of different lengths, or no row.
+        ValueError: a column that the table lacks, a file that is no table, has other separators than commas or has a
+            column twice, columns of different lengths, or no row.
     """
     if isinstance(table, str | Path):
         table = _read_csv(Path(table))
@@ -56,6 +56,11 @@ def read_columns(table: Any, wanted: Mapping[str, Sequence[str]]) -> dict[str, n
 def _read_csv(path: Path) -> dict[str, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
+    if len(header) == 1 and (separator := next((each for each in ";\t|" if each in header[0]), None)):
+        raise ValueError(
+            f"{path}: got {separator!r} between the names of the header, expected commas; "
+            f"pandas.read_csv(path, sep={separator!r}) reads the file, and its DataFrame is a table too"
+        )
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise ValueError(f"{path}: got column {twice[0]!r} twice in the header, expected each name once")
     rows = [row for row in rows if row]

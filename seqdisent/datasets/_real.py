@@ -62,6 +62,18 @@ def settle_values(values: Tensor, real: Tensor, names: Sequence[str]) -> Tensor:
     return values if bool(real.all()) else torch.where(real, values, values.new_zeros(()))
 
 
+def settle_times(times: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:
+    """Check and return when each step (N, T) was, 0 in padding."""
+    check_tensor("times", times, "floating")
+    if times.shape != mask.shape:
+        raise ValueError(f"times: shape is {tuple(times.shape)}, expected {tuple(mask.shape)}, one for each step")
+    times = times.to(mask.device)
+    _check_each((times.isfinite() | ~mask).all(dim=1), names, "times: not finite in", "a number in each real step")
+    later = (times.diff(dim=1) > 0) | ~mask[:, 1:]
+    _check_each(later.all(dim=1), names, "times: do not increase in", "each real step later than the one before")
+    return torch.where(mask, times, times.new_zeros(()))
+
+
 def settle_covariates(
     covariates: Tensor, values: Tensor, lengths: Tensor, names: Sequence[str]
 ) -> tuple[Tensor, Tensor]:

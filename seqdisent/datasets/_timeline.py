@@ -48,8 +48,11 @@ def put_in_time(
     *,
     step: float | timedelta | np.timedelta64 | None,
     sort: bool,
+    has_id: bool = True,
 ) -> list[Part]:
     """Order the rows of each id by time; with `step`, count steps in it from the first time of each id on.
+
+    Without an id, all rows are one sequence, which may be why their times do not fit.
 
     Raises:
         ValueError: no time, times that are out of order or come twice, or that do not fit `step`.
@@ -62,10 +65,12 @@ def put_in_time(
         if (gaps <= 0).any():
             at = int((gaps <= 0).argmax())
             was, now = column[rows[at]], column[rows[at + 1]]
+            whose = f" at id {part.who!r}" if has_id else ""
+            several = "" if has_id else "; or id=, the column that tells several sequences apart"
             if gaps[at] == 0:
-                raise ValueError(f"column {name!r}: got {now} twice at id {part.who!r}, expected each time once")
+                raise ValueError(f"column {name!r}: got {now} twice{whose}, expected each time once{several}")
             raise ValueError(
-                f"column {name!r}: got {now} after {was} at id {part.who!r}, expected times in order, or sort=True"
+                f"column {name!r}: got {now} after {was}{whose}, expected times in order, or sort=True{several}"
             )
         placed.append(Part(part.who, rows, part.steps, gaps))
     return (

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from seqdisent.datasets._batches import Batches, Indices
-from seqdisent.datasets._checks import check_count, check_factors, check_lengths, check_values, check_whole
-from seqdisent.datasets._draws import draw_held_out
+from seqdisent.datasets._checks import check_columns, check_factors, check_lengths, check_values, check_whole
+from seqdisent.datasets._parts import Parts
 from seqdisent.datasets._ragged import as_whole, check_number, pad_arrays, pad_beside
-from seqdisent.datasets._real import mark_unknown, measured_steps, settle_covariates, settle_observed, settle_values
-from seqdisent.datasets._windows import count_held_out, lay_windows, take_steps
+from seqdisent.datasets._real import settle_covariates, settle_observed, settle_times, settle_values
 from seqdisent.datasets.scaler import Scaler
 
 
-class Sequences(Batches):
+class Sequences(Parts):
     r"""A data set of sequences: measurements with holes, of different lengths, with known inputs and labels.
 
     What stands in holes and padding is replaced by 0 and reaches no batch. Every draw depends on the generator it is
@@ -42,20 +40,23 @@ class Sequences(Batches):
         static_factors: The labels that belong to the identity; they may not differ between sequences of one identity.
         motion_factors: The labels that belong to the motion.
         names: What the sequences are called; by default their positions.
+        columns: What the X coordinates of a step of shape (X,) are called, such as the columns of a table.
+        times: When each step was, increasing, floating point, in any unit. Batches do not have them: a model reads the
+            time since the last step as a covariate.
 
     Shape:
         - values: (N, T, \*E)
         - observed: (N, T) or (N, T, \*E)
         - covariates: (N, T or more, X)
         - lengths, identity and each of labels: (N,)
-        - each of step_labels: (N, T)
+        - times and each of step_labels: (N, T)
 
     Raises:
-        TypeError: `values` is neither float32 nor float64, `observed` is not bool, `covariates` is not floating point,
-            or another tensor does not hold whole numbers.
+        TypeError: `values` is neither float32 nor float64, `observed` is not bool, `covariates` or `times` is not
+            floating point, or another tensor does not hold whole numbers.
         ValueError: Shapes, lengths, label values or names that do not fit together; a value that is infinite (or NaN
-            where `observed` says that it was measured), a sequence in which nothing was measured, or one whose
-            covariates end before it does.
+            where `observed` says that it was measured), a sequence in which nothing was measured, one whose covariates
+            end before it does, or one whose times do not increase.
 
     Example:
         >>> values = torch.tensor([[[1.0], [torch.nan], [3.0]], [[4.0], [5.0], [torch.nan]]])
@@ -85,6 +86,8 @@ class Sequences(Batches):
         static_factors: Sequence[str] = (),
         motion_factors: Sequence[str] = (),
         names: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        times: Tensor | None = None,
     ) -> None:
         self._check(values)
         count, num_steps = values.shape[:2]
@@ -100,6 +103,8 @@ class Sequences(Batches):
         self.static_factors = tuple(static_factors)
         self.motion_factors = tuple(motion_factors)
         self.names = [str(position) for position in range(count)] if names is None else list(names)
+        self.columns = None if columns is None else tuple(columns)
+        check_columns(self.columns, values.shape[2:])
         check_lengths(self.lengths, num_steps)
         check_factors(self, factor_names or {})
         self.step_labels = {
@@ -109,6 +114,7 @@ class Sequences(Batches):
         self.observed = settle_observed(observed, values, self.mask, self.names)
         if values.is_floating_point():
             self.values = settle_values(values, self.mask if self.observed is None else self.observed, self.names)
+        self.times = None if times is None else settle_times(times, self.mask, self.names)
         self.covariates, self._known = (
             (None, self.lengths)
             if covariates is None
@@ -125,6 +131,7 @@ class Sequences(Batches):
         identity: Any = None,
         labels: Mapping[str, Any] | None = None,
         step_labels: Mapping[str, Sequence[Any]] | None = None,
+        times: Sequence[Any] | None = None,
         **options: Any,
     ) -> Self:
         r"""Pad arrays of different lengths; what belongs to their steps comes in lists, too.
@@ -136,6 +143,7 @@ class Sequences(Batches):
             identity: One whole number for each sequence.
             labels: {name: one whole number for each sequence}.
             step_labels: {name: for each sequence whole numbers (T_i,)}.
+            times: For each sequence when its steps were, (T_i,).
             **options: Further arguments of the constructor, such as `names`.
 
         Raises:
@@ -148,6 +156,8 @@ class Sequences(Batches):
         """
         values, lengths = pad_arrays("arrays", arrays)
         known = None
+        if times is not None:
+            options["times"] = pad_beside("times", times, lengths)
         if covariates is not None:
             check_number("covariates", covariates, lengths)
             known = pad_arrays("covariates", covariates, filler=math.nan, num_steps=values.shape[1] + 1)[0]
@@ -173,115 +183,13 @@ class Sequences(Batches):
         what = f"{len(self)} {self._unit}s of {steps} {self._step}s, {size}, {self.num_identities} identities"
         return f"{type(self).__name__}({what})"
 
-    def subset(self, indices: Indices) -> Self:
-        """The sequences at `indices`, in the order given: a copy of the values, with all that belongs to them.
-
-        Raises:
-            ValueError: No index, or one out of range (also a negative one).
-        """
-        rows = self._rows("indices", indices)
-        return type(self)(
-            self.values[rows],
-            lengths=self.lengths[rows],
-            **self._options(rows),
-            **self._by_step(lambda tensor: tensor[rows], lambda tensor: tensor[rows]),
-        )
-
-    def windows(self, num_steps: int, stride: int | None = None) -> Self:
-        """All windows of the sequences, one after the other, each with what belongs to it.
-
-        A sequence gives windows from its first step on, until one reaches its end: the last one is shorter where the
-        sequence ends before it, and is kept. A window in which nothing was measured is left out. A window is called by
-        its sequence and its steps, such as "a[24:48]". Covariates beyond a window are not kept, nor is a renderer.
-
-        Args:
-            num_steps: Steps of a window, at most.
-            stride: Steps from the start of a window to that of the next; by default `num_steps`, without overlap.
-
-        Returns:
-            The windows, a copy of the values.
-
-        Raises:
-            ValueError: `num_steps` or `stride` below 1; all windows are left out.
-            TypeError: One of them is no int.
-
-        Example:
-            >>> data = Sequences(torch.arange(5.0).reshape(1, 5, 1))
-            >>> windows = data.windows(2)
-            >>> windows.names, windows.values[..., 0].tolist()
-            (['0[0:2]', '0[2:4]', '0[4:5]'], [[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]])
-            >>> data.windows(4, stride=1).values[..., 0].tolist()
-            [[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]
-        """
-        stride = num_steps if stride is None else stride
-        check_count(num_steps=num_steps, stride=stride)
-        rows, starts = lay_windows(self.lengths, num_steps, stride)
-        lengths = (self.lengths[rows] - starts).clamp(max=num_steps)
-        if self.observed is not None:
-            steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
-            measured = measured_steps(self.observed)
-            seen = take_steps(measured, rows, steps).any(dim=1)  # what runs over the end repeats the last step
-            rows, starts, lengths = rows[seen], starts[seen], lengths[seen]
-        if not len(rows):
-            raise ValueError(f"windows: nothing was measured in any, got stride={stride}, expected a smaller one")
-        part = self._cut(rows, starts, lengths)
-        spans = zip(part.names, starts.tolist(), (starts + lengths).tolist(), strict=True)
-        part.names = [f"{name}[{start}:{stop}]" for name, start, stop in spans]
-        return part
-
-    def split(
-        self, held_out: float, seed: int | None = None, *, by: Literal["identity", "sequence", "time"]
-    ) -> tuple[Self, Self]:
-        """Training sequences, and sequences that training never sees.
-
-        Args:
-            held_out: How many identities, sequences or steps to hold out: an int, or a float for a fraction of them (at
-                least one goes and one stays).
-            seed: Decides which; nothing else does. By time, nothing is random.
-            by: What is held out: every sequence of some identities, so that they are new; some of the sequences,
-                whoever they show, so that an identity may be on both sides; or, by time, the last steps of each
-                sequence. Then the training part keeps all its covariates: the future that is known.
-
-        Returns:
-            The training sequences and the held-out ones, each in the order of this data set.
-
-        Raises:
-            ValueError: Fewer than two identities or sequences, or a sequence of one step; `held_out` leaves one side
-                empty; `by` is none of these; no seed where it decides; by time, a part in which nothing was measured.
-            TypeError: `held_out` is no number.
-
-        Example:
-            >>> data = Sequences(torch.zeros(6, 4, 1), identity=torch.tensor([0, 0, 1, 1, 2, 2]))
-            >>> train, held_out = data.split(1, seed=0, by="identity")
-            >>> len(train), len(held_out), held_out.num_identities
-            (4, 2, 1)
-            >>> train, held_out = data.split(1, seed=0, by="sequence")
-            >>> len(train), len(held_out), train.num_identities
-            (5, 1, 3)
-            >>> data.split(0.25, by="time")
-            (Sequences(6 sequences of 3 steps, 1, 3 identities), Sequences(6 sequences of 1 steps, 1, 3 identities))
-        """
-        if by == "time":
-            rows = torch.arange(len(self), device=self.values.device)
-            later = count_held_out(held_out, self.lengths, self.names)
-            starts = self.lengths - later
-            known = 1 + (self.values if self.covariates is None else self.covariates).shape[1]  # ends with NaN
-            return (
-                self._cut(rows, torch.zeros_like(starts), starts, known),
-                self._cut(rows, starts, later, known - int(starts.min())),
-            )
-        if seed is None:
-            raise ValueError(f"seed: got None, expected an int, which decides what is held out by {by}")
-        chosen = draw_held_out(self._owner, held_out, seed, by)
-        return self.subset(~chosen), self.subset(chosen)
-
     def map_values(self, function: Callable[[Tensor], Tensor]) -> Self:
         r"""The data set with other values: units changed, a logarithm taken.
 
         Args:
             function: From values (N, T, \*E), 0 in holes and padding, to values (N, T, \*F); what it makes of holes and
                 padding does not matter. Where holes are by value, they stay where they are, so each coordinate must
-                stay in its place. Of clips, from bytes to bytes.
+                stay in its place. Of clips, from bytes to bytes. Where F is not E, `columns` are dropped.
 
         Raises:
             TypeError: `function` returns no tensor of the right dtype.
@@ -300,7 +208,10 @@ class Sequences(Batches):
         rows = torch.arange(len(self), device=self.values.device)
         kept = self._by_step(lambda tensor: tensor, lambda tensor: tensor)
         kept["observed"] = self.mask if self.observed is None else self.observed  # so that a NaN of its own is an error
-        mapped = type(self)(values, lengths=self.lengths, **self._options(rows), **kept)
+        options = self._options(rows)
+        if isinstance(values, Tensor) and values.shape[2:] != self.values.shape[2:]:
+            options.pop("columns", None)
+        mapped = type(self)(values, lengths=self.lengths, **options, **kept)
         mapped.observed = self.observed
         return mapped
 
@@ -322,43 +233,8 @@ class Sequences(Batches):
         """
         return self.map_values(scaler)
 
-    def _cut(self, rows: Tensor, starts: Tensor, lengths: Tensor, num_known: int | None = None) -> Self:
-        """Windows (M,) of the sequences at `rows`, with the covariates of `num_known` steps (default: their own)."""
-        steps = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
-        if num_known is None:
-            known = steps.minimum((starts + lengths)[:, None] - 1)
-        else:
-            known = starts[:, None] + torch.arange(num_known, device=starts.device)
-        return type(self)(
-            take_steps(self.values, rows, steps),
-            lengths=lengths,
-            **self._options(rows),
-            **self._by_step(
-                lambda tensor: take_steps(tensor, rows, steps), lambda tensor: take_steps(tensor, rows, known)
-            ),
-        )
-
     def _check(self, values: Tensor) -> None:
         check_values(values)
-
-    def _by_step(self, take: Callable[[Tensor], Tensor], take_known: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The constructor's arguments that have steps, beside the values, as taken from (N, T, ...)."""
-        return {
-            "observed": None if self.observed is None else take(self.observed),
-            "covariates": (None if self.covariates is None else take_known(mark_unknown(self.covariates, self._known))),
-            "step_labels": {name: take(label) for name, label in self.step_labels.items()},
-        }
-
-    def _options(self, rows: Tensor) -> dict[str, Any]:
-        """The constructor's arguments that have no steps, for the sequences at `rows`."""
-        return {
-            "identity": self.identity[rows],
-            "labels": {name: label[rows] for name, label in self.labels.items()},
-            "factor_names": self.factor_names,
-            "static_factors": self.static_factors,
-            "motion_factors": self.motion_factors,
-            "names": [self.names[row] for row in rows.tolist()],
-        }
 
     def _whole(self, name: str, numbers: Tensor, dims: int = 1) -> Tensor:
         unit = self._unit if dims == 1 else self._step

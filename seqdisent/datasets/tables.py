@@ -31,8 +31,8 @@ def sequences_from_table(
 ) -> Sequences:
     """Sequences from a long table: one row for each id and time, one column for each thing that was measured.
 
-    Ids come in the order in which they first stand in the table, and are the names of the sequences. What is missing
-    (NaN, an empty cell, "NA" and the like) was not measured.
+    Ids come in the order in which they first stand in the table, and are the names of the sequences; `columns` are
+    those of its coordinates. What is missing (NaN, an empty cell, "NA" and the like) was not measured.
 
     Args:
         table: A DataFrame of pandas or polars, a mapping of names to arrays, or the path of a CSV file with a header.
@@ -54,15 +54,17 @@ def sequences_from_table(
         dtype: Of the values.
 
     Returns:
-        The sequences, with values (N, T, len(columns)).
+        The sequences, with values (N, T, len(columns)). With `time` they have `times`, from the first step of each id
+        on: seconds for dates and durations, else in the unit of the column.
 
     Raises:
         TypeError: `table` is something else, `columns`, `covariates` or `labels` is a string, or `dtype` is neither
             float32 nor float64.
-        ValueError: A column that is not there, or comes twice in a CSV file; no time, the same time twice, or times out
-            of order in one id; text, dates or durations where numbers belong, or an infinite number; a covariate that
-            is missing; a label that is missing or differs within one id; a time that does not fit `step`; an id with
-            nothing measured; `step`, `sort` or `dt` without `time`. The message names the column and the id.
+        ValueError: A column that is not there, or comes twice in a CSV file; a CSV file without commas; no time, the
+            same time twice, or times out of order in one id; text, dates or durations where numbers belong, or an
+            infinite number; a covariate that is missing; a label that is missing or differs within one id; a time that
+            does not fit `step`; an id with nothing measured; `step`, `sort` or `dt` without `time`. The message names
+            the column and the id.
 
     Example:
         >>> table = {
@@ -94,13 +96,18 @@ def sequences_from_table(
     ids = ["0"] * len(cells[columns[0]]) if id is None else _ids(id, cells[id])
     parts = parts_of(ids)
     if time is not None:
-        parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort)
+        parts = put_in_time(time, cells[time], ids, parts, step=step, sort=sort, has_id=id is not None)
     values = np.stack([as_floats(name, cells[name], ids) for name in columns], axis=1)
     inputs = [_covariates(covariates, cells, ids, parts)] if covariates else []
     inputs += [_time_steps(parts, 1.0 if dt is True else as_spacing("dt", dt))] if dt is not False else []
     placed = [torch.from_numpy(part.place(values)).to(dtype) for part in parts]
+    arrays = [_until_measured(part) for part in placed] if inputs else placed
     return Sequences.from_arrays(
-        [_until_measured(part) for part in placed] if inputs else placed,
+        arrays,
+        columns=columns,
+        times=None
+        if time is None
+        else [since[: len(of)] for since, of in zip(map(_times, parts), arrays, strict=True)],
         covariates=[torch.from_numpy(np.concatenate(of, axis=1)) for of in zip(*inputs, strict=True)] or None,
         names=[str(part.who) for part in parts],
         **_labels(labels, cells, parts),
@@ -143,6 +150,11 @@ def _time_steps(parts: Sequence[Part], unit: float) -> list[Floats]:
     every = np.concatenate(gaps)
     first = np.median(every, keepdims=True) if len(every) else np.ones(1)
     return [np.concatenate([first, gap])[:, None] for gap in gaps]
+
+
+def _times(part: Part) -> Floats:
+    """Time from the first step of a sequence to each of its steps, (T,)."""
+    return np.concatenate([np.zeros(1), np.zeros(0) if part.gaps is None else part.gaps.cumsum()])
 
 
 def _labels(names: Sequence[str], cells: Mapping[str, npt.NDArray[Any]], parts: Sequence[Part]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from seqdisent import _files
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
-from seqdisent.datasets import Clips, Sequences
+from seqdisent.datasets import Clips, Scaler, Sequences
 from seqdisent.datasets._progress import progress
 from seqdisent.evaluation._checks import (
     check_data,
@@ -23,6 +23,8 @@ from seqdisent.evaluation._checks import (
     check_labels,
     check_numbers,
     check_programs,
+    check_units,
+    has_holes,
 )
 from seqdisent.evaluation._errors import measure_errors, measure_forecasts
 from seqdisent.evaluation._intervals import Panels, draw_intervals
@@ -43,7 +45,7 @@ NUMBERS = frozenset(
         "roll_out / reconstruction", "nearest_true_clip", "forecast_error", "judge", "consistency", "swaps",
         "intervention_score", "entropies", "frechet", "confusion", "probes",
         "neighbours", "memorisation", "confidence", "combinations", "sampled_swaps",
-        "held_out_sequences", "bound_per_step", "imputation", "forecast", "swapped_labels",
+        "held_out_sequences", "units", "bound_per_step", "imputation", "forecast", "swapped_labels",
     ]
 )  # fmt: skip
 """The names of all that :func:`evaluate` can measure."""
@@ -147,6 +149,7 @@ def evaluate(
     season: int | None = None,
     hidden: float | None = None,
     num_samples: int | None = None,
+    scaler: Scaler | None = None,
     pictures: bool = True,
     sample: bool = False,
     history: bool = False,
@@ -174,9 +177,10 @@ def evaluate(
     - Always: errors of reconstructions and roll-outs, beside the mean step; the terms of the bound, and the bound for
       each step at which something was measured.
     - With holes, or `hidden`: imputation of values that were measured and are hidden from the model, beside linear
-      interpolation and the mean step. With `forecast_steps`: forecasts of the last steps from those before, beside the
-      last step, frozen, the mean step, and, with `season`, the seasonal naive forecast. Squared error of the mean,
-      CRPS, and coverage of intervals of draws.
+      interpolation (over their `times`, if they have them) and the mean step. With `forecast_steps`: forecasts of the
+      last steps from those before, beside the last step, frozen, the mean step, and, with `season`, the seasonal naive
+      forecast. Squared error of the mean, CRPS, and coverage of intervals of draws; where steps are vectors, of each
+      coordinate too.
     - With labels: probes of the latents, and whose label a swap shows to a linear classifier of each coordinate's mean
       and standard deviation.
 
@@ -190,24 +194,27 @@ def evaluate(
         guide: its guide.
         train: the sequences of the training: the mean step is theirs, a judge and probes learn from them. A label of
             both has the same `factor_names` in both, except with ``judge=None``.
-        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may not
-            have `observed` or `covariates`.
+        held_out: sequences that training never saw; :class:`~seqdisent.datasets.Clips` if `train` is. Clips may have
+            holes, and no `covariates`.
         static: the latents that say who; without them there are no swaps.
         motion: the latents that say what. A swap of the identity keeps them.
         emission: the site that is the sequence; None for the model's last one.
         judge: a classifier of the true factors, or for how many steps one is trained, on `train`, where these are clips
-            with labels whose steps are pictures; None leaves out all that needs labels.
+            with labels and without holes whose steps are pictures; None leaves out all that needs labels.
         factors: the labels that a judge and probes learn; None for all that differ between sequences.
-        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips; None for
-            other sequences.
+        candidates: every true clip there is to mistake a swapped one for, of the shape of the held-out clips. A label
+            of both has the same `factor_names` in both. None for other sequences.
         forecast_steps: how many steps a forecast adds to a clip; None for as many as a clip has, if the model can, and
             0 for no forecasts. Of other sequences, how many of their last steps are held back and forecast; None for
             none.
-        season: steps of a season, for the seasonal naive forecast; None leaves it out. Not for clips.
+        season: steps of a season, for the seasonal naive forecast beside `forecast_steps`; None leaves it out. Not for
+            clips.
         hidden: share of what was measured that is hidden and imputed, at random, by step, or by value where `observed`
             is by value; the programs then take `observed`. 0 for no imputation; None for 0.15 where the held-out
             sequences have holes, and else 0. Not for clips.
         num_samples: draws of each forecast and each imputation, at least 2; None for 100. Not for clips.
+        scaler: by which `train` and `held_out` were scaled; errors, scores and pictures are then in the units before.
+            The terms of the bound stay those of the scaled values. None for the units of the data sets. Not for clips.
         pictures: whether to draw any.
         sample: draw latents instead of using means, where a guide has no means (a flow, a class).
         history: whether the model reads the frames before each step, as in :func:`~seqdisent.reconstruct`.
@@ -221,14 +228,15 @@ def evaluate(
 
     Raises:
         TypeError: `static`, `motion` or `factors` is a string; only one of `train` and `held_out` is clips; `judge` is
-            something else, or a Judge for sequences that are no clips.
+            something else, or a Judge for sequences that are no clips; `scaler` is no Scaler.
         ValueError: a site that model or guide does not have, or that is both static and motion; an emission whose mean
             has not the shape of the sequences, or, to impute, as of :func:`~seqdisent.impute`; candidates of another
-            shape; factors that the clips have no label for; a label whose values have other names in `train` than in
-            `held_out`; clips with `observed` or `covariates`; a number out of range; `forecast_steps` that leave no
-            sequence, or of a model that carries nothing into the future; `hidden` that hides nothing; an argument that
-            is not for clips, with clips, or `candidates` without; `factors` without a judge; or a module in training
-            mode.
+            shape; factors that the clips have no label for; a label whose values have other names in `train` or
+            `candidates` than in `held_out`; clips with `covariates`; a Judge, or `candidates`, with holes; a number out
+            of range; `forecast_steps` that leave no sequence, or of a model that carries nothing into the future;
+            `season` without `forecast_steps`; `hidden` that hides nothing; a `scaler` of other steps; `columns` that
+            differ between `train` and `held_out`; an argument that is not for clips, with clips, or `candidates`
+            without; `factors` without a judge; or a module in training mode.
         ImportError: an extra is missing; the message names it.
 
     Example:
@@ -252,11 +260,12 @@ def evaluate(
     """
     check_programs(model, guide, static, motion)
     check_numbers(forecast_steps, season, hidden, num_samples, batch_size)
-    check_kind(held_out, candidates, season, hidden, num_samples)
+    check_kind(held_out, candidates, forecast_steps, season, hidden, num_samples, scaler)
     check_data(train, held_out, candidates)
-    check_judge(judge, held_out)
-    check_labels(train, held_out, judge, factors)
-    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs)
+    check_units(train, held_out, scaler)
+    check_judge(judge, train, held_out)
+    check_labels(train, held_out, candidates, judge, factors)
+    programs = Programs(model, guide, tuple(static), tuple(motion), emission, sample, history, inputs, scaler)
     labels = list(factors or [name for name in varied(train) if name in held_out.labels]) if judge is not None else []
     drawn: dict[str, Tensor] = {}
     intervals: dict[str, Panels] = {}
@@ -281,7 +290,7 @@ def evaluate(
             if more and of_one_length and true_continuation(held_out, torch.arange(1), num_steps + more) is not None:
                 numbers["forecast_error"] = measure_forecasts(programs, train, held_out, more, batch_size)
             if isinstance(judge, int):
-                can_judge = bool(labels) and are_pictures and shape[1] == shape[2]
+                can_judge = bool(labels) and are_pictures and shape[1] == shape[2] and not has_holes(train, held_out)
                 judge = _train_judge(train, held_out, labels, seed, judge) if can_judge else None
             if judge is not None:
                 numbers |= measure_judged(programs, train, held_out, donors, judge, seed, batch_size)

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from seqdisent.datasets import Clips, Sequences
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.evaluation._programs import Programs, batches, mean_frame, measured_steps, true_frames
+from seqdisent.evaluation._programs import (
+    Programs,
+    batches,
+    frozen_step,
+    mean_frame,
+    measured_steps,
+    true_frames,
+)
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.metrics import nearest_clip, squared_error
+from seqdisent.metrics._draws import known_places
 
 ERRORS = ("reconstruction", "swapped", "motion_swapped", "roll_out", "mean_frame", "mean_step")
 
@@ -38,17 +46,18 @@ def measure_errors(
         first_steps = programs.first_steps(programs.infer(*given))
         found["roll_out"] = programs.generate(len(rows), batch.frames.shape[1], first_steps, batch.covariates)
         found["mean_frame" if are_pixels else "mean_step"] = mean.expand_as(batch.frames)
+        truth = programs.in_units(batch.frames)
         values = {
-            name: squared_error(guess, batch.frames, batch.mask, batch.observed, are_pixels=are_pixels)
+            name: squared_error(programs.in_units(guess), truth, batch.mask, batch.observed, are_pixels=are_pixels)
             for name, guess in found.items()
         }
         if programs.static and donors is not None and isinstance(held_out, Clips) and held_out.renderer is not None:
             donor = held_out.batch(donors[rows])
             swapped, mask = programs.swap_static(batch, donor)
-            truth = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
-            values["swapped"] = squared_error(swapped, truth, mask & held_out.mask[rows][:, : swapped.shape[1]])
+            shown = true_frames(held_out, donors[rows], rows)[:, : swapped.shape[1]]
+            values["swapped"] = squared_error(swapped, shown, mask & held_out.mask[rows][:, : swapped.shape[1]])
             swaps.append(swapped)
-            truths.append(truth)
+            truths.append(shown)
             if programs.motion:
                 moved, mask = programs.swap(batch, donor, programs.motion)
                 moved_truth = true_frames(held_out, rows, donors[rows])[:, : moved.shape[1]]
@@ -69,6 +78,8 @@ def measure_errors(
         if name in errors:
             numbers[f"{name} / reconstruction"] = errors[name] / errors["reconstruction"]
     if not isinstance(held_out, Clips):
+        given_in, undone = ("data set", "data set") if programs.scaler is None else ("scaled", "before scaling")
+        numbers["units"] = {"errors": undone, "nats": given_in}
         bound = sum(-value if name.startswith("KL(") else value for name, value in means.items())
         numbers["bound_per_step"] = bound * len(held_out) / measured_steps(held_out).sum()
     elif swaps and donors is not None and candidates is not None and (held_out.lengths == swaps[0].shape[1]).all():
@@ -96,9 +107,10 @@ def measure_forecasts(
     errors: dict[str, list[Tensor]] = {"forecast": [], "last frame, frozen": [], "mean frame": []}
     for rows, batch in batches(held_out, batch_size):
         truth = true_frames(held_out, rows, rows, given + num_steps)
-        predicted = programs.forecast(batch.frames, num_steps=num_steps)
-        last = batch.frames[:, -1:].expand(-1, num_steps, *batch.frames.shape[2:])
-        guesses = (predicted, torch.cat([batch.frames, last], 1), mean.expand_as(predicted))
+        predicted = programs.forecast(*frames_and_mask(batch), num_steps=num_steps)
+        seen = torch.where(known_places(batch.frames, None, batch.observed), batch.frames, mean)
+        frozen = torch.cat([seen, frozen_step(batch, num_steps, mean)], 1)
+        guesses = (predicted, frozen, mean.expand_as(predicted))
         for name, guess in zip(errors, guesses, strict=True):
             errors[name].append((guess - truth).square().flatten(2).mean(-1))
     return {"given": given, **{name: torch.cat(values).mean(0) for name, values in errors.items()}}

@@ -36,7 +36,8 @@ def _of_imputation(programs: Programs, data: Sequences, hidden: Tensor, num_samp
     rows = _spread(data)
     batch = data.batch(rows)
     chosen = hidden[rows][:, : batch.frames.shape[1]]
-    return _panels(data, rows, batch, impute_hidden(programs, batch, chosen, num_samples).values, chosen)
+    draws = impute_hidden(programs, batch, chosen, num_samples).values
+    return _panels(programs, data, rows, batch, draws, chosen)
 
 
 def _of_forecast(programs: Programs, whole: Sequences, before: Sequences, after: Sequences, num_samples: int) -> Panels:
@@ -47,20 +48,21 @@ def _of_forecast(programs: Programs, whole: Sequences, before: Sequences, after:
     later[:, : past.mask.shape[1]] &= ~past.mask
     draws = torch.full((num_samples, *batch.frames.shape), torch.nan, dtype=future.dtype, device=future.device)
     draws[:, later] = future.flatten(1, 2)
-    return _panels(whole, rows, batch, draws, later)
+    return _panels(programs, whole, rows, batch, draws, later)
 
 
 def _spread(data: Sequences) -> Tensor:
     return torch.linspace(0, len(data) - 1, min(NUM_SEQUENCES, len(data))).long()
 
 
-def _panels(data: Sequences, rows: Tensor, batch: Batch, draws: Tensor, hidden: Tensor) -> Panels:
+def _panels(programs: Programs, data: Sequences, rows: Tensor, batch: Batch, draws: Tensor, hidden: Tensor) -> Panels:
     shape = batch.frames.shape
     known = {"observed": batch.mask if batch.observed is None else batch.observed, "hidden": hidden}
     by_value = {name: of.reshape(of.shape + (1,) * (len(shape) - of.ndim)).expand(shape) for name, of in known.items()}
-    shown = {"values": batch.frames, "draws": draws, **by_value}
+    shown = {"values": programs.in_units(batch.frames), "draws": programs.in_units(draws), **by_value}
     return {
         **{name: of.flatten(3 if name == "draws" else 2)[..., :NUM_COORDINATES].cpu() for name, of in shown.items()},
         "mask": batch.mask.cpu(),
         "names": [data.names[row] for row in rows.tolist()],
+        "columns": None if data.columns is None else list(data.columns[:NUM_COORDINATES]),
     }

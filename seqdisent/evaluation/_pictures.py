@@ -17,8 +17,10 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     """Return {name of the file: a picture, or the pictures of an animation}."""
     spread = torch.linspace(0, len(clips) - 1, min(6, len(clips))).long()
     batch = clips.batch(spread)
-    found = _blank_padding(programs.reconstruct(*frames_and_mask(batch)), batch.mask)
-    pictures = {"reconstructions.png": film_strip(torch.stack([batch.frames, found], 1).flatten(0, 1))}
+    pairs = torch.stack([batch.frames, programs.reconstruct(*frames_and_mask(batch))], 1).flatten(0, 1)
+    seen = batch.observed
+    observed = None if seen is None else torch.stack([seen, torch.ones_like(seen)], 1).flatten(0, 1)
+    pictures = {"reconstructions.png": film_strip(pairs, mask=batch.mask.repeat_interleave(2, 0), observed=observed)}
     if programs.static:
         table = swap_all(programs, clips, *_different(clips, seed))
         moments = table[torch.linspace(0, len(table) - 1, 4).long()]
@@ -29,7 +31,8 @@ def draw_pictures(programs: Programs, clips: Clips, seed: int, forecast_steps: i
     real = _blank_padding(batch.frames[:4], batch.mask[:4])[:, :num_steps]
     pictures["prior_samples.png"] = film_strip(torch.cat([real, torch.ones_like(real[:1]), drawn]))
     if forecast_steps:
-        rows = programs.forecast(batch.frames[:4], batch.mask[:4], num_steps=forecast_steps)
+        given = [None if of is None else of[:4] for of in frames_and_mask(batch)]
+        rows = programs.forecast(*given, num_steps=forecast_steps)
         truth = true_continuation(clips, spread[:4], rows.shape[1])
         if truth is not None:
             rows = torch.stack([truth, rows], 1).flatten(0, 1)

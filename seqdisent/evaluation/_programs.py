@@ -10,12 +10,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from seqdisent.chains.factorised import as_chain
-from seqdisent.datasets import Batch, Clips, Sequences
+from seqdisent.datasets import Batch, Clips, Scaler, Sequences
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference.forecasting import forecast
 from seqdisent.inference.imputation import Imputed, impute
 from seqdisent.inference.interventions import Inferred, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import carries_on, is_auxiliary, run
+from seqdisent.metrics import seasonal_naive
 from seqdisent.metrics._draws import known_places
 
 
@@ -41,6 +42,7 @@ class Programs(NamedTuple):
     sample: bool
     history: bool
     inputs: Mapping[str, Any]
+    scaler: Scaler | None = None  # of the sequences
     latents: Mapping[str, Latent] = {}
     can_forecast: bool = False  # whether the frames given bear on those that follow
 
@@ -70,6 +72,10 @@ class Programs(NamedTuple):
         goes_on_alone = any(as_chain(fn) is not None and carries_on(fn) for fn in emitted)  # `forecast` refuses it
         carried = any(carries_on(sites[name]["fn"]) for name in latents) and not goes_on_alone
         return self._replace(latents=latents, can_forecast=self.history or carried)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        r"""Return values (\*S, B, T, \*E) in the units that they had before the scaler."""
+        return values if self.scaler is None else self.scaler.undo(values)
 
     def infer(self, *args: Tensor | None) -> dict[str, Inferred]:
         return infer(self.guide, *args, sample=self.sample, **self.inputs)
@@ -113,7 +119,7 @@ class Programs(NamedTuple):
         how["emissions"] = None if self.emission is None else [self.emission]
         return self._mean(generate(self.model, given=given, sample=given is None or self.sample, **how))
 
-    def forecast(self, *args: Tensor, num_steps: int) -> Tensor:
+    def forecast(self, *args: Tensor | None, num_steps: int) -> Tensor:
         how: dict[str, Any] = {"sample": self.sample, "history": self.history, **self.inputs}
         how["num_steps"] = num_steps
         return self._mean(forecast(self.model, self.guide, *args, **how))
@@ -149,6 +155,13 @@ def batches(data: Sequences, size: int) -> Iterator[tuple[Tensor, Batch]]:
         yield rows, data.batch(rows)
 
 
+def coordinate_names(data: Sequences) -> list[str]:
+    """Return what the coordinates of steps that are vectors are called, by default their numbers; else none."""
+    if data.values.ndim != 3:
+        return []
+    return list(data.columns or map(str, range(data.values.shape[2])))
+
+
 def motion_numbers(data: Sequences) -> Tensor | None:
     """Return one number for the motion factors of each sequence, None if they are not known."""
     if not data.motion_factors:
@@ -173,6 +186,13 @@ def mean_frame(data: Sequences) -> Tensor:
         return values[mask].mean(0) / scale
     known = known_places(values, mask, data.observed[some])
     return torch.where(known, values, 0.0).sum((0, 1)) / known.sum((0, 1)).clamp(min=1) / scale
+
+
+def frozen_step(batch: Batch, num_steps: int, mean: Tensor) -> Tensor:
+    """Return what was last observed of each coordinate, `num_steps` times; of what never was, the mean step."""
+    known = known_places(batch.frames, batch.mask, batch.observed).any(1, keepdim=True)
+    last = seasonal_naive(batch.frames, num_steps, 1, mask=batch.mask, observed=batch.observed)
+    return torch.where(known, last, mean)
 
 
 def measured_steps(data: Sequences) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqdisent.plotting import _axes, _save_figure
+from seqdisent.plotting._figures import make_axes, save_figure
 
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """{what a column is called: {"consistency", "static" or "motion": {factor: per cent}}}."""
@@ -19,6 +19,9 @@ Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 STYLE = """body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}"""
+
+
+MOST_COORDINATES = 50  # in a table; the numbers have all
 
 
 class Table(NamedTuple):
@@ -30,7 +33,8 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
-        return f"## {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        return f"## {self.title}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
     def html(self) -> str:
         lines = [("th", self.header), *(("td", row) for row in self.rows)]
@@ -66,9 +70,10 @@ def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str,
     terms = [[name, _number(value, 1)] for name, value in numbers["nats"].items()]
     if "bound_per_step" in numbers:
         terms.append(["bound, for each measured step", _number(numbers["bound_per_step"])])
+    units = ", in units before scaling" if numbers.get("units", {}).get("errors") == "before scaling" else ""
     tables = [
         Table(
-            f"Errors on {numbers[f'held_out_{one}s']} held-out {one}s",
+            f"Errors on {numbers[f'held_out_{one}s']} held-out {one}s{units}",
             [f"{one}s", "mean squared error", "over that of reconstruction"],
             [
                 [name, _number(value, 5), _number(numbers.get(f"{name} / reconstruction"))]
@@ -78,10 +83,11 @@ def tables_of(numbers: Mapping[str, Any], beside: Published, roles: Mapping[str,
         Table("Terms of the bound", ["term", f"nats a {one}"], terms),
     ]
     if found := numbers.get("imputation"):
-        tables.append(_of_draws(f"Imputation of {found['hidden_values']} hidden values", found))
+        tables.append(_of_draws(f"Imputation of {found['hidden_values']} hidden values{units}", found))
     if found := numbers.get("forecast"):
-        title = f"Forecast of the last {found['num_steps']} steps of {found['sequences']} sequences"
+        title = f"Forecast of the last {found['num_steps']} steps of {found['sequences']} sequences{units}"
         tables.append(_of_draws(title, found))
+    tables += _coordinates(numbers, units)
     if found := numbers.get("swapped_labels"):
         tables += _swapped_labels(found)
     if retrieval := numbers.get("nearest_true_clip"):
@@ -108,6 +114,24 @@ def _of_draws(title: str, found: Mapping[str, Any]) -> Table:
         for name, of in scores.items()
     ]
     return Table(title, header, rows)
+
+
+def _coordinates(numbers: Mapping[str, Any], units: str) -> list[Table]:
+    """Return the model's scores of each coordinate, unless these are too many to read."""
+    scores = {
+        kind: numbers[kind]["model"].get("coordinates", {}) for kind in ("imputation", "forecast") if kind in numbers
+    }
+    names = list(dict.fromkeys(name for of in scores.values() for name in of))
+    if not 0 < len(names) <= MOST_COORDINATES:
+        return []
+    header, rows = ["coordinate"], [[name] for name in names]
+    for kind, of in scores.items():
+        header += [f"{kind}: mean squared error", f"{kind}: CRPS", f"{kind}: within the 90 % interval, %"]
+        for row in rows:
+            found = of.get(row[0], {})  # nothing of it was scored
+            row += ["" if key not in found else f"{found[key]:.4g}" for key in ("mean_squared_error", "crps")]
+            row.append(_per_cent(found.get("coverage", {}).get("90")))
+    return [Table(f"The model's scores of each coordinate{units}", header, rows)]
 
 
 def _swapped_labels(found: Mapping[str, Any]) -> list[Table]:
@@ -236,10 +260,10 @@ def draw_confusion(matrices: Mapping[str, Any], labels: Mapping[str, Sequence[st
     """Draw what the judge says of clips with another's identity, factor by factor."""
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    figure, axes = _axes(len(matrices), width=4.0, height=4.0)
+    figure, axes = make_axes(len(matrices), width=4.0, height=4.0)
     for axis, (name, counts) in zip(axes, matrices.items(), strict=True):
         display = ConfusionMatrixDisplay(torch.tensor(counts).numpy(), display_labels=labels[name])
         display.plot(ax=axis, colorbar=False, xticks_rotation=90, text_kw={"fontsize": 7})
         axis.set(title=name, xlabel="judged", ylabel="should be")
     figure.suptitle("Identity from the donor")
-    return _save_figure(figure, path)
+    return save_figure(figure, path)

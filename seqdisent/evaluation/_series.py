@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from seqdisent.datasets import Batch, Sequences
 from seqdisent.datasets.batch import frames_and_mask
-from seqdisent.evaluation._programs import Programs, batches, mean_frame, measured_steps
+from seqdisent.evaluation._programs import Programs, batches, coordinate_names, frozen_step, mean_frame, measured_steps
 from seqdisent.inference.imputation import Imputed
 from seqdisent.masks import steps_after
 from seqdisent.metrics import (
@@ -39,9 +40,13 @@ class Asked(NamedTuple):
 
 
 class DrawScores:
-    """Squared error, CRPS and coverage of guesses and of draws, over all scored values of all batches."""
+    """Squared error, CRPS and coverage of guesses and of draws, over all scored values of all batches.
 
-    def __init__(self) -> None:
+    Of all coordinates together, and of each of those that have a name.
+    """
+
+    def __init__(self, coordinates: Sequence[str] = ()) -> None:
+        self.coordinates = {name: DrawScores() for name in coordinates}
         self.crps, self.coverage = CRPS(), IntervalCoverage()
         self.total = torch.zeros((), dtype=torch.float64)
         self.count, self.has_draws = 0, False
@@ -57,13 +62,24 @@ class DrawScores:
             self.has_draws = True
             self.coverage.update(draws, target, None, observed)
         self.crps.update(draws, target, None, observed)
+        for i, scores in enumerate(self.coordinates.values()):
+            of_values = observed[..., i] if observed.ndim > 2 else observed
+            scores.update(guess[..., i], draws[..., i] if self.has_draws else None, target[..., i], of_values)
 
     def compute(self) -> dict[str, Any]:
         scores: dict[str, Any] = {"mean_squared_error": self.total / self.count, "crps": self.crps.compute()}
         if self.has_draws:
             for name, of in self.coverage.compute()._asdict().items():
                 scores[name] = {f"{100 * level:g}": value for level, value in of.items()}
+        if self.coordinates:
+            scores["coordinates"] = {name: of.compute() for name, of in self.coordinates.items() if of.count}
         return scores
+
+
+def scores_of(names: Sequence[str], data: Sequences) -> dict[str, DrawScores]:
+    """Return scores for each of the names, of each coordinate too where there are several."""
+    coordinates = coordinate_names(data)
+    return {name: DrawScores(coordinates if len(coordinates) > 1 else ()) for name in names}
 
 
 def hide_some(data: Sequences, share: float, seed: int) -> Tensor:
@@ -95,6 +111,10 @@ def without_hidden(batch: Batch, hidden: Tensor) -> Batch:
     )
 
 
+def in_units(programs: Programs, guess: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return programs.in_units(guess), None if draws is None else programs.in_units(draws)
+
+
 def impute_hidden(programs: Programs, batch: Batch, hidden: Tensor, num_samples: int) -> Imputed:
     return programs.impute(*frames_and_mask(without_hidden(batch, hidden)), num_samples=num_samples)
 
@@ -114,21 +134,22 @@ def measure_series(programs: Programs, train: Sequences, held_out: Sequences, as
 def measure_imputation(programs: Programs, train: Sequences, held_out: Sequences, asked: Asked) -> dict[str, Any]:
     """Measure what the model says of what was measured and hidden from it."""
     hidden = hide_some(held_out, asked.share_of(held_out), asked.seed)
-    scores = {name: DrawScores() for name in ("model", "linear interpolation", "mean step")}
+    scores = scores_of(("model", "linear interpolation", "mean step"), held_out)
     mean = mean_frame(train)
     for rows, batch in batches(held_out, asked.batch_size):
         chosen = hidden[rows][:, : batch.frames.shape[1]]
         imputed = impute_hidden(programs, batch, chosen, asked.num_samples)
         seen = without_hidden(batch, chosen)
         known = known_places(seen.frames, batch.mask, seen.observed)
-        line = linear_interpolation(seen.frames, known, batch.mask)
+        times = None if held_out.times is None else held_out.times[rows][:, : batch.frames.shape[1]]
+        line = linear_interpolation(seen.frames, known, batch.mask, times=times)
         guesses: dict[str, tuple[Tensor, Tensor | None]] = {
             "model": (imputed.distribution.mean.mean(0), imputed.values),
             "linear interpolation": (torch.where(known.any(1, keepdim=True), line, mean), None),
             "mean step": (mean.expand_as(batch.frames), None),
         }
-        for name, (guess, draws) in guesses.items():
-            scores[name].update(guess, draws, batch.frames, chosen)
+        for name, guess in guesses.items():
+            scores[name].update(*in_units(programs, *guess), programs.in_units(batch.frames), chosen)
     return {
         "hidden_values": scores["model"].count,
         "num_samples": asked.num_samples,
@@ -176,24 +197,23 @@ def measure_held_back(programs: Programs, train: Sequences, held_out: Sequences,
     mean = mean_frame(train)
     generator = torch.Generator().manual_seed(asked.seed)
     names = ("model", "last step, frozen", *(() if season is None else ("seasonal naive",)), "mean step")
-    scores = {name: DrawScores() for name in names}
+    scores = scores_of(names, held_out)
     for rows, past in batches(before, asked.batch_size):
         future = after.batch(rows)
         guesses: dict[str, tuple[Tensor, Tensor | None]] = {
             "model": draw_future(programs, past, future, num_samples),
             "mean step": (mean.expand_as(future.frames), None),
         }
-        known = known_places(past.frames, past.mask, past.observed).any(1, keepdim=True)
-        how: dict[str, Any] = {"mask": past.mask, "observed": past.observed}
-        last = seasonal_naive(past.frames, num_steps, 1, **how)
-        guesses["last step, frozen"] = torch.where(known, last, mean), None
+        guesses["last step, frozen"] = frozen_step(past, num_steps, mean), None
         if season is not None:
+            known = known_places(past.frames, past.mask, past.observed).any(1, keepdim=True)
+            how: dict[str, Any] = {"mask": past.mask, "observed": past.observed}
             naive = seasonal_naive(past.frames, num_steps, season, **how)
             drawn = seasonal_naive_draws(past.frames, num_steps, season, num_samples, generator, **how)
             guesses["seasonal naive"] = torch.where(known, naive, mean), torch.where(known, drawn, mean)
         for name, scored in scores.items():
             observed = future.mask if future.observed is None else future.observed
-            scored.update(*guesses[name], future.frames, observed)
+            scored.update(*in_units(programs, *guesses[name]), programs.in_units(future.frames), observed)
     return {
         "num_steps": num_steps,
         "sequences": len(before),

@@ -91,11 +91,7 @@ def check_left_out(name: str, site: Site) -> None:
     if not isinstance(mask, Tensor) and inner is None:
         return
     value = value if chain is None else fill_path(chain, value)
-    wrong = ~value.isfinite()
-    if isinstance(fn, IndependentSteps) and fn.observed is not None:
-        wrong = wrong & fn.observed.reshape(
-            fn.observed.shape + (1,) * (fn.event_dim + len(fn.batch_shape) - fn.observed.ndim)
-        )
+    wrong = _measured(fn, ~value.isfinite())
     left_out = torch.zeros_like(wrong) if inner is None else wrong & ~inner  # where it counts, its term says so itself
     if isinstance(mask, Tensor):
         left_out = left_out | wrong & ~mask.reshape(mask.shape + (1,) * fn.event_dim)
@@ -104,6 +100,38 @@ def check_left_out(name: str, site: Site) -> None:
             f"site {name!r}: what is observed has NaN or infinity under a mask, so that gradients would be NaN; "
             "expected IndependentSteps(step, mask, observed), which leaves holes out"
         )
+
+
+def _measured(fn: Any, where: Tensor) -> Tensor:
+    """Return which of what is marked, (*B, T, *E) bool, an emission counts as measured."""
+    if not isinstance(fn, IndependentSteps) or fn.observed is None:
+        return where
+    observed = fn.observed
+    return where & observed.reshape(observed.shape + (1,) * (fn.event_dim + len(fn.batch_shape) - observed.ndim))
+
+
+def check_numbers(name: str, site: Site) -> None:
+    """Raise if NaN counts in what is observed: for an observation whose density could not be computed."""
+    fn, wrong = without_mask(site["fn"])[0], site["value"].isnan()
+    if not wrong.any():
+        return
+    mask = counted(fn)
+    wrong = _measured(fn, wrong if mask is None else wrong & mask)
+    if wrong.any():
+        raise ValueError(
+            f"site {name!r}: what is observed has {int(wrong.sum())} NaN, expected numbers, or holes that `observed` "
+            "names: IndependentSteps(step, mask, observed)"
+        )
+
+
+def check_drawn(guide_sites: dict[str, Site]) -> None:
+    """Raise if the guide drew NaN: for a model that failed on it."""
+    for name, site in guide_sites.items():
+        if site["value"].isnan().any():
+            raise ValueError(
+                f"guide: site {name!r} is NaN, expected numbers; if the guide reads NaN in holes, "
+                "mark_missing(values, observed, mask) has 0 there"
+            )
 
 
 def check_steps_masked(observed: dict[str, Site], latent: dict[str, Site]) -> None:

@@ -275,8 +275,8 @@ def elbo_terms(
         ValueError: a latent site of the model that the guide lacks, or the reverse; a guide site without `rsample` or
             with enumeration (its gradient would be silently wrong); scales, masks or shapes of a site that differ
             between model and guide; a site that is discrete in one of them alone; a batch dimension without a plate;
-            a model that observes nothing; an observed site that counts steps which are padding in a latent; an unknown
-            `kl`.
+            a model that observes nothing; an observed site that counts steps which are padding in a latent; NaN that
+            an observed site counts and its distribution refuses; an unknown `kl`.
         RuntimeError: a program that fails with a particle dimension on the left of its own.
         TypeError: a chain's step mask that is not bool.
 

@@ -22,28 +22,40 @@ from seqdisent.inference.plates import Site, by_row, check_plates, in_particle_p
 from seqdisent.masks import expand_observed
 
 
-def batch_sizes(frames: Tensor | None, num_sequences: int | None, num_steps: int | None) -> tuple[int, int]:
-    r"""Return how many sequences of how many steps a model has: as the frames, or as asked where there are none.
+def batch_sizes(
+    frames: Tensor | None, num_sequences: int | None = None, num_steps: int | None = None, **inputs: Tensor | None
+) -> tuple[int, int]:
+    r"""Return how many sequences of how many steps a program has: as the frames, or as asked where there are none.
 
     Args:
         frames: (B, T, \*E), or None where nothing is observed.
         num_sequences: B, without frames.
         num_steps: T, without frames.
+        **inputs: what has a value at each step, (B, T, \*X), such as `covariates`, to be checked; None for none.
 
     Returns:
         B and T.
 
     Raises:
-        ValueError: neither frames nor both numbers.
+        ValueError: neither frames nor both numbers, or an input that has not B sequences of T steps.
 
     Example:
-        >>> batch_sizes(torch.zeros(4, 20, 8), None, None), batch_sizes(None, 2, 30)
+        >>> batch_sizes(torch.zeros(4, 20, 8)), batch_sizes(None, 2, 30)
         ((4, 20), (2, 30))
+        >>> batch_sizes(torch.zeros(4, 20, 8), covariates=torch.zeros(4, 19, 1))
+        Traceback (most recent call last):
+        ValueError: covariates: has shape (4, 19, 1), expected (4, 20, ...), a value for each step
     """
     if frames is not None:
-        return frames.shape[0], frames.shape[1]
+        num_sequences, num_steps = frames.shape[:2]
     if num_sequences is None or num_steps is None:
         raise ValueError("num_sequences, num_steps: got None without frames, expected both")
+    for name, values in inputs.items():
+        if values is not None and values.shape[:2] != (num_sequences, num_steps):
+            raise ValueError(
+                f"{name}: has shape {tuple(values.shape)}, expected ({num_sequences}, {num_steps}, ...), a value for "
+                "each step"
+            )
     return num_sequences, num_steps
 
 

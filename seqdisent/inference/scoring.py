@@ -15,8 +15,10 @@ from seqdisent.chains import Draw, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
     check_density,
+    check_drawn,
     check_gradient,
     check_left_out,
+    check_numbers,
     check_observed,
     check_sites,
     check_steps_masked,
@@ -60,7 +62,11 @@ def score(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwarg
     check_guide(guide_trace)
     guide_sites = sample_sites(guide_trace)
     of_model = _ModelScores(guide_sites, of_guide.draws, analytic)
-    sites = sample_sites(of_model.run(lambda: run_on(model, guide_trace, args, kwargs)))
+    try:
+        sites = sample_sites(of_model.run(lambda: run_on(model, guide_trace, args, kwargs)))
+    except ValueError:  # of a distribution that validates its arguments, say
+        check_drawn(guide_sites)
+        raise
     observed = {name: site for name, site in sites.items() if site["is_observed"]}
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     check_sites(observed, latent, guide_sites)
@@ -172,7 +178,11 @@ class _ModelScores(_Scorer):
         value = site["value"]
         at = conditionals_at(site["name"], as_chain(site["fn"]), value)  # the transition runs as in the program
         with torch.set_grad_enabled(self.with_gradient):
-            return _density(site, Draw(value, at), "density")
+            try:
+                return _density(site, Draw(value, at), "density")
+            except ValueError:  # of a distribution that validates its arguments, which names no site
+                check_numbers(site["name"], site)
+                raise
 
 
 def _density(site: Site, draw: Draw, how: How) -> Score:

@@ -21,9 +21,12 @@ seen_by = st.sampled_from((None, "step", "coordinate"))
 
 
 class System:
-    """A random chain with a random linear emission, a ragged batch of observations, and holes in them."""
+    """A random chain with a random linear emission, a ragged batch of observations, and holes in them.
 
-    def __init__(self, seed, row_lengths, latent_dim, frame_dim, by=None):
+    With a control, each step of each row has its own offset, NaN where it is not to be read.
+    """
+
+    def __init__(self, seed, row_lengths, latent_dim, frame_dim, by=None, controlled=False):
         tensors = Tensors(seed)
         self.mask, self.lengths = mask_of(row_lengths, 1), row_lengths
         num_sequences, self.num_steps = self.mask.shape
@@ -32,6 +35,9 @@ class System:
         self.scale = 0.3 + tensors.uniform(latent_dim)
         self.reading, self.noise = tensors.normal(frame_dim, latent_dim), 0.3 + tensors.uniform(frame_dim)
         self.shift, self.x = tensors.normal(frame_dim), tensors.normal(*self.mask.shape, frame_dim)
+        if controlled:
+            is_read = self.mask & (torch.arange(self.num_steps) > 0)
+            self.offset = tensors.normal(*self.mask.shape, latent_dim).where(is_read.unsqueeze(-1), math.nan)
         shape = self.mask.shape if by == "step" else self.x.shape
         self.observed = None if by is None else tensors.uniform(*shape) < 0.6
         self.seen = self.mask.unsqueeze(-1).expand(self.x.shape)
@@ -42,6 +48,10 @@ class System:
         options = {"offset": self.offset, "mask": self.mask, **changed}
         return LinearGaussianChain(self.loc, self.first_scale, self.matrix, self.scale, self.num_steps, **options)
 
+    def offset_at(self, t):
+        """The offset of a step, of which those in padding do not matter."""
+        return self.offset[:, t].nan_to_num(0.3) if self.offset.ndim > 1 else self.offset
+
     def given(self, filler=math.nan, **changed):
         """The arguments of filter, smooth and posterior."""
         values = torch.where(self.seen, self.x, filler)
@@ -50,14 +60,15 @@ class System:
 
     def rows(self):
         """Of each sequence: the first step's moments, the later steps, the emission, and the frames, NaN in holes."""
-        step = (self.matrix, self.offset, torch.diag(self.scale**2))
         seen = (self.reading, self.shift, torch.diag(self.noise**2))
         for i, length in enumerate(self.lengths):
             frames = torch.where(self.seen, self.x, math.nan)[i, :length]
-            yield self.loc[i], torch.diag(self.first_scale**2), [step] * (length - 1), seen, frames
+            offsets = self.offset.expand(len(self.lengths), self.num_steps, -1)[i, 1:length]
+            steps = [(self.matrix, offset, torch.diag(self.scale**2)) for offset in offsets]
+            yield self.loc[i], torch.diag(self.first_scale**2), steps, seen, frames
 
 
-systems = st.builds(System, seeds(), lengths(4, 3), dimensions(3), dimensions(3), seen_by)
+systems = st.builds(System, seeds(), lengths(4, 3), dimensions(3), dimensions(3), seen_by, st.booleans())
 
 
 @given(systems)
@@ -209,6 +220,9 @@ def test_a_hundred_steps_in_single_precision_stay_near_double():
         ({"first_scale": torch.ones(3)}, "first_scale: last dimension is 3, expected the size of `loc`=2"),
         ({"scale": torch.ones(1)}, "scale: last dimension is 1, expected"),
         ({"offset": torch.ones(3)}, "offset: last dimension is 3, expected"),
+        ({"offset": torch.ones(1, 3, 1)}, "offset: last dimension is 1, expected"),
+        ({"offset": torch.ones(1, 2, 2)}, r"offset: has shape \(1, 2, 2\), expected one that expands to \(1, 3, 2\)"),
+        ({"offset": torch.ones(2, 3, 2)}, r"offset: has shape \(2, 3, 2\), expected one that expands to \(1, 3, 2\)"),
         ({"matrix": torch.ones(2, 3)}, r"matrix: has shape \(2, 3\), expected \(2, 2\)"),
     ],
 )
@@ -252,12 +266,12 @@ def test_observations_that_do_not_fit_are_refused(method, changed, error, messag
 # One observation at a time -------------------------------------------------------------------------------------------
 
 
-def filtered_online(chain, given_, num_steps):
+def filtered_online(chain, given_, system):
     """Every step by `filter_step`, each from the state that the one before returned."""
     found, state, observed = [], None, given_["observed"]
-    for t in range(num_steps):
-        now = None if observed is None else observed[:, t]
-        state = chain.filter_step(given_["values"][:, t], given_["emission"], now, state=state)
+    for t in range(system.num_steps):
+        now, offset = None if observed is None else observed[:, t], system.offset_at(t)
+        state = chain.filter_step(given_["values"][:, t], given_["emission"], now, offset=offset, state=state)
         found.append(state)
     return found
 
@@ -270,12 +284,13 @@ def test_one_observation_at_a_time_is_the_batch_filter(system):
     else:
         given_["observed"] = system.seen if system.observed.ndim == 3 else system.mask & system.observed
     one_step = LinearGaussianChain(
-        system.loc, system.first_scale, system.matrix, system.scale, 1, offset=system.offset
-    )  # neither the number of steps nor the mask is read
+        system.loc, system.first_scale, system.matrix, system.scale, 1
+    )  # neither the number of steps nor the mask is read, nor an offset where the step has its own
     wanted = chain.filter(**system.given())
-    for found in (filtered_online(each, given_, system.num_steps) for each in (chain, one_step)):
+    for found in (filtered_online(each, given_, system) for each in (chain, one_step)):
         for t, step in enumerate(found):
-            near(step.loc, wanted.loc[:, t])
+            real = system.mask[:, t] if system.offset.ndim > 1 else slice(None)  # what an offset is in padding is open
+            near(step.loc[real], wanted.loc[real, t])
             near(step.covariance, wanted.covariance[:, t])
             near(step.log_evidence, wanted.log_evidence[:, t])
 
@@ -287,20 +302,24 @@ def test_steps_without_an_observation_forecast_as_a_hole_at_the_end(system):
     last = torch.ones_like(given_["values"][:, :1])
     values = torch.cat([given_["values"], last.expand(-1, 3, -1) * math.nan, last], 1)
     observed = torch.cat([system.seen, ~values[:, length:].isnan()], 1)
+    if system.offset.ndim > 1:  # four steps more
+        system.offset = torch.cat([system.offset.nan_to_num(0.3), Tensors(1).normal(*system.offset[:, :1].shape)], 1)
+        system.offset = torch.cat([system.offset, system.offset[:, -1:].expand(-1, 3, -1)], 1)
     longer = LinearGaussianChain(
         system.loc, system.first_scale, system.matrix, system.scale, length + 4, offset=system.offset
     )
     wanted = longer.filter(values, given_["emission"], observed)
-    state = filtered_online(longer, given_, length)[-1]
+    state = filtered_online(longer, given_, system)[-1]
     for t in range(length, length + 4):
-        state = longer.filter_step(last[:, 0] if t == length + 3 else None, given_["emission"], state=state)
+        values, offset = last[:, 0] if t == length + 3 else None, system.offset_at(t)
+        state = longer.filter_step(values, given_["emission"], offset=offset, state=state)
         near(state.loc, wanted.loc[:, t])
         near(state.covariance, wanted.covariance[:, t])
         near(state.log_evidence, wanted.log_evidence[:, t])
 
 
 @given(seed=seeds(), lengths=lengths(3, 4))
-def test_a_control_is_an_offset_of_each_step(seed, lengths):
+def test_a_control_of_the_emission_is_an_offset_of_each_step(seed, lengths):
     system = System(seed, lengths, 2, 3)
     control = Tensors(seed + 1).normal(*system.x.shape)
     shifted = LinearEmission(system.reading, system.noise, system.shift + control)
@@ -310,6 +329,56 @@ def test_a_control_is_an_offset_of_each_step(seed, lengths):
     for one, other in zip(found, wanted, strict=True):
         near(one, other)
     near(chain.smooth(system.x + control, shifted).loc, chain.smooth(system.x, emission).loc)
+
+
+@given(systems)
+def test_the_chain_itself_is_a_dense_gaussian(system):
+    path = Tensors(0).normal(*system.chain().batch_shape, *system.chain().event_shape)
+    for chain in (system.chain(), system.chain().expand([2, len(system.lengths)])):
+        found = chain.log_prob(path)
+        for i, (mean, covariance, steps, *_) in enumerate(system.rows()):
+            mean, covariance = reference.dense_chain(mean, covariance, steps)
+            wanted = reference.gaussian_log_prob(path[i, : 1 + len(steps)].flatten(), mean, covariance)
+            near(found[..., i], wanted.expand(found.shape[:-1]))
+            near(chain.mean_path()[..., i, : 1 + len(steps), :].flatten(-2), mean.expand(*found.shape[:-1], -1))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (3, 2), (1, 3, 2), (2, 1, 2)])
+def test_an_offset_of_each_step_may_lack_dimensions_on_the_left(shape):
+    system = System(0, [3, 3], 2, 2)
+    system.num_steps, system.mask, system.x, system.seen = 3, None, system.x[:, :3], system.seen[:, :3]
+    offset = Tensors(1).normal(*shape)
+    found = system.chain(offset=offset).smooth(**system.given())
+    near(found.loc, system.chain(offset=offset.expand(2, 3, 2).clone()).smooth(**system.given()).loc)
+
+
+def test_an_offset_of_all_steps_is_the_same_at_each():
+    system = System(0, [3, 2], 2, 2, "coordinate")
+    of_each = system.offset.expand(*system.mask.shape, -1)
+    for found, wanted in zip(
+        (system.chain(offset=of_each).filter(**system.given()), system.chain(offset=of_each).smooth(**system.given())),
+        (system.chain().filter(**system.given()), system.chain().smooth(**system.given())),
+        strict=True,
+    ):
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_control_moves_a_forecast():
+    """Two futures of the same past: their means differ by what the control does, carried on by the dynamics."""
+    system = System(0, [3, 3], 2, 2)
+    control = torch.zeros(2, 5, 2).double()
+    control[1, 3] = torch.tensor([1.0, -2.0])
+    chain = LinearGaussianChain(system.loc[:1].expand(2, -1), system.first_scale, system.matrix, system.scale, 5,
+                                offset=system.offset + control)  # fmt: skip
+    values = system.x[:1, :3].expand(2, -1, -1)
+    values = torch.cat([values, torch.zeros(2, 2, 2).double()], 1)
+    loc = chain.smooth(values, system.given()["emission"], torch.tensor([[True] * 3 + [False] * 2] * 2)).loc
+    near(loc[1, :3], loc[0, :3])
+    near(loc[1, 3] - loc[0, 3], control[1, 3])
+    near(loc[1, 4] - loc[0, 4], system.matrix @ control[1, 3])
+    near(chain.extend(values[:, :3], 2, sample=False)[1, 4] - chain.extend(values[:, :3], 2, sample=False)[0, 4],
+         system.matrix @ control[1, 3])  # fmt: skip
 
 
 def test_the_first_step_may_be_without_an_observation():
@@ -356,12 +425,22 @@ def test_particles_of_one_observation_are_filtered_too():
         ({"observed": torch.ones(2)}, TypeError, "^observed: got dtype"),
         ({"observed": False}, TypeError, "^observed: got bool, expected a bool tensor"),
         ({"observed": torch.ones(3) > 0}, ValueError, r"^observed: has shape \(3,\), expected \(2,\) or \(2, 1\)"),
+        (
+            {"offset": torch.ones(3, 2), "later": True},
+            ValueError,
+            r"^offset: has shape \(3, 2\), expected one that expan",
+        ),
+        ({"offset": torch.ones(2, 1)}, ValueError, "^offset: last dimension is 1, expected the size of `loc`=2"),
+        ({"by_step": True, "later": True}, ValueError, r"^offset: got None, expected \(\*B, D\) of this step"),
         ({"several": True}, ValueError, r"^state.loc: has shape \(2, 3, 2\), expected one that expands to \(2, 2\)"),
     ],
 )
 def test_one_observation_that_does_not_fit_is_refused(changed, error, message):
-    chain = LinearGaussianChain(torch.zeros(2, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3)
     given_ = {"emission": LinearEmission(torch.ones(1, 2), torch.ones(1)), "values": torch.zeros(2, 1), **changed}
+    offset = torch.zeros(3, 2) if given_.pop("by_step", False) else None
+    chain = LinearGaussianChain(torch.zeros(2, 2), torch.ones(2), torch.eye(2), torch.ones(2), 3, offset=offset)
+    if given_.pop("later", False):
+        given_["state"] = chain.filter_step(None, given_["emission"])
     if given_.pop("several", False):  # all steps of a batch, where a state is one step
         given_["state"] = chain.filter(torch.zeros(2, 3, 1), given_["emission"])
     with pytest.raises(error, match=message):

@@ -295,6 +295,27 @@ def test_subset_keeps_everything():
     assert data.subset([0]).observed.all()  # a part without holes still says so: a model reads the same as of the whole
 
 
+def test_every_part_keeps_the_columns_and_when_its_steps_were():
+    times = torch.tensor([[0.0, 1.0, 5.0, 6.0], [2.0, 4.0, 5.0, NAN]])
+    how = {"lengths": torch.tensor([4, 3]), "columns": ["pulse", "heat"], "times": times}
+    data = Sequences(torch.rand(2, 4, 2), **how)
+    assert data.times.tolist() == [[0, 1, 5, 6], [2, 4, 5, 0]]  # 0 in padding
+    before, after = data.split(1, by="time")
+    assert before.times.tolist() == [[0, 1, 5], [2, 4, 0]]
+    assert after.times.tolist() == [[6], [5]]
+    assert data.windows(2).times.tolist() == [[0, 1], [5, 6], [2, 4], [5, 0]]
+    assert data.subset([1]).times.tolist() == [[2, 4, 5, 0]]
+    for part in (before, after, data.windows(2), data.subset([1]), data.map_values(torch.exp)):
+        assert part.columns == ("pulse", "heat")
+    assert torch.equal(data.map_values(torch.exp).times, data.times)
+    assert data.map_values(lambda values: values[..., :1]).columns is None  # these are other coordinates
+    listed = Sequences.from_arrays([torch.zeros(2, 1), torch.ones(1, 1)], times=[[0.5, 2.0], [3.0]], columns=["x"])
+    assert listed.times.tolist() == [[0.5, 2.0], [3.0, 0.0]]
+    assert listed.columns == ("x",)
+    none = Sequences(torch.zeros(1, 2, 1)).subset([0])
+    assert none.columns is none.times is None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -340,6 +361,17 @@ def test_subset_keeps_everything():
         ({"lengths": torch.tensor([0, 1])}, ValueError, "^lengths: .*0 to 1, expected 1 to 2"),
         ({"identity": torch.tensor([1])}, ValueError, "^identity: .*one value per sequence"),
         ({"names": ["a"]}, ValueError, "^names: got 1, expected one for each of 2 sequences"),
+        ({"columns": ["a", "b"]}, ValueError, r"^columns: got 2, expected one for each coordinate of steps \(1,\)"),
+        ({"columns": "ab", "values": torch.zeros(2, 2, 2, 1)}, ValueError, "^columns: got 2, expected one for each"),
+        ({"columns": "aa", "values": torch.zeros(2, 2, 2)}, ValueError, "^columns: got 'a' twice, expected each name"),
+        ({"times": torch.zeros(2, 2).long()}, TypeError, "^times: got torch.int64"),
+        ({"times": torch.zeros(2)}, ValueError, r"^times: shape is \(2,\), expected \(2, 2\), one for each step"),
+        (
+            {"times": torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]]), "values": torch.zeros(2, 3, 1)},
+            ValueError,
+            "^times: do not increase in sequence 1 .'1'., expected each real step later than the one before",
+        ),
+        ({"times": torch.tensor([[0.0, INF], [0.0, 1.0]])}, ValueError, "^times: not finite in sequence 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(options, error, message):

@@ -158,6 +158,21 @@ def test_rows_after_the_last_measurement_are_the_known_future():
     assert sequences_from_table(table, **how).lengths.tolist() == [4, 3]  # without covariates, holes at the end
 
 
+def test_sequences_know_their_columns_and_times():
+    table = {"who": ["a", "a", "b", "b"], "t": [3, 7, 2, 3], "x": [1.0, 2.0, 3.0, 4.0], "y": [1.0, None, 0.0, 2.0]}
+    how = {"columns": ["y", "x"], "id": "who"}
+    data = sequences_from_table(table, time="t", **how)
+    assert data.columns == ("y", "x")
+    assert data.times.tolist() == [[0, 4], [0, 1]]
+    assert sequences_from_table(table, **how).times is None
+    holes = sequences_from_table({"t": [0, 6], "x": [1.0, 2.0]}, columns=["x"], time="t", step=2)
+    assert holes.times.tolist() == [[0, 2, 4, 6]]
+    future = {"t": [0, 1, 5], "x": [1.0, 2.0, None]}
+    assert sequences_from_table(future, columns=["x"], time="t", dt=True).times.tolist() == [[0, 1]]
+    dates = {"t": ["2024-01-01T00:00", "2024-01-01T02:00"], "x": [1.0, 2.0]}
+    assert sequences_from_table(dates, columns=["x"], time="t").times.tolist() == [[0, 7200]]
+
+
 def test_sequences_of_one_step_have_a_time_step():
     table = {"t": ["2024-01-01T00:00", "2024-01-01T02:00", "2024-01-01T05:00"], "x": [1.0, 2.0, 3.0]}
     for hour in (3600, 3600.0, datetime.timedelta(hours=1), np.timedelta64(60, "m")):
@@ -190,7 +205,13 @@ def changed(**columns):
     ("table", "how", "message"),
     [
         (changed(hour=[0, 7, 2, 7, 3]), {}, "^column 'hour': got 7 twice at id 'a', expected each time once"),
-        (changed(hour=[3, 7, 2, 7, 3]), {"sort": True}, "^column 'hour': got 3 twice at id 'b'"),
+        (changed(hour=[3, 7, 2, 7, 3]), {"sort": True}, "^column 'hour': got 3 twice at id 'b', expected each time on"),
+        (changed(hour=[0, 0, 1, 1, 2]), {"id": None}, "^column 'hour': got 0 twice, expected each time once; or id="),
+        (
+            changed(hour=[0, 1, 2, 0, 1]),
+            {"id": None},
+            "^column 'hour': got 0 after 2, expected times in order, or sort=True; or id=, the column that tells sev",
+        ),
         (
             changed(hour=[0, 9, 2, 8, 3]),
             {},
@@ -260,6 +281,12 @@ def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("x,y,x,\n1,2,3,\n")
     with pytest.raises(ValueError, match="a.csv: got column 'x' twice in the header, expected each name once"):
         sequences_from_table(tmp_path / "a.csv", columns=["y"])
+    for separator in (";", "\t", "|"):
+        (tmp_path / "a.csv").write_text("x,y\n1.5,2\n".replace(",", separator).replace(".", ","))
+        with pytest.raises(ValueError, match=r"a.csv: got .* between the names .*, expected commas; pandas.*sep="):
+            sequences_from_table(tmp_path / "a.csv", columns=["x"])
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    assert sequences_from_table(tmp_path / "a.csv", columns=["x"]).values.item() == 1
     with pytest.raises(TypeError, match="^values: got torch.float16"):
         sequences_from_table(TABLE, **HOW, dtype=torch.float16)
 

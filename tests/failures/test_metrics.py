@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 
 import pyro
@@ -80,6 +81,11 @@ judge = Judge({"who": 2}, in_channels=1, image_size=4, channels=(2,))
 VALUES = torch.arange(8.0).reshape(2, 4)
 FRAMES = torch.linspace(0, 1, 3 * 2 * 16).reshape(3, 2, 1, 4, 4)
 LATENTS, CLASSES = torch.arange(40.0).reshape(10, 4), torch.arange(10) % 2
+
+
+def mapped(values=None, **options):
+    values = {"x": zeros(2, 4, 3)} if values is None else values
+    return lambda: plotting.plot_heatmap(values, "unused.png", **options)
 
 
 def probed(train=LATENTS, classes=CLASSES, test=LATENTS, test_classes=CLASSES, **options):
@@ -251,7 +257,17 @@ def sampled(**options):
     ("codes of another size", probed(test=LATENTS[:, :2]), ValueError,
      "test_latents: have 2 dimensions, expected 4 as train_latents"),
     ("codes of one number", probed(LATENTS[:, 0]), ValueError,
-     r"train_latents: has shape \(10,\), expected \(N, D\) with nothing empty"),
+     r"train_latents: has shape \(10,\), expected \(N, D\) or \(N, T, D\) with nothing empty"),
+    ("steps with the labels of sequences", probed(LATENTS.reshape(5, 2, 4), CLASSES[:5]), ValueError,
+     r"train_labels: has shape \(5,\) and dtype torch.int64, expected whole numbers \(5, 2\)"),
+    ("steps against sequences", probed(LATENTS.reshape(5, 2, 4), CLASSES.reshape(5, 2)), ValueError,
+     r"test_latents: has shape \(10, 4\), expected 3 dimensions as train_latents"),
+    ("a mask of other codes", probed(train_mask=ones(9) > 0), ValueError,
+     r"train_mask: has shape \(9,\), expected \(10,\), that of the labels"),
+    ("a probe's mask of numbers", probed(test_mask=ones(10)), TypeError,
+     "test_mask: has dtype torch.float32, expected torch.bool"),
+    ("a mask that leaves nothing", probed(test_mask=zeros(10) > 0), ValueError,
+     "test_mask: is False everywhere, expected True where a latent counts"),
     ("codes that are NaN", probed(test=nan * LATENTS), ValueError, "test_latents: not all are finite"),
     ("a table of other factors", lambda: probe_table({"s": LATENTS}, {"who": CLASSES}, {"s": LATENTS}, {}), ValueError,
      r"test_labels: got \[\], expected those of training, \['who'\]"),
@@ -312,6 +328,23 @@ def sampled(**options):
      r"\(2, 2, 1, 4, 4\)"),
     ("a picture of two colours", lambda: plotting.save_png(zeros(2, 4, 4), "unused.png"), ValueError,
      r"picture: has shape \(2, 4, 4\), expected \(C, H, W\) with 1 or 3 colours"),
+    ("a heat map of nothing", mapped({}), ValueError, r"values: is empty, expected \{title of a row: \(N, T, X\)\}"),
+    ("a heat map of one coordinate", mapped({"x": zeros(2, 4)}), ValueError,
+     r"values\['x'\]: has shape \(2, 4\), expected \(N, T, X\), none of them 0, the same in each row"),
+    ("heat maps of other lengths", mapped({"x": zeros(2, 4, 3), "y": zeros(2, 5, 3)}), ValueError,
+     r"values\['y'\]: has shape \(2, 5, 3\), expected \(N, T, X\), none of them 0, the same in each row"),
+    ("holes of no row", mapped(observed={"z": zeros(2, 4) > 0}), ValueError,
+     r"observed: got \['z'\], expected titles of values, \['x'\]"),
+    ("holes of other sequences", mapped(observed={"x": zeros(3, 4) > 0}), ValueError,
+     r"observed\['x'\]: has shape \(3, 4\) and dtype torch.bool, expected bool \(2, 4\) or \(2, 4, 3\)"),
+    ("colours from high to low", mapped(limits=(1, 0)), ValueError,
+     r"limits: got \(1, 0\), expected finite numbers, the lower one first"),
+    *((f"colours without an end, {end}", mapped(limits=(0, end)), ValueError, r"limits: got \(0, .*\), expected finite")
+      for end in (nan, math.inf)),
+    ("names of other sequences", mapped(names=["a"]), ValueError, "names: got 1, expected 2, one for each sequence"),
+    ("names of other columns", mapped(columns=["a"]), ValueError,
+     "columns: got 1, expected 3, one for each coordinate"),
+    ("a heat map's mask of numbers", mapped(mask=ones(2, 4)), TypeError, "mask: has dtype torch.float32"),
 )  # fmt: skip
 def test_metrics_and_pictures(row):
     check(row)

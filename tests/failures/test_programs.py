@@ -17,6 +17,7 @@ from seqdisent import (
     DecomposedELBO,
     IndependentSteps,
     MarkovChain,
+    batch_sizes,
     elbo_terms,
     forecast,
     generate,
@@ -170,6 +171,19 @@ def with_nan():
     return frames
 
 
+def checked(x, *given):
+    """A model whose emission checks what it is asked about."""
+    with pyro.plate("sequences", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        step = dist.Normal(z.unsqueeze(-2).expand(x.shape), 1.0, validate_args=True).to_event(1)
+        pyro.sample("x", IndependentSteps(step, *given), obs=x)
+
+
+def of_means(x, *_):
+    with pyro.plate("sequences", len(x)):
+        pyro.sample("z", dist.Normal(x.mean(1), 1.0, validate_args=False).to_event(1))
+
+
 @rows(
     # sites
     ("guide without a site", lambda: terms(of_guide={"sites": "z"}), ValueError,
@@ -241,6 +255,10 @@ def with_nan():
      r"args: got 5 arguments, expected at most four, \(frames, mask, observed, covariates\)"),
     ("covariates twice", lambda: reconstruct(model, guide, FRAMES, None, None, FRAMES, covariates=FRAMES), TypeError,
      "covariates: got one by position and one by name, expected one of them"),
+    ("covariates that end early", lambda: batch_sizes(FRAMES, covariates=FRAMES[:, :3]), ValueError,
+     r"covariates: has shape \(2, 3, 3\), expected \(2, 4, ...\), a value for each step"),
+    ("covariates of another batch", lambda: batch_sizes(None, 3, 4, mask=None, covariates=FRAMES), ValueError,
+     r"covariates: has shape \(2, 4, 3\), expected \(3, 4, ...\)"),
     ("nothing that was observed", lambda: impute(model, guide, FRAMES), TypeError,
      "observed: got None, expected a bool tensor, True where measured"),
     ("a future that ends early", lambda: forecast(model, guide, FRAMES, None, None, FRAMES, num_steps=2,
@@ -287,6 +305,10 @@ def with_nan():
      r"args: frames have shape \(2, 0, 3\), expected \(B, T, ...\) with at least one frame"),
     ("NaN in the data", lambda: terms(with_nan()).check_finite(7), FloatingPointError,
      r"log_likelihood\['x'\] is nan at training step 7 \(sequence 1\)"),
+    ("NaN that is no hole", lambda: elbo_terms(checked, lambda x: of_means(FRAMES), with_nan()), ValueError,
+     "site 'x': what is observed has 3 NaN, expected numbers, or holes that `observed` names: IndependentSteps"),
+    ("a guide that reads NaN", lambda: elbo_terms(checked, of_means, with_nan()), ValueError,
+     r"guide: site 'z' is NaN, expected numbers; if the guide reads NaN in holes, mark_missing\(values, "),
     # weights
     ("the weight of a site misspelt", lambda: terms().elbo({"zz": 0.5}), ValueError,
      r"weights: no site \['zz'\] in the ledger, expected some of \['s', 'z'\] \(latent\) and \['x'\] \(observed\)"),

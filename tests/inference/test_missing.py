@@ -450,6 +450,35 @@ def test_infinities_that_were_observed_are_refused():
         reconstruct(network.model, network.guide, frames)
 
 
+def test_nan_is_counted_where_it_counts():
+    """Two real steps of three and three of three, of which some coordinates were measured; six NaN, one a hole."""
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    observed = torch.ones(2, 3, 2, dtype=torch.bool)
+    observed[1, 2, 0] = False
+    x = torch.zeros(2, 3, 2)
+    x[0, 1:], x[1, 2] = math.nan, math.nan
+
+    def elbo(*given, emission=IndependentSteps):
+        def model():
+            with pyro.plate("sequences", 2):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                step = dist.Normal(z[:, None, None].expand(2, 3, 2), 1.0, validate_args=True).to_event(1)
+                pyro.sample("x", emission(step, *given), obs=x)
+
+        def guide():
+            with pyro.plate("sequences", 2):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+        return elbo_terms(model, guide)
+
+    for given_, count in (((), 6), ((mask,), 4), ((mask, observed), 3), ((mask, observed.all(-1)), 2)):
+        with pytest.raises(ValueError, match=f"^site 'x': what is observed has {count} NaN"):
+            elbo(*given_)
+    with pytest.raises(ValueError, match="^site 'x': what is observed has 6 NaN"):
+        elbo(emission=lambda step: step.to_event(1))
+    assert elbo(mask, ~x.isnan()).elbo().isfinite().all()
+
+
 def test_nan_under_a_mask_is_refused():
     """The term would be finite, and its gradient NaN."""
     loc = torch.zeros((), requires_grad=True)

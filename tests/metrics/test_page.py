@@ -65,6 +65,9 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         assert f"{result}Scores(" in said
     assert {name: score.kept for name, score in names["protocol"].items()} == {"colour": False, "motion": True}
     assert seqdisent.metrics.Judge.load("judge.pt").accuracy == names["judge"].accuracy
+    probes = {site: {name: score.accuracy for name, score in row.items()} for site, row in names["probes"].items()}
+    assert min(probes["s"]["who"], probes["z"]["word"]) > 0.95
+    assert max(probes["s"]["word"], probes["z"]["who"]) < 0.7
     scores, coverage = zip(*names["table"].values(), strict=True)
     assert scores[0] < min(scores[1:])
     assert coverage[1] == 0  # a mean is no interval

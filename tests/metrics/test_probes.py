@@ -1,9 +1,15 @@
 """Probes find what is there, and chance where nothing is."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
 from strategies import Tensors, seeds
 
 from seqdisent.metrics import probe, probe_table
@@ -62,6 +68,71 @@ def test_the_random_state_stays_as_it_was():
     before = torch.random.get_rng_state()
     probe(latents, labels, latents, labels, kind="mlp", max_iterations=2)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def flattened(latents, labels, mask):
+    """Return the latents and labels of all steps that count, one by one, as scikit-learn takes them."""
+    places = [(row, step) for row in range(mask.shape[0]) for step in range(mask.shape[1]) if mask[row, step]]
+    return [latents[place].tolist() for place in places], [int(labels[place]) for place in places]
+
+
+def of_steps(seed, count=30, num_steps=6):
+    """Return trajectories that hold the label of each step, these labels, and a mask of any lengths."""
+    latents, labels = data(seed, count * num_steps, noise=0.5)
+    mask = torch.arange(num_steps) < torch.randint(1, num_steps + 1, (count, 1), generator=Tensors(seed).generator)
+    return latents.reshape(count, num_steps, 4), labels.reshape(count, num_steps), mask
+
+
+@given(seed=seeds(), masked=st.booleans(), kind=st.sampled_from(["linear", "mlp"]))
+@settings(max_examples=6)  # each fits two probes
+def test_a_probe_of_steps_is_scikit_learns_of_the_steps_that_count(seed, masked, kind):
+    train = of_steps(seed)
+    test = [of[:10, :4] for of in of_steps(seed + 1)]  # other lengths
+    masks = {"train_mask": train[2], "test_mask": test[2]}
+    if not masked:
+        train, test = ((latents, labels, torch.ones_like(mask)) for latents, labels, mask in (train, test))
+        masks = {}
+    scores = probe(*train[:2], *test[:2], **masks, kind=kind, max_iterations=50)
+    (x, y), (x_test, y_test) = flattened(*train), flattened(*test)
+    scaler = StandardScaler().fit(x)
+    classifier = MLPClassifier((128,), random_state=0) if kind == "mlp" else LogisticRegression()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.set_params(max_iter=50).fit(scaler.transform(x), y)
+    correct = [a == b for a, b in zip(classifier.predict(scaler.transform(x_test)), y_test, strict=True)]
+    assert scores.accuracy == pytest.approx(sum(correct) / len(correct))
+    assert scores.chance == pytest.approx(max(map(y_test.count, y_test)) / len(y_test))
+
+
+def test_what_stands_where_nothing_counts_changes_no_score():
+    latents, labels, mask = of_steps(0)
+    masks = {"train_mask": mask, "test_mask": mask}
+    wanted = probe(latents, labels, latents, labels, **masks)
+    latents, labels = latents.masked_fill(~mask.unsqueeze(-1), torch.nan), labels.masked_fill(~mask, 99)
+    assert probe(latents, labels, latents, labels, **masks) == wanted
+    masks = {name: value.tolist() for name, value in masks.items()}
+    assert probe(latents.tolist(), labels.tolist(), latents.numpy(), labels.numpy(), **masks) == wanted
+    with pytest.raises(ValueError, match="^test_latents: not all"):
+        probe(latents, labels, latents, labels, train_mask=mask)
+
+
+def test_a_table_of_steps_says_which_latent_tells_the_step_and_which_the_sequence():
+    z, word, mask = of_steps(0, 200)
+    who = torch.arange(200) % 2
+    s = torch.stack([who, 1 - who], 1).double()
+    latents = {"s": s.unsqueeze(1).expand(-1, 6, -1), "z": z}
+    labels = {"who": who.unsqueeze(1).expand(-1, 6), "word": word}
+    first, second = (
+        [{name: of[half] for name, of in each.items()} for each in (latents, labels)]
+        for half in (slice(100), slice(100, 200))
+    )
+    masks = {"train_mask": mask[:100], "test_mask": mask[100:]}
+    table = probe_table(*first, *second, **masks)
+    assert table["z"]["word"] == probe(z[:100], word[:100], z[100:], word[100:], **masks)
+    assert table["z"]["word"].accuracy > 0.7
+    assert table["s"]["who"].accuracy == 1
+    for site, factor in (("s", "word"), ("z", "who")):
+        assert table[site][factor].accuracy < table[site][factor].chance + 0.1
 
 
 @given(order=st.permutations(range(3)))

@@ -105,6 +105,7 @@ from seqdisent.metrics import (
 from seqdisent.plotting import (
     film_strip,
     plot_error_over_time,
+    plot_heatmap,
     plot_ledger,
     plot_schedules,
     save_gif,
@@ -313,7 +314,7 @@ def measures(train: Clips, held_out: Clips, frames: Tensor, latents: Tensor, lab
     assert_type(generation_scores(said, said, judge.num_classes), dict[str, GenerationScores])
 
     assert_type(probe(latents, labels, latents, labels, kind="mlp"), ProbeScores)
-    table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels})
+    table = probe_table({"s": latents}, {"who": labels}, {"s": latents}, {"who": labels}, train_mask=labels > 0)
     assert_type(table["s"]["who"].accuracy, float)
     print(agreement, diversity, distance)
 
@@ -354,10 +355,11 @@ def pictures(clips: Tensor, folder: Path) -> list[Path]:
     table = swap_table(clips, clips, clips[None])
     fade: Callable[[float], float] = lambda step: 0.9**step  # noqa: E731
     return [
-        save_png(film_strip(clips, gap=1), folder / "strip.png", scale=2),
+        save_png(film_strip(clips, gap=1, mask=clips > 0), folder / "strip.png", scale=2),
         save_gif(table, str(folder / "table.gif"), frames_per_second=4),
         plot_schedules({"z": schedules(), "fade": fade}, 100, folder / "schedules.png"),
         plot_ledger([folder / "metrics.csv"], folder / "ledger.png"),
+        plot_heatmap({"data": clips}, folder / "map.png", observed={"data": clips > 0}, limits=(0, 1), names=["a"]),
         plot_error_over_time({"model": clips}, folder / "error.png", trained_on=16),
     ]
 
