@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO
 from reference import kalman_log_evidence
 from strategies import mask_of
 
-from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
+from seqdisent import IndependentSteps, elbo_terms, forecast, generate, infer, reconstruct, swap
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Clips
 
@@ -226,16 +226,20 @@ class Gaussian(torch.nn.Module):
             pyro.sample("z", self.steps(frames / 2, self.variance**0.5, mask))
 
     def steps(self, loc, scale, mask):
-        return pyro.distributions.Normal(loc, scale).to_event(1).mask(mask).to_event(1)
+        return IndependentSteps(pyro.distributions.Normal(loc, scale).to_event(1), mask)
 
 
-def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 6, 10_000])
+def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch, at_once):
     chorales = importlib.import_module("chorales")
     frames = torch.zeros(4, 3, 1).byte()
     frames[1] = 255  # of a piece that is shorter than the others, so that it matters what is averaged first
     clips = Clips(frames, lengths=torch.tensor([3, 1, 2, 3]))
-    monkeypatch.setattr(chorales, "SAMPLES", 2000)
-    found = chorales.likelihood(Gaussian(), clips, num_particles=4000, seed=0)
+    monkeypatch.setattr(chorales, "SAMPLES", 1000)
+    monkeypatch.setattr(chorales, "STEPS", at_once)
+    monkeypatch.setattr(chorales, "STEPS_OF_PARTICLES", 2000 * at_once)
+    near = torch.tensor([True, False, False, True])
+    found, others = chorales.likelihood(Gaussian(), clips, num_particles=2000, seeds=[0], near=near)
     x, real, length = frames[..., 0] / 255.0, clips.mask, clips.lengths
     evidence = torch.where(real, -0.25 * x.square() - 0.5 * math.log(4 * math.pi), 0.0).sum(1)
     # of a step: KL(N(x/2, v) || N(x/2, 1/2)), and that from the prior
@@ -243,34 +247,24 @@ def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch):
     kl = torch.where(real, 0.5 * (Gaussian.variance + (x / 2).square() - 1 - math.log(Gaussian.variance)), 0.0)
     steps = length.sum().item()
     assert found["importance-sampled"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
-    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.01)
-    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.01)
-    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.01)
-    assert found["particles"] == 4000
+    assert found["particle filter"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
+    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.02)
+    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.02)
+    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.02)
+    assert (found["particles"], found["pieces"], others["pieces"]) == (2000, 4, 2)
+    assert others["importance-sampled"] == pytest.approx(-evidence[1:3].sum().item() / 3, abs=0.01)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
-def test_particle_filter_estimates_the_kalman_evidence(threshold):
-    filtered_evidence = importlib.import_module("chorales").filtered_evidence
-    normal = lambda loc, scale: pyro.distributions.Normal(loc, scale).to_event(1)  # noqa: E731
-    torch.manual_seed(0)
-    x, mask = torch.randn(3, 6, 1, dtype=torch.float64), mask_of([6, 2, 4])
-
-    def steps(z_prev, t):
-        target = normal(torch.zeros(3, 1).double() if z_prev is None else 0.9 * z_prev, 0.5 if t else 1.0)
-        proposal = normal(0.5 * (target.mean + x[:, t]), 0.8)  # neither the prior nor the posterior
-        return proposal, target, lambda z: normal(z, 0.8).log_prob(x[:, t])
-
-    one = lambda value: torch.full((1, 1), value, dtype=torch.float64)  # noqa: E731
-    none = torch.zeros(1).double()
-    moves, seen = (one(0.9), none, one(0.25)), (one(1.0), none, one(0.64))
-    wanted = [
-        kalman_log_evidence(none, one(1.0), [moves] * length, seen, x[i, :length]) for i, length in enumerate([6, 2, 4])
-    ]
-    runs = torch.stack([filtered_evidence(steps, mask, num_particles=500, threshold=threshold) for _ in range(50)])
-    error = runs.std(0) / len(runs) ** 0.5
-    assert error.max() < 0.03
-    assert ((runs.mean(0) - torch.stack(wanted)).abs() < 4 * error + 0.005).all()  # 0.005: a log's bias, error**2 / 2
+def test_estimates_of_several_seeds_are_averaged():
+    chorales = importlib.import_module("chorales")
+    clips = Clips(torch.zeros(2, 3, 1).byte())
+    single = [chorales.likelihood(Gaussian(), clips, num_particles=2, seeds=[seed])[0] for seed in (3, 4, 5)]
+    (found,) = chorales.likelihood(Gaussian(), clips, num_particles=2, seeds=[3, 4, 5])
+    for name in ("bound per step", "importance-sampled", "particle filter"):
+        values = torch.tensor([figures[name] for figures in single], dtype=torch.float64)
+        assert found[name] == pytest.approx(values.mean().item())
+        assert found[f"{name}, deviation of 3 seeds"] == pytest.approx(values.std().item())
+        assert values.std() > 0
 
 
 @torch.no_grad()
@@ -420,22 +414,26 @@ def test_command_line_of_models_of_clips(tmp_path, name, arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments"), [("dmm", []), ("dmm", ["--flow"]), ("vrnn", []), ("srnn", [])])
-def test_command_line_of_models_of_chorales(tmp_path, data_root, name, arguments):
+def test_command_line_of_models_of_music(tmp_path, data_root, name, arguments):
     done = run(name, "--preset", "tiny", "--run-dir", tmp_path / "run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    estimates = {"bound per step", "mean of pieces' bounds", "importance-sampled"}
+    estimates = {"bound per step", "mean of pieces' bounds", "importance-sampled", "particle filter"}
     assert estimates <= metrics["test"].keys() == metrics["valid"].keys() == metrics["train"].keys()
     assert metrics["test"]["importance-sampled"] < metrics["test"]["bound per step"]
+    assert (metrics["test"]["pieces"], metrics["test without near-duplicates"]["pieces"]) == (77, 42)
     assert (tmp_path / "run" / "rolls.png").stat().st_size > 0
+    kept, best = (torch.load(tmp_path / "run" / file, weights_only=True) for file in ("model.pt", "training/best.ckpt"))
+    assert all(torch.equal(tensor, best["state_dict"][f"network.{key}"]) for key, tensor in kept.items())
     if name == "dmm":
         sizes = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["plan"]["sizes"]
         assert sizes["num_flows"] == len(arguments)
     if name != "dmm":
         return
-    again = run(name, "likelihood", tmp_path / "run", "--num-particles", "30")
+    again = run(name, "likelihood", tmp_path / "run", "--num-particles", 30, "--splits", "test", "--seeds", 1, 2)
     assert again.returncode == 0, again.stdout + again.stderr
     more = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert more["test"]["particles"] == 30
+    assert more["test"]["particle filter, deviation of 2 seeds"] < 0.1
     assert more["test"]["particle filter"] < more["test"]["importance-sampled"]
     assert more["valid"] == metrics["valid"]
