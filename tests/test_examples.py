@@ -229,17 +229,17 @@ class Gaussian(torch.nn.Module):
         return IndependentSteps(pyro.distributions.Normal(loc, scale).to_event(1), mask)
 
 
-@pytest.mark.parametrize("at_once", [1, 6, 10_000])
+@pytest.mark.parametrize("at_once", [6, 10_000])
 def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch, at_once):
     chorales = importlib.import_module("chorales")
     frames = torch.zeros(4, 3, 1).byte()
     frames[1] = 255  # of a piece that is shorter than the others, so that it matters what is averaged first
     clips = Clips(frames, lengths=torch.tensor([3, 1, 2, 3]))
-    monkeypatch.setattr(chorales, "SAMPLES", 1000)
+    monkeypatch.setattr(chorales, "SAMPLES", 600)
     monkeypatch.setattr(chorales, "STEPS", at_once)
-    monkeypatch.setattr(chorales, "STEPS_OF_PARTICLES", 2000 * at_once)
+    monkeypatch.setattr(chorales, "STEPS_OF_PARTICLES", 800 * at_once)
     near = torch.tensor([True, False, False, True])
-    found, others = chorales.likelihood(Gaussian(), clips, num_particles=2000, seeds=[0], near=near)
+    found, others = chorales.likelihood(Gaussian(), clips, num_particles=800, seeds=[0], near=near)
     x, real, length = frames[..., 0] / 255.0, clips.mask, clips.lengths
     evidence = torch.where(real, -0.25 * x.square() - 0.5 * math.log(4 * math.pi), 0.0).sum(1)
     # of a step: KL(N(x/2, v) || N(x/2, 1/2)), and that from the prior
@@ -248,10 +248,10 @@ def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch, at_on
     steps = length.sum().item()
     assert found["importance-sampled"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
     assert found["particle filter"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
-    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.02)
-    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.02)
-    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.02)
-    assert (found["particles"], found["pieces"], others["pieces"]) == (2000, 4, 2)
+    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.03)
+    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.03)
+    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.03)
+    assert (found["particles"], found["pieces"], others["pieces"]) == (800, 4, 2)
     assert others["importance-sampled"] == pytest.approx(-evidence[1:3].sum().item() / 3, abs=0.01)
 
 

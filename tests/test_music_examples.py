@@ -188,7 +188,7 @@ class _Stop(Exception):
 def test_a_run_that_was_stopped_chooses_the_same_model(chorales, tmp_path):
     """Averages, patience, dropout and transposition go on where they were."""
     settings = importlib.import_module("settings")
-    example, plan = plan_of(settings, "--plan.num_steps=9", "--plan.averaging=0.7", "--plan.patience=2")
+    example, plan = plan_of(settings, "--plan.num_steps=12", "--plan.averaging=0.7", "--plan.learning_rate=3")
     generator = torch.Generator().manual_seed(0)
     frames = (torch.rand(6, 12, 88, generator=generator) < 0.05).to(torch.uint8)
     data = importlib.import_module("music").Data(*(Clips(frames[i : i + 2], scale=1) for i in (0, 2, 4)))
@@ -206,13 +206,18 @@ def test_a_run_that_was_stopped_chooses_the_same_model(chorales, tmp_path):
 
         training.draw = draw_or_stop
         train_stages(
-            network, {"training": lambda: training}, folder, validate_every=2, checkpoint_every=1, patience=2,
+            network, {"training": lambda: training}, folder, validate_every=2, checkpoint_every=1, patience=3,
             averaging=plan.averaging, progress_bar=False, accelerator="cpu", loggers=[], **options,
         )  # fmt: skip
 
     run(tmp_path / "whole")
+    steps = [
+        torch.load(tmp_path / f"whole/training/{file}.ckpt", weights_only=True)["global_step"]
+        for file in ("best", "last")
+    ]
+    assert steps in ([2, 8], [4, 10])  # it soon learns nothing more at this rate, and patience ends it
     with pytest.raises(_Stop):
-        run(tmp_path / "stopped", stop_at=5)
+        run(tmp_path / "stopped", stop_at=7)
     run(tmp_path / "stopped", resume=True)
     for file in ("best.ckpt", "last.ckpt"):
         whole, stopped = (
