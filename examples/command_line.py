@@ -4,7 +4,7 @@ A run is a folder:
 
     config.yaml    what was asked for, presets and all; `--config` takes it again
     stage1/ ...    a folder a stage: last.ckpt (to resume), logs/ (CSV), tensorboard/, model.pt (its finished weights)
-    model.pt       the weights at the end
+    model.pt       the weights at the end; the best ones by validation, where the data have pieces for it
     metrics.json   the numbers, on data that training never saw
     *.png, *.gif   the pictures
 """
@@ -109,14 +109,20 @@ def train(example: Example, run: Path, argv: list[str], *, resume: bool) -> None
     network, plan = network_of(example, settings), example.plan_of(settings)
     if not started and is_main_process():
         write_settings(example, settings, run / "config.yaml")
+    validated = {} if example.task.validation is None else {"validation": partial(example.task.validation, data)}
+    stages = {
+        name: partial(stage, network, plan, data.train, settings.seed, **validated)
+        for name, stage in example.stages.items()
+    }
     trainings = train_stages(
-        network,
-        {name: partial(stage, network, plan, data.train, settings.seed) for name, stage in example.stages.items()},
-        run, resume=resume, clip_norm=plan.clip_norm, checkpoint_every=plan.checkpoint_every,
+        network, stages, run, resume=resume, clip_norm=plan.clip_norm, checkpoint_every=plan.checkpoint_every,
+        **{name: getattr(plan, name) for name in ("validate_every", "patience", "averaging") if validated},
         **{name: settings[name] for name in ("accelerator", "devices", "num_nodes", "precision")},
     )  # fmt: skip
     if not is_main_process():
         return
+    if validated:
+        load_weights(network, run / list(trainings)[-1] / "best.ckpt")
     network.float().eval()
     numbers, written = example.task.measure(example, network, data, run, settings)
     numbers["minutes"] = {name: read_json(run / name / "minutes.json") for name in trainings}

@@ -14,10 +14,12 @@ from seqdisent import AnnealingSchedule, IndependentSteps, NormalHead, fill_padd
 READ_AT_ONCE = ("cpu",)  # devices whose values can be looked at without waiting for them
 
 
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers from size to size, with ReLU between them."""
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers from size to size, with ReLU between them, and dropout after it, if any."""
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 
 
 def normal_mlp(*sizes: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,6 +42,7 @@ class Task(NamedTuple):
     load: Callable[..., Any]  # from the settings (and download=): has .train and .held_out
     measure: Callable[..., tuple[dict[str, Any], list[Path]]]  # example, network, data, folder, settings
     commands: Mapping[str, Command]
+    validation: Callable[[Any], Iterable[Any]] | None = None  # of the data: batches that choose among a run's models
 
     def on(self, data: str) -> Task:
         """Return this with other data where none is asked for."""

@@ -1,12 +1,13 @@
-"""A stochastic recurrent network of polyphonic music (Fraccaro et al., NeurIPS 2016), on Bach's chorales.
+"""A stochastic recurrent network of polyphonic music (Fraccaro et al., NeurIPS 2016).
 
     python examples/srnn.py                        train, then measure the estimates of the likelihood
+    python examples/srnn.py --data nottingham      other music: musedata, piano-midi
     python examples/srnn.py likelihood RUN --num-particles 1000
 
 A recurrent network reads the chords alone, d_t = f(d_{t-1}, x_{t-1}); above it z is a chain of its own. The guide
 smooths: a second network reads {d_t, x_t} from the end, and the location of q is that of p plus a correction. When the
 model goes on by itself, it reads back the keys that it draws; of means, those that are likelier pressed than not. The
-command line is in `command_line.py`, data in `chorales.py`.
+command line is in `command_line.py`, training and estimates in `chorales.py`, data in `music.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from chorales import CHORALES
-from command_line import main, single_stage
+from chorales import MUSIC, MusicPlan, training
+from command_line import main
 from parts import bernoulli, mlp, normal_mlp, pressed, real_frames, uniform_noise
 from settings import Example
 from torch import nn
@@ -81,7 +82,7 @@ class SRNN(nn.Module):
         return pressed(self.emission(torch.cat([z, d], -1)), noise)
 
 
-EXAMPLE = Example("srnn", __doc__, CHORALES, SRNN, {"training": single_stage}, motion=("z",), history=True)
+EXAMPLE = Example("srnn", __doc__, MUSIC, SRNN, {"training": training}, plan=MusicPlan, motion=("z",), history=True)
 
 if __name__ == "__main__":
     main(EXAMPLE)

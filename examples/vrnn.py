@@ -1,20 +1,21 @@
-"""A variational recurrent network of polyphonic music (Chung et al., NeurIPS 2015), on Bach's chorales.
+"""A variational recurrent network of polyphonic music (Chung et al., NeurIPS 2015).
 
     python examples/vrnn.py                        train, then measure the estimates of the likelihood
+    python examples/vrnn.py --data nottingham      other music: musedata, piano-midi
     python examples/vrnn.py likelihood RUN --num-particles 1000
 
 Everything reads the state h_t that a recurrent network carries, which has seen all z and x before t. The paper's h is
 one step further on: its h_{t-1} is our h_t. It also has a network between z and whatever reads z. When the model goes
 on by itself, it reads back the keys that are likelier pressed than not, so that h is a function of z. The command line
-is in `command_line.py`, data in `chorales.py`.
+is in `command_line.py`, training and estimates in `chorales.py`, data in `music.py`.
 """
 
 from __future__ import annotations
 
 import pyro
 import torch
-from chorales import CHORALES
-from command_line import main, single_stage
+from chorales import MUSIC, MusicPlan, training
+from command_line import main
 from parts import bernoulli, mlp, normal_mlp, pressed, real_frames, uniform_noise
 from settings import Example
 from torch import nn
@@ -69,7 +70,7 @@ class VRNN(nn.Module):
         return pressed(self.emission(torch.cat([z, state], -1)), noise)
 
 
-EXAMPLE = Example("vrnn", __doc__, CHORALES, VRNN, {"training": single_stage}, motion=("z",), history=True)
+EXAMPLE = Example("vrnn", __doc__, MUSIC, VRNN, {"training": training}, plan=MusicPlan, motion=("z",), history=True)
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -25,6 +25,7 @@ WITHOUT_EXAMPLE = {
     "seqdisent.datasets.SpriteRenderer": "needs the sheets",
     "seqdisent.datasets.jsb_chorales": "needs the chorales' file",
     "seqdisent.datasets.moving_mnist": "needs MNIST's files",
+    "seqdisent.datasets.polyphonic_music": "needs a set's file",
     "seqdisent.datasets.sprites": "needs the sheets",
     "seqdisent.evaluation.Evaluation": "evaluate shows it",
     "seqdisent.inference.Imputed": "impute shows it",

@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO
 from reference import kalman_log_evidence
 from strategies import mask_of
 
-from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
+from seqdisent import IndependentSteps, elbo_terms, forecast, generate, infer, reconstruct, swap
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Clips
 
@@ -226,16 +226,20 @@ class Gaussian(torch.nn.Module):
             pyro.sample("z", self.steps(frames / 2, self.variance**0.5, mask))
 
     def steps(self, loc, scale, mask):
-        return pyro.distributions.Normal(loc, scale).to_event(1).mask(mask).to_event(1)
+        return IndependentSteps(pyro.distributions.Normal(loc, scale).to_event(1), mask)
 
 
-def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch):
+@pytest.mark.parametrize("at_once", [6, 10_000])
+def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch, at_once):
     chorales = importlib.import_module("chorales")
     frames = torch.zeros(4, 3, 1).byte()
     frames[1] = 255  # of a piece that is shorter than the others, so that it matters what is averaged first
     clips = Clips(frames, lengths=torch.tensor([3, 1, 2, 3]))
-    monkeypatch.setattr(chorales, "SAMPLES", 2000)
-    found = chorales.likelihood(Gaussian(), clips, num_particles=4000, seed=0)
+    monkeypatch.setattr(chorales, "SAMPLES", 600)
+    monkeypatch.setattr(chorales, "STEPS", at_once)
+    monkeypatch.setattr(chorales, "STEPS_OF_PARTICLES", 800 * at_once)
+    near = torch.tensor([True, False, False, True])
+    found, others = chorales.likelihood(Gaussian(), clips, num_particles=800, seeds=[0], near=near)
     x, real, length = frames[..., 0] / 255.0, clips.mask, clips.lengths
     evidence = torch.where(real, -0.25 * x.square() - 0.5 * math.log(4 * math.pi), 0.0).sum(1)
     # of a step: KL(N(x/2, v) || N(x/2, 1/2)), and that from the prior
@@ -244,10 +248,23 @@ def test_likelihoods_are_those_of_a_model_whose_own_are_known(monkeypatch):
     steps = length.sum().item()
     assert found["importance-sampled"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
     assert found["particle filter"] == pytest.approx(-evidence.sum().item() / steps, abs=0.01)
-    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.01)
-    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.01)
-    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.01)
-    assert found["particles"] == 4000
+    assert found["bound per step"] == pytest.approx((gap - evidence).sum().item() / steps, abs=0.03)
+    assert found["mean of pieces' bounds"] == pytest.approx(((gap - evidence) / length).mean().item(), abs=0.03)
+    assert found["KL per step"] == pytest.approx(kl.sum().item() / steps, abs=0.03)
+    assert (found["particles"], found["pieces"], others["pieces"]) == (800, 4, 2)
+    assert others["importance-sampled"] == pytest.approx(-evidence[1:3].sum().item() / 3, abs=0.01)
+
+
+def test_estimates_of_several_seeds_are_averaged():
+    chorales = importlib.import_module("chorales")
+    clips = Clips(torch.zeros(2, 3, 1).byte())
+    single = [chorales.likelihood(Gaussian(), clips, num_particles=2, seeds=[seed])[0] for seed in (3, 4, 5)]
+    (found,) = chorales.likelihood(Gaussian(), clips, num_particles=2, seeds=[3, 4, 5])
+    for name in ("bound per step", "importance-sampled", "particle filter"):
+        values = torch.tensor([figures[name] for figures in single], dtype=torch.float64)
+        assert found[name] == pytest.approx(values.mean().item())
+        assert found[f"{name}, deviation of 3 seeds"] == pytest.approx(values.std().item())
+        assert values.std() > 0
 
 
 @torch.no_grad()
@@ -397,7 +414,7 @@ def test_command_line_of_models_of_clips(tmp_path, name, arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments"), [("dmm", []), ("dmm", ["--flow"]), ("vrnn", []), ("srnn", [])])
-def test_command_line_of_models_of_chorales(tmp_path, data_root, name, arguments):
+def test_command_line_of_models_of_music(tmp_path, data_root, name, arguments):
     done = run(name, "--preset", "tiny", "--run-dir", tmp_path / "run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -405,15 +422,19 @@ def test_command_line_of_models_of_chorales(tmp_path, data_root, name, arguments
     assert estimates <= metrics["test"].keys() == metrics["valid"].keys() == metrics["train"].keys()
     assert metrics["test"]["importance-sampled"] < metrics["test"]["bound per step"]
     assert metrics["test"]["particle filter"] < metrics["test"]["bound per step"]
+    assert (metrics["test"]["pieces"], metrics["test without near-duplicates"]["pieces"]) == (77, 42)
     assert (tmp_path / "run" / "rolls.png").stat().st_size > 0
+    kept, best = (torch.load(tmp_path / "run" / file, weights_only=True) for file in ("model.pt", "training/best.ckpt"))
+    assert all(torch.equal(tensor, best["state_dict"][f"network.{key}"]) for key, tensor in kept.items())
     if name == "dmm":
         sizes = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["plan"]["sizes"]
         assert sizes["num_flows"] == len(arguments)
     if name != "dmm":
         return
-    again = run(name, "likelihood", tmp_path / "run", "--num-particles", "30")
+    again = run(name, "likelihood", tmp_path / "run", "--num-particles", 30, "--splits", "test", "--seeds", 1, 2)
     assert again.returncode == 0, again.stdout + again.stderr
     more = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert more["test"]["particles"] == 30
+    assert more["test"]["particle filter, deviation of 2 seeds"] < 0.1
     assert more["test"]["particle filter"] < more["test"]["importance-sampled"]
     assert more["valid"] == metrics["valid"]

@@ -6,7 +6,7 @@ from seqdisent.datasets.files import load_clips, load_frames
 from seqdisent.datasets.moving_mnist import MovingMNISTRenderer, moving_mnist
 from seqdisent.datasets.mug import mug
 from seqdisent.datasets.pendulum import PendulumRenderer, pendulum, render_pendulum
-from seqdisent.datasets.polyphonic import jsb_chorales
+from seqdisent.datasets.polyphonic import jsb_chorales, polyphonic_music
 from seqdisent.datasets.renderer import Renderer
 from seqdisent.datasets.scaler import Scaler
 from seqdisent.datasets.sequence_files import load_sequences
@@ -30,6 +30,7 @@ __all__ = [
     "moving_mnist",
     "mug",
     "pendulum",
+    "polyphonic_music",
     "render_pendulum",
     "sequences_from_table",
     "sprites",

@@ -61,6 +61,7 @@ from seqdisent.datasets import (
     moving_mnist,
     mug,
     pendulum,
+    polyphonic_music,
     render_pendulum,
     sprites,
 )
@@ -255,6 +256,7 @@ def data(folder: Path) -> Clips:
         assert_type(drawn.frames, Tensor)
     assert_type(held_out.true_swap(0, 1), Tensor)
     more = [sprites(), moving_mnist(seed=1), mug(folder), jsb_chorales(split="test"), load_clips(folder)]
+    more.append(polyphonic_music("musedata", split="test"))
     frames = load_frames(folder, channels=3)
     pixels = render_pendulum(torch.zeros(2), torch.ones(3))
     own: Renderer = SpriteRenderer(frames)
