@@ -176,7 +176,7 @@ class Walk(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a = nn.Parameter(torch.tensor(0.2).double())
+        self.a = nn.Parameter(torch.tensor(0.0).double())
         self.q = nn.Parameter(torch.tensor([0.3, 0.4]).double())
 
     def prior(self, num_sequences, num_steps):
@@ -185,12 +185,13 @@ class Walk(nn.Module):
             torch.zeros(num_sequences, 1).double(), one, self.a * one[:, None], 0.5 * one, num_steps
         )
 
-    def model(self, x, mask=None):
+    def model(self, x):
         with pyro.plate("sequences", len(x)):
-            z = pyro.sample("z", self.prior(*x.shape[:2]))
+            chain = MarkovChain(normal(torch.zeros_like(x[:, 0]), 1.0), lambda z: normal(self.a * z, 0.5), x.shape[1])
+            z = pyro.sample("z", chain)
             pyro.sample("x", IndependentSteps(normal(z, 0.7)), obs=x)
 
-    def guide(self, x, mask=None):
+    def guide(self, x):
         step = lambda z, x: normal(self.q[0] * z + self.q[1] * x, 0.5)  # noqa: E731
         with pyro.plate("sequences", len(x)):
             first = normal(self.q[1] * x[:, 0], 0.5)
@@ -201,7 +202,7 @@ class Walk(nn.Module):
         return self.prior(*x.shape[:2]).filter(x, LinearEmission(one[:, None], 0.7 * one)).log_evidence.sum(-1).mean()
 
 
-def walked(num_sequences=16, num_steps=15, a=0.9):
+def walked(num_sequences=16, num_steps=8, a=0.95):
     tensors, z, x = Tensors(4), 0.0, []
     for t in range(num_steps):
         z = a * z + (0.5 if t else 1.0) * tensors.normal(num_sequences, 1)
@@ -210,10 +211,10 @@ def walked(num_sequences=16, num_steps=15, a=0.9):
 
 
 def training(network, x, **options):
-    options = {"num_particles": 4, "objective": "fivo", "num_steps": 200, **options}
+    options = {"num_particles": 4, "objective": "fivo", "num_steps": 40, **options}
     return ELBOTraining(
         network, network.model, network.guide, lambda _: x, arguments=lambda x: (x,), seed=1,
-        learning_rate=AnnealingSchedule.constant(0.02), validation=[x[:5], x[5:]], **options,
+        learning_rate=AnnealingSchedule.constant(0.05), validation=[x[:5], x[5:]], **options,
     )  # fmt: skip
 
 
