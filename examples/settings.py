@@ -64,7 +64,7 @@ class Plan:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     checkpoint_every: int = 500
-    objective: Literal["elbo", "stl", "iwae", "dreg"] = "elbo"  # as of ELBOTraining; the last two without `annealed`
+    objective: Literal["elbo", "stl", "iwae", "dreg", "fivo"] = "elbo"  # the last three without `annealed`
     num_particles: int = 1
 
 

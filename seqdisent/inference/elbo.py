@@ -63,12 +63,14 @@ def elbo_terms(
         kl: closed form where there is one ("analytic"), or Monte Carlo for every site. None: the first with the
             objective ``"elbo"``, the second with the others, which need the density of the sample.
         objective: what :meth:`ELBOTerms.bound` returns: ``"elbo"``, ``"stl"`` (the same, with the path derivative),
-            ``"iwae"`` (the importance-weighted bound of K particles) or ``"dreg"`` (the same, doubly reparameterised).
-            The terms are the same for all. For ``"stl"`` the guide runs a second time, for ``"dreg"`` both programs
-            do, with the same noise; under ``torch.no_grad()`` none does.
+            ``"iwae"`` (the importance-weighted bound of K particles), ``"dreg"`` (the same, doubly reparameterised) or
+            ``"fivo"`` (the log-evidence of :func:`seqdisent.particles.filter`, whose particles are resampled between
+            steps). The terms of the first four are the same. For ``"stl"`` the guide runs a second time, for ``"dreg"``
+            both programs do, with the same noise; under ``torch.no_grad()`` none does. Those of ``"fivo"`` are of the
+            filter's particles, each step at what that step drew.
         num_particles: K samples of the guide.
         vectorize_particles: draw them in one run, in a plate to the left of all others. To find that place, both
-            programs run once more, without particles or gradient.
+            programs run once more, without particles or gradient. ``"fivo"`` always does.
         **kwargs: given to both.
 
     Raises:
@@ -78,7 +80,7 @@ def elbo_terms(
             a model that observes nothing; an observed site that counts steps which are padding in a latent; NaN that
             an observed site counts and its distribution refuses; an unknown `kl` or `objective`; ``kl="analytic"`` with
             another objective than ``"elbo"``; with ``"stl"`` or ``"dreg"``, a point (Delta) in the guide whose gradient
-            would be silently wrong.
+            would be silently wrong; with ``"fivo"``, programs that :func:`seqdisent.particles.filter` refuses.
         RuntimeError: a program that fails with a particle dimension on the left of its own.
         TypeError: a chain's step mask that is not bool.
 
@@ -112,6 +114,11 @@ def elbo_terms(
     check_objective(objective)
     check_positive(num_particles=num_particles)
     analytic = check_kl(objective, kl) == "analytic"
+    if objective == "fivo":
+        from seqdisent.particles.bound import filtered_terms  # the filter is built on the ledger's parts
+
+        is_stacked = num_particles > 1 or vectorize_particles
+        return filtered_terms(model, guide, args, kwargs, num_particles=num_particles, is_stacked=is_stacked)
     how = analytic, objective, num_particles > 1
     if num_particles == 1 and not vectorize_particles:
         return _one_run(model, guide, args, kwargs, *how, None)

@@ -11,6 +11,8 @@ Model and guide may share parameters, and a guide's site may read another one, s
 be detached. Instead guide (and model) run a second time on the same draws, held fixed: what that run gives has the
 second and third part as its gradient, and nothing else.
 
+``"fivo"`` draws in another way, step by step with a resampling in between; its terms come from a particle filter.
+
 A further objective has a name in :data:`Objective` and a function in :func:`bound_of`.
 """
 
@@ -36,9 +38,9 @@ from seqdisent.inference.scoring import Scores, score, score_guide
 if TYPE_CHECKING:
     from seqdisent.inference.terms import ELBOTerms
 
-Objective = Literal["elbo", "iwae", "stl", "dreg"]
+Objective = Literal["elbo", "iwae", "stl", "dreg", "fivo"]
 KL = Literal["analytic", "monte-carlo"]
-IMPORTANCE_WEIGHTED = ("iwae", "dreg")  # the bound of several draws at once; it has no weights of terms
+OF_ALL_DRAWS = {"iwae": "iwae", "dreg": "iwae", "fivo": "fivo"}  # {objective without weights of terms: its bound}
 
 
 def check_objective(objective: Any) -> None:
@@ -63,7 +65,7 @@ def check_kl(objective: Objective, kl: KL | None) -> KL:
 
 def check_unweighted(objective: Any, weights: Mapping[str, Any] | None) -> None:
     """Raise ValueError if terms are weighted that make up an importance weight."""
-    if weights and objective in IMPORTANCE_WEIGHTED:
+    if weights and objective in OF_ALL_DRAWS:
         raise ValueError(
             f"weights: got {sorted(weights)} with objective={objective!r}, whose importance weights are densities and "
             'cannot be weighted by term; expected none, or objective="elbo" or "stl"'
@@ -85,6 +87,8 @@ class Held(NamedTuple):
 def bound_of(terms: ELBOTerms, weights: Mapping[str, float | Tensor] | None) -> Tensor:
     """Return the bound of each sequence under the ledger's objective, with its estimate of the gradient."""
     check_unweighted(terms.objective, weights)
+    if terms.log_evidence is not None:
+        return terms.log_evidence
     if terms.objective == "iwae":
         return terms.importance_weighted()
     if terms.objective == "stl":

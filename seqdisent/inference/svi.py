@@ -21,7 +21,7 @@ class DecomposedELBO(ELBO):
     Args:
         weights: {site: weight of its term}; 1 for the others. To anneal, build one for each step.
         kl: as of :func:`elbo_terms`.
-        objective: likewise; ``"iwae"`` and ``"dreg"`` take no `weights`.
+        objective: likewise; ``"iwae"``, ``"dreg"`` and ``"fivo"`` take no `weights`.
         num_particles: likewise; ``"elbo"`` and ``"stl"`` average their bounds.
         vectorize_particles: likewise.
 

@@ -59,6 +59,7 @@ class ELBOTerms:
         num_particles: K, or None where terms have no particle dimension.
         objective: what :meth:`bound` returns.
         held: the same draws scored once more, held fixed, for the gradient of an objective that needs it; else None.
+        log_evidence: (B,), the particle filter's estimate under ``"fivo"``; else None.
     """
 
     terms: dict[str, Term]
@@ -66,6 +67,7 @@ class ELBOTerms:
     num_particles: int | None
     objective: Objective = "elbo"
     held: Held | None = None
+    log_evidence: Tensor | None = None
 
     def __repr__(self) -> str:
         means = [f"{term.kind}[{term.name!r}]={term.value.detach().mean().item():.4g}" for term in self.terms.values()]
@@ -120,16 +122,18 @@ class ELBOTerms:
         ``stl``    :meth:`elbo`                                      without the guide's score, which has mean 0
         ``iwae``   :meth:`importance_weighted`                       of the bound as it stands
         ``dreg``   :meth:`importance_weighted`                       doubly reparameterised
+        ``fivo``   the log-evidence of a particle filter             of the bound, the ancestors held constant
         =========  ================================================  ============================================
 
         Args:
-            weights: as of :meth:`elbo`; none with ``iwae`` and ``dreg``.
+            weights: as of :meth:`elbo`; none with ``iwae``, ``dreg`` and ``fivo``.
 
         Returns:
             (B,), or () without a plate, in nats.
 
         Raises:
-            ValueError: as :meth:`elbo` and :meth:`importance_weighted`; weights with ``iwae`` or ``dreg``.
+            ValueError: as :meth:`elbo` and :meth:`importance_weighted`; weights with ``iwae``, ``dreg``
+                or ``fivo``.
             TypeError: as :meth:`elbo`.
 
         Example:
@@ -140,12 +144,17 @@ class ELBOTerms:
             Duvenaud, "Sticking the landing: simple, lower-variance gradient estimators for variational inference",
             NeurIPS 2017 (``stl``, their equation 6). Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient
             estimators for Monte Carlo objectives", ICLR 2019 (``dreg``, their equation 8), here also where model and
-            guide share parameters.
+            guide share parameters. Maddison et al., "Filtering variational objectives", NeurIPS 2017, Naesseth et al.,
+            "Variational sequential Monte Carlo", AISTATS 2018, and Le et al., "Auto-encoding sequential Monte Carlo",
+            ICLR 2018 (``fivo``, in all three without the term of the resampling).
         """
         return bound_of(self, weights)
 
     def elbo(self, weights: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """Return the bound of each sequence, averaged over particles.
+
+        Under ``"fivo"`` the particles are those of the filter, some of them resampled: their average is no more than
+        the filter's log-evidence, but not the bound of the guide alone.
 
         Args:
             weights: {site: weight of its term}; a site that is not named counts 1. Both latent and observed sites may
@@ -200,8 +209,9 @@ class ELBOTerms:
 
         Raises:
             ValueError: the terms are not all Monte Carlo estimates (``elbo_terms(..., kl="monte-carlo")``), a site
-                lies outside the sequences' plate, so that the weights do not factorise over sequences, or a site is
-                scaled (a subsampling plate), so that its terms are no log-densities of a sequence.
+                lies outside the sequences' plate, so that the weights do not factorise over sequences, a site is
+                scaled (a subsampling plate), so that its terms are no log-densities of a sequence, or the objective is
+                ``"fivo"``, whose particles are resampled between steps.
 
         References:
             Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
@@ -220,6 +230,11 @@ class ELBOTerms:
         if any(term.kind == "kl" and term.how == "closed form" for term in self.terms.values()):
             raise ValueError(
                 'importance_weighted: the KL terms are analytic, expected elbo_terms(..., kl="monte-carlo")'
+            )
+        if self.log_evidence is not None:
+            raise ValueError(
+                f"importance_weighted: the particles of objective={self.objective!r} are resampled between steps, so "
+                'that their terms make up no weights of whole sequences; expected bound(), or objective="iwae"'
             )
         outside = sorted(name for name, term in self.terms.items() if not term.in_plate)
         if outside and self._has_plate:

@@ -17,6 +17,9 @@ from seqdisent.particles.programs import Programs, examined
 from seqdisent.particles.resampling import Scheme, check_scheme, effective_sample_size, pick, resample
 from seqdisent.particles.steps import SingleSteps, WholeRuns, agree, runs_alone
 
+RESAMPLING: Scheme = "systematic"
+THRESHOLD = 0.5  # of the effective sample size, as a part of K
+
 
 @dataclass(frozen=True, eq=False)
 class Particles:
@@ -81,8 +84,8 @@ def filter(
     guide: Callable[..., Any],
     *args: Any,
     num_particles: int,
-    resampling: Scheme = "systematic",
-    threshold: float = 0.5,
+    resampling: Scheme = RESAMPLING,
+    threshold: float = THRESHOLD,
     **kwargs: Any,
 ) -> Particles:
     r"""Run a particle filter with a model's own steps, and a guide's as its proposal.
@@ -109,7 +112,8 @@ def filter(
     the whole sequence for each step. `runs` of the result says which it was. Arguments (B, T, ...) are those by step.
 
     With gradients enabled, the log-evidence has a gradient in the parameters, in which the ancestors are constants, as
-    in the references. A proposal without ``rsample`` then has no gradient.
+    in the references. A proposal without ``rsample`` then has no gradient. To train on it, there is
+    ``objective="fivo"`` of :func:`~seqdisent.elbo_terms`, which refuses such a proposal.
 
     Args:
         model: a Pyro model, as of :func:`~seqdisent.elbo_terms`.
@@ -167,33 +171,51 @@ def filter(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a part of the particles, in [0, 1]")
     check_scheme("resampling", resampling)
-    programs = examined(model, guide, args, kwargs, num_particles)
+    return walk(examined(model, guide, args, kwargs, num_particles), resampling, threshold)[0]
+
+
+def walk(
+    programs: Programs, resampling: Scheme = RESAMPLING, threshold: float = THRESHOLD, *, refuses: bool = True
+) -> tuple[Particles, Walk]:
+    """Run the filter; return what it has found and the terms of its steps.
+
+    Args:
+        programs: model and guide.
+        resampling: as of :func:`filter`.
+        threshold: likewise.
+        refuses: whether weights that are no numbers are an error. Otherwise they make the log-evidence infinite or NaN,
+            and the terms say where.
+    """
     alone = runs_alone(programs)
     steps = SingleSteps(programs) if alone else WholeRuns(programs)
-    found = _walked(programs, steps, resampling, threshold)
+    found = _walked(programs, steps, resampling, threshold, refuses=refuses)
     ancestors = torch.stack(found.ancestors, -1)
     draws = {name: torch.stack([step[name] for step in found.draws], 2) for name in programs.trajectories}
     _check_causal(programs, found, draws, steps.static, ancestors)
-    return Particles(
+    particles = Particles(
         torch.stack(found.evidence, -1), torch.stack(found.log_weights, -1), draws, steps.static,
         torch.stack([effective_sample_size(weights) for weights in found.log_weights], -1), ancestors,
         "step" if alone else "sequence", programs.real, steps.chains,
     )  # fmt: skip
+    return particles, found
 
 
 @dataclass
-class _Walk:
-    """The steps of a filter, one entry each."""
+class Walk:
+    """The steps of a filter, one entry each; static sites have terms at the first step alone."""
 
     evidence: list[Tensor] = field(default_factory=list)  # (B,)
     log_weights: list[Tensor] = field(default_factory=list)  # (K, B)
     ancestors: list[Tensor] = field(default_factory=list)  # (K, B)
     draws: list[dict[str, Tensor]] = field(default_factory=list)  # {site: (K, B, *E)}
-    log_p: list[dict[str, Tensor]] = field(default_factory=list)  # {site: (K, B)}
+    log_p: list[dict[str, Tensor]] = field(default_factory=list)  # {site: (K, B)}, latent or observed
+    log_q: list[dict[str, Tensor]] = field(default_factory=list)  # {latent site: (K, B)}
 
 
-def _walked(programs: Programs, steps: SingleSteps | WholeRuns, resampling: Scheme, threshold: float) -> _Walk:
-    found, num_particles, real = _Walk(), programs.num_particles, programs.real
+def _walked(
+    programs: Programs, steps: SingleSteps | WholeRuns, resampling: Scheme, threshold: float, *, refuses: bool
+) -> Walk:
+    found, num_particles, real = Walk(), programs.num_particles, programs.real
     num_sequences, num_steps = real.shape
     same = torch.arange(num_particles, device=real.device).unsqueeze(-1).expand(-1, num_sequences)
     log_weights: Tensor | None = None
@@ -212,14 +234,17 @@ def _walked(programs: Programs, steps: SingleSteps | WholeRuns, resampling: Sche
             log_weights = torch.full_like(increment, -math.log(num_particles)).expand(num_particles, num_sequences)
         joint = log_weights + torch.where(real[:, t], increment, 0.0)
         evidence = torch.where(real[:, t], joint.logsumexp(0), 0.0)
-        if not evidence.isfinite().all():
-            _refuse(t, evidence, advance.log_p, advance.log_q)
         log_weights = joint - evidence
+        if not (is_finite := evidence.isfinite()).all():
+            if refuses:
+                _refuse(t, evidence, advance.log_p, advance.log_q)
+            log_weights = torch.where(is_finite, log_weights, -math.log(num_particles))
         found.evidence.append(evidence)
         found.log_weights.append(log_weights)
         found.ancestors.append(ancestors)
         found.draws.append(advance.values)
-        found.log_p.append({name: term.detach() for name, term in advance.log_p.items()})
+        found.log_p.append(advance.log_p)
+        found.log_q.append(advance.log_q)
     return found
 
 
@@ -251,7 +276,7 @@ def _ancestral_paths(draws: Mapping[str, Tensor], ancestors: Tensor, real: Tenso
 
 @torch.no_grad()
 def _check_causal(
-    programs: Programs, found: _Walk, draws: Mapping[str, Tensor], static: Mapping[str, Tensor], ancestors: Tensor
+    programs: Programs, found: Walk, draws: Mapping[str, Tensor], static: Mapping[str, Tensor], ancestors: Tensor
 ) -> None:
     """Raise unless a run of the model on whole final paths, one a sequence, has the terms that counted."""
     paths = _ancestral_paths(draws, ancestors, programs.real, 1)

@@ -17,6 +17,7 @@ from seqdisent.chains import Draw, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
     check_agreement,
+    check_gradient,
     check_kinds,
     check_observed,
     check_sites,
@@ -41,7 +42,8 @@ class Programs:
         trajectories: the other latents, in the guide's order.
         observed: the observed sites.
         real: (B, T) bool, which steps are not padding.
-        counted: {latent: (B, T) bool}, of which steps the terms count; (B,) of a static one.
+        counted: {site: (B, T) bool}, of which steps the terms count; (B,) of a static latent. The observed sites first,
+            in the model's order.
     """
 
     model: Callable[..., Any]
@@ -158,9 +160,24 @@ def trajectory(fn: Any) -> Any:
 
 
 def examined(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, num_particles: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Any,
+    num_particles: int,
+    *,
+    reparameterised: bool = False,
 ) -> Programs:
-    """Run both programs once, without particles, and say what is wrong with their sites."""
+    """Run both programs once, without particles, and say what is wrong with their sites.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide.
+        args: of both.
+        kwargs: likewise.
+        num_particles: K.
+        reparameterised: whether a site of the guide without ``rsample`` is wrong.
+    """
     with kept_random_state(), torch.no_grad(), poutine.block():
         model_trace, guide_trace = run_both(model, guide, args, kwargs)
     in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
@@ -176,6 +193,8 @@ def examined(
     static: list[str] = []
     trajectories: dict[str, Any] = {}
     for name, q_site in in_guide.items():
+        if reparameterised:
+            check_gradient(name, q_site)
         p_site = latent.get(name)
         if p_site is None:  # check_sites lets those pass that are marked
             raise ValueError(f"guide: site {name!r} is auxiliary, expected the model's sites alone")
@@ -202,11 +221,9 @@ def examined(
     real = ~all_steps
     for mask in masks:
         real = real | (all_steps if mask is None else mask)
-    counted = {}
-    for name in [*static, *trajectories]:
-        mask = without_mask(in_guide[name]["fn"], in_guide[name]["mask"])[1]
-        step_mask = trajectories[name].step_mask if name in trajectories else None
-        counted[name] = over_steps(all_steps, step_mask, 1.0, mask)[1]
+    counted = {name: _counted(site, all_steps) for name, site in observed.items()}
+    for name in latent:
+        counted[name] = _counted(in_guide[name], all_steps, trajectories.get(name))
         counted[name] = counted[name] if name in trajectories else counted[name][:, 0]
     return Programs(
         model, guide, args, kwargs, num_particles, tuple(static), tuple(trajectories), tuple(observed), real, counted
@@ -245,6 +262,15 @@ def _checked_trajectory(name: str, q_site: Site, p_site: Site) -> Any:
         )
     check_step_masks(name, q.step_mask, p.step_mask)
     return q
+
+
+def _counted(site: Site, all_steps: Tensor, chain: Any = None) -> Tensor:
+    """Return which steps of a site count: of what is observed, those that were."""
+    fn, mask = without_mask(site["fn"], site["mask"])
+    chain = trajectory(fn) if site["is_observed"] else chain
+    real = over_steps(all_steps, None if chain is None else chain.step_mask, 1.0, mask)[1]
+    seen = chain.observed_steps if site["is_observed"] and isinstance(chain, IndependentSteps) else None
+    return real if seen is None else real & seen
 
 
 def _observed_steps(name: str, site: Site) -> int:

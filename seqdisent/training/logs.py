@@ -16,17 +16,17 @@ from typing_extensions import override
 
 from seqdisent import _files
 from seqdisent.inference import ELBOTerms
-from seqdisent.inference.objectives import IMPORTANCE_WEIGHTED
+from seqdisent.inference.objectives import OF_ALL_DRAWS
 
 Sums = dict[str, tuple[Any, Any]]  # {name: a sum, and of how many}
 
 
 def per_sequence(terms: ELBOTerms) -> Sums:
-    """Return the bound and every term, in nats, summed over sequences; and the bound of an importance-weighted one."""
+    """Return the bound and every term, in nats, summed over sequences; and the bound that is trained."""
     count = terms.num_sequences
     found = {"elbo": terms.elbo()}
-    if terms.objective in IMPORTANCE_WEIGHTED:
-        found["iwae"] = terms.importance_weighted()
+    if name := OF_ALL_DRAWS.get(terms.objective):
+        found[name] = terms.importance_weighted() if terms.log_evidence is None else terms.log_evidence
     found |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
     found |= {f"KL({site})": term for site, term in terms.kl.items()}
     # the mean, since a term outside the sequences' plate is one number

@@ -54,15 +54,16 @@ class ELBOTraining(lightning.LightningModule):
             of groups, which have to keep their key ``factor``. Adam and AdamW are fused unless they say otherwise.
         rate_factors: {start of a parameter's name: factor of its learning rate}, to fine-tune parts more gently.
         kl: as in :func:`~seqdisent.elbo_terms`; None is closed form with ``"elbo"`` and with a function.
-        objective: ``"elbo"``, ``"stl"``, ``"iwae"`` or ``"dreg"``, as in :func:`~seqdisent.elbo_terms`; the last two
-            take no `weights`. Or a function of the ledger and of {site: weight} that returns what to maximise, (B,): a
-            function of the ledger's terms and conditionals (free bits, a balanced KL). The weights are those of all
-            latent sites, 1 where there is no schedule, and of the observed sites that have one.
+        objective: ``"elbo"``, ``"stl"``, ``"iwae"``, ``"dreg"`` or ``"fivo"``, as in :func:`~seqdisent.elbo_terms`; the
+            last three take no `weights`. Or a function of the ledger and of {site: weight} that returns what to
+            maximise, (B,): a function of the ledger's terms and conditionals (free bits, a balanced KL). The weights
+            are those of all latent sites, 1 where there is no schedule, and of the observed sites that have one.
         num_particles: K draws of the guide for each sequence, in one run: model and guide get them as a dimension on
             the left of the sequences.
         validation: held-out batches, a sequence of them or a function that returns an iterable of them. :func:`fit`
             evaluates the unweighted bound on all of them every `validate_every` steps; with ``"iwae"`` and ``"dreg"``
-            the importance-weighted bound too, by which the best checkpoint is then chosen.
+            the importance-weighted bound too, with ``"fivo"`` that of the filter, by which the best checkpoint is then
+            chosen.
         logged: {name: function of `network` that returns a number or a tensor, whose mean is logged}, such as a learnt
             scale. Called when a row of the log is written.
         seed: of batches and noise.

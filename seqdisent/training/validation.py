@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from seqdisent._distributed import of_all_processes
 from seqdisent._random import kept_random_state
-from seqdisent.inference.objectives import IMPORTANCE_WEIGHTED
+from seqdisent.inference.objectives import OF_ALL_DRAWS
 from seqdisent.training.checks import check_batch_mask
 from seqdisent.training.logs import means, per_sequence, per_step
 
@@ -80,7 +80,8 @@ class Validation(Callback):
     @staticmethod
     def _name(training: ELBOTraining) -> str:
         """Return the bound that says which checkpoint is the best one: of what is trained."""
-        return "validation/iwae" if training.objective in IMPORTANCE_WEIGHTED else "validation/elbo"
+        objective = training.objective
+        return f"validation/{OF_ALL_DRAWS.get(objective, 'elbo') if isinstance(objective, str) else 'elbo'}"
 
     def _stop_if_over(self, trainer: lightning.Trainer, training: ELBOTraining) -> None:
         if self.is_over:

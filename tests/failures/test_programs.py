@@ -342,7 +342,7 @@ def of_means(x, *_):
      r"subsampling plate or poutine.scale\); expected a plate over the sequences themselves"),
     # objectives
     ("an unknown objective", lambda: elbo_terms(model, guide, FRAMES, objective="vimco"), ValueError,
-     "objective: got 'vimco', expected one of 'elbo', 'iwae', 'stl', 'dreg'"),
+     "objective: got 'vimco', expected one of 'elbo', 'iwae', 'stl', 'dreg', 'fivo'"),
     ("closed forms with the path derivative", lambda: elbo_terms(model, guide, FRAMES, kl="analytic", objective="stl"),
      ValueError, "kl: got \"analytic\" with objective='stl', which needs the density of the sample itself; expected "
      'kl="monte-carlo" .or None., or objective="elbo"'),
