@@ -72,7 +72,7 @@ def best_path(first: Tensor, moves: Tensor, log_likelihoods: Tensor, is_real: Te
         best = best + log_likelihoods[..., t, :]
         if is_real is not None:
             best, before = (torch.where(is_real[..., t, None], *pair) for pair in ((best, score), (before, stays)))
-        score = best
+        score = best - best.amax(-1, keepdim=True)
         came_from.append(before)
     path = [score.argmax(-1)]
     for before in reversed(came_from):

@@ -28,10 +28,10 @@ class HiddenMarkovEmission(TorchDistribution):
 
     Args:
         chain: of the classes; its mask is that of the steps.
-        step: the distribution of a step given its class, batch (\*B, T, K) or what expands to it, such as (K,), event
-            (\*E).
+        step: the distribution of a step given its class, batch (\*B, T, K) or what ends in K and expands to it, such
+            as (K,), event (\*E).
         observed: what was measured, (\*B, T) bool, or (\*B, T, \*E) where the coordinates of a step are independent;
-            None for all. It has no bearing on draws.
+            None for all. It has no bearing on draws, but on what :meth:`extend` reads of a prefix.
 
     What stands in padding or in a hole, NaN say, reaches no value and no gradient.
 
@@ -67,6 +67,10 @@ class HiddenMarkovEmission(TorchDistribution):
 
     def __init__(self, chain: HiddenMarkovChain, step: TorchDistribution, observed: Tensor | None = None) -> None:
         wanted = chain.batch_shape + chain.event_shape
+        if step.batch_shape[-1:] != wanted[-1:]:  # of one distribution for all classes, none would be told from another
+            raise ValueError(
+                f"step: has batch shape {tuple(step.batch_shape)}, expected one that ends in K={wanted[-1]}"
+            )
         try:
             step = step.expand(wanted)
         except (RuntimeError, ValueError) as error:
@@ -186,7 +190,7 @@ class HiddenMarkovEmission(TorchDistribution):
         return fill_path(self, self.mean)
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:
-        r"""Return `prefix` followed by further steps of this distribution, given the prefix.
+        r"""Return `prefix` followed by further steps of this distribution, given what was measured of the prefix.
 
         Args:
             prefix: (\*S, \*B, T', \*E), at least one step.
@@ -210,7 +214,10 @@ class HiddenMarkovEmission(TorchDistribution):
         filler = prefix.narrow(time, 0, 1).expand(*prefix.shape[:time], num_steps, *prefix.shape[time + 1 :])
         path = torch.cat([prefix, filler], time)
         chain = HiddenMarkovChain(*self.chain._logits, self.chain.num_steps)
-        posterior = HiddenMarkovEmission(chain, self.step_distribution, known).posterior(path)
+        measured = known
+        if self._observed is not None:
+            measured = self._observed & known.reshape(known.shape + (1,) * (self._observed.ndim - known.ndim))
+        posterior = HiddenMarkovEmission(chain, self.step_distribution, measured).posterior(path)
         future = HiddenMarkovEmission(posterior, self.step_distribution)
         future_path = future.sample() if sample else future.mean
         return torch.where(known.reshape(known.shape + (1,) * (len(self.event_shape) - 1)), path, future_path)

@@ -242,7 +242,14 @@ class MarkovChain(TorchDistribution):
         Args:
             state: of K particles, what :meth:`step` of this chain, or of one with other inputs, returned.
             index: (K, \*B) int64, for each particle the one that it goes on from.
+
+        Raises:
+            NotImplementedError: the state carries what this function does not know how to choose from.
         """
+        if state.carried is not None:
+            raise NotImplementedError(
+                f"state: a {type(self).__name__} carries more than its last step, expected a `gather_state` of its own"
+            )
         return self._state_at(state.num_steps)
 
     def extend(self, prefix: Tensor, num_steps: int, *, mask: Tensor | None = None, sample: bool = True) -> Tensor:

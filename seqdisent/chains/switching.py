@@ -125,13 +125,39 @@ class SwitchingChain(MarkovChain):
         """
         if z_prev is None or state is None:
             initial, start = super().step(z_prev, state)
-            return initial, start._replace(carried=(self._first, self._initial))
-        predicted, regimes = state.carried
+            return initial, start._replace(carried=(self._first, self._initial, None, None))
+        predicted, regimes, _, _ = state.carried
         filtered = (predicted + _of_each(regimes, z_prev)).log_softmax(-1)
         predicted = torch.logsumexp(filtered.unsqueeze(-1) + self._moves_at(z_prev), -2)
         reads = self._reads_at(z_prev, state, inputs=inputs)
         regimes = self._regimes_at(z_prev, reads.get("inputs"))
-        return _mixture(predicted, regimes), ChainState(state.num_steps + 1, state.reads, (predicted, regimes))
+        carried = predicted, regimes, z_prev, reads.get("inputs")
+        return _mixture(predicted, regimes), ChainState(state.num_steps + 1, state.reads, carried)
+
+    @property
+    def is_markov(self) -> bool:
+        """False: what is known of the regimes comes from the whole path."""
+        return False
+
+    def gather_state(self, state: ChainState, index: Tensor) -> ChainState:
+        r"""Return the state of chosen particles, from which this chain goes on.
+
+        Args:
+            state: of K particles, what :meth:`step` returned.
+            index: (K, \*B) int64, for each particle the one that it goes on from.
+        """
+
+        def chosen(values: Tensor) -> Tensor:
+            rows = index.unsqueeze(-1).expand(*index.shape, values.shape[-1])
+            return values.gather(0, rows)
+
+        gathered = self._state_at(state.num_steps)
+        predicted, _, z_prev, inputs = state.carried
+        if z_prev is None:  # before the first step is known, all particles are in the same state
+            return gathered._replace(carried=(self._first, self._initial, None, None))
+        predicted, z_prev = chosen(predicted.expand(*z_prev.shape[:-1], -1)), chosen(z_prev)
+        inputs = None if inputs is None else chosen(inputs)
+        return gathered._replace(carried=(predicted, self._regimes_at(z_prev, inputs), z_prev, inputs))
 
     def state_after(self, path: Tensor) -> ChainState:
         r"""Return the state after real steps `path` (\*S, \*B, T', D); :meth:`step` goes on with the last of them."""

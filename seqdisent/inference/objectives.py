@@ -122,9 +122,12 @@ def _doubly_reparameterised(terms: ELBOTerms) -> Tensor:
         return _without_score(terms).importance_weighted()
     log_q = sum(terms.held.log_q.values(), start=torch.zeros(()))
     log_p = terms.held.log_weights + log_q
-    weights = terms.log_weights().detach().softmax(0)
-    path_and_model = weights**2 * (terms.log_weights() + log_q)
-    return bound.detach() + _gradient_of((path_and_model + (weights - weights**2) * log_p).sum(0))
+    log_weights = terms.log_weights()
+    weights = log_weights.detach().softmax(0)
+    counts = weights > 0  # 0 times minus infinity would be NaN
+    path_and_model = weights**2 * torch.where(counts, log_weights + log_q, 0.0)
+    of_model = (weights - weights**2) * torch.where(counts, log_p, 0.0)
+    return bound.detach() + _gradient_of((path_and_model + of_model).sum(0))
 
 
 def _gradient_of(value: Tensor) -> Tensor:

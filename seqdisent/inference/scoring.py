@@ -11,9 +11,10 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 
-from seqdisent.chains import Draw, HiddenMarkovEmission, IndependentSteps
+from seqdisent.chains import Draw
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
+    FILLS,
     check_density,
     check_drawn,
     check_gradient,
@@ -215,6 +216,6 @@ def _density(site: Site, draw: Draw, how: How) -> Score:
         log_prob = whole_density(fn, draw)
         return Score(scale_and_mask(fn.log_prob(draw.path) if log_prob is None else log_prob, site["scale"], mask), how)
     per_step, real = over_steps(log_q_per_step(chain, draw), chain.step_mask, site["scale"], mask)
-    observed = chain.observed_steps if isinstance(chain, IndependentSteps | HiddenMarkovEmission) else None
+    observed = chain.observed_steps if isinstance(chain, FILLS) else None
     real = real if observed is None else real & observed
     return Score(per_step.sum(-1), how, None, per_step, real)

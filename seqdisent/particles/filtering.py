@@ -31,9 +31,10 @@ class Particles:
         draws: {trajectory: (K, B, T, \*E)}, what was drawn at each step. With `log_weights_per_step`, it is the
             filtering distribution :math:`p(z_t \mid x_{1:t})`.
         static: {site that does not change over time: (K, B, \*E)}, of the particles of the last step.
-        effective_sample_sizes: (B, T), :math:`1 / \sum_k (W_t^k)^2`, from 1 to K, before any resampling.
+        effective_sample_sizes: (B, T), :math:`1 / \sum_k (W_t^k)^2`, from 1 to K, before any resampling; at padding
+            that of the last real step.
         ancestors: (K, B, T) int64, from which particle of the step before each one went on.
-        runs: what a run of the model gave: the terms of one ``"step"``, or those of the whole ``"sequence"``, which
+        runs: how the model was run: on one ``"step"`` at a time, or on the whole ``"sequence"`` for each step, which
             costs T times as much.
     """
 
@@ -101,19 +102,21 @@ def filter(
     it is that bound.
 
     The latents are chains, any number of them, and sites that do not change over time, which are drawn once for each
-    particle and resampled with it. A guide that reads the whole sequence is a proposal with lookahead. One whose
-    latents read each other's later steps is allowed too: of :class:`~seqdisent.IndependentSteps` it reads draws that
-    may be replaced when their step comes, of a chain repetitions of the last step. Each step of the *model* may read
-    only earlier steps and its own, which is checked on a final path.
+    particle and resampled with it. Each resampling leaves fewer different values of these, and the effective sample
+    size does not show it: with a static code, also try ``threshold=0``, and keep the larger estimate. After a
+    resampling the guide runs again on the whole sequence, if it has a static site. A guide that reads the whole
+    sequence is a proposal with lookahead. One whose latents read each other's later steps is allowed too: while step t
+    is drawn, later steps hold placeholders, fresh draws for :class:`~seqdisent.IndependentSteps` and copies of step t
+    for a chain. Each step of the *model* may read only earlier steps and its own, which is checked on a final path.
 
     Where a run of the model on one step alone gives the terms that a run on the whole sequence has, which is tried on
-    one draw of the guide, the cost of a step does not depend on T; what a
-    :class:`~seqdisent.RecurrentChain` carries is known in such a run to ``chain.states(z)``. Any other model is run on
-    the whole sequence for each step. `runs` of the result says which it was. Arguments (B, T, ...) are those by step.
+    one draw of the guide, the cost of a step does not depend on T; what a :class:`~seqdisent.RecurrentChain` carries is
+    known in such a run to ``chain.states(z)``. Any other model is run on the whole sequence for each step. `runs` of
+    the result says which it was. Tensor arguments of shape (B, T, ...) are cut to the step.
 
     With gradients enabled, the log-evidence has a gradient in the parameters, in which the ancestors are constants, as
-    in the references. A proposal without ``rsample`` then has no gradient. To train on it, there is
-    ``objective="fivo"`` of :func:`~seqdisent.elbo_terms`, which refuses such a proposal.
+    in the references. A proposal without ``rsample`` whose parameters have a gradient is an error. To train on it,
+    there is ``objective="fivo"`` of :func:`~seqdisent.elbo_terms`, which refuses such a proposal.
 
     Args:
         model: a Pyro model, as of :func:`~seqdisent.elbo_terms`.

@@ -16,6 +16,7 @@ from seqdisent._random import kept_random_state
 from seqdisent.chains import Draw, IndependentSteps
 from seqdisent.chains.factorised import as_chain, as_steps, without_mask
 from seqdisent.inference.checks import (
+    FILLS,
     check_agreement,
     check_gradient,
     check_kinds,
@@ -208,7 +209,7 @@ def examined(
         else:
             trajectories[name] = _checked_trajectory(name, q_site, p_site)
         check_agreement(name, q_site, p_site, *(without_mask(s["fn"], s["mask"])[1] for s in (q_site, p_site)))
-        check_kinds(name, *(without_mask(s["fn"])[0] for s in (q_site, p_site)), is_estimate=False)
+        check_kinds(name, *(without_mask(s["fn"])[0] for s in (q_site, p_site)), is_estimate=True)
     num_steps = {name: chain.event_shape[0] for name, chain in trajectories.items()}
     num_steps |= {name: _observed_steps(name, site) for name, site in observed.items()}
     if len(set(num_steps.values())) > 1:
@@ -269,7 +270,7 @@ def _counted(site: Site, all_steps: Tensor, chain: Any = None) -> Tensor:
     fn, mask = without_mask(site["fn"], site["mask"])
     chain = trajectory(fn) if site["is_observed"] else chain
     real = over_steps(all_steps, None if chain is None else chain.step_mask, 1.0, mask)[1]
-    seen = chain.observed_steps if site["is_observed"] and isinstance(chain, IndependentSteps) else None
+    seen = chain.observed_steps if site["is_observed"] and isinstance(chain, FILLS) else None
     return real if seen is None else real & seen
 
 

@@ -93,8 +93,8 @@ def _look_up(weights: Tensor, numbers: Tensor) -> Tensor:
 
 def _residual(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     num_particles = weights.shape[-1]
-    certain = (num_particles * weights).floor()
-    rest = num_particles * weights - certain
+    certain = (num_particles * weights + 1e-9).floor()  # 49 times 1/49 is a little less than 1
+    rest = (num_particles * weights - certain).clamp(min=0)
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, 1.0)  # of a sequence where none is left to draw
     drawn = torch.multinomial(rest, num_particles, replacement=True, generator=generator)
     cumulated = certain.cumsum(-1)

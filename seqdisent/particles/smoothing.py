@@ -75,8 +75,8 @@ def smooth(particles: Particles, num_draws: int) -> dict[str, Tensor]:
     for name, chain in chains.items():
         if not chain.is_markov:
             raise ValueError(
-                f"site {name!r}: is a {type(chain).__name__} whose network reads z, so that each step depends on all "
-                "before it; expected a chain whose steps depend on the step before alone"
+                f"site {name!r}: is a {type(chain).__name__} each of whose steps depends on all before it; expected a "
+                "chain whose steps depend on the step before alone"
             )
     real = particles._real
     conditionals = {name: _conditionals(chain, particles.draws[name]) for name, chain in chains.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from seqdisent._random import kept_random_state
 from seqdisent.chains import ChainState, IndependentSteps, MarkovChain, RecurrentChain
 from seqdisent.chains.recurrent import known_states
+from seqdisent.inference.programs import bare
 from seqdisent.masks import fill_padding
 from seqdisent.particles.programs import Programs, trajectory
 from seqdisent.particles.resampling import pick
@@ -238,11 +239,17 @@ def runs_alone(programs: Programs) -> bool:
                 found = steps.advance(t, values)
                 for terms, wanted in ((found.log_p, whole), (found.log_q, q)):
                     wanted = {name: term[..., t] for name, term in wanted.items() if name not in static}
-                    if not all(agree(terms[name], term).all() for name, term in wanted.items()):
+                    if not all(_equal(terms[name], term).all() for name, term in wanted.items()):
                         return False
         except Exception:  # a model may fail in any way on a step alone, and whole runs are always right
             return False
     return True
+
+
+def _equal(found: Tensor, wanted: Tensor) -> Tensor:
+    """Say where two log-densities differ by no more than rounding; a difference that is missed would be an error."""
+    within = 1000 * torch.finfo(wanted.dtype).eps
+    return torch.isclose(found, wanted, rtol=within, atol=within, equal_nan=True)
 
 
 def agree(found: Tensor, wanted: Tensor) -> Tensor:
@@ -260,7 +267,13 @@ def _drawn_once(fn: Any, counted: Tensor) -> tuple[Tensor, Tensor]:
 def _drawn(conditional: Any) -> tuple[Tensor, Tensor]:
     """Draw a step, reparameterised where it can be; return it and its log-density."""
     z: Tensor = conditional.rsample() if conditional.has_rsample else conditional.sample()
-    return z, conditional.log_prob(z)  # right away: a flow remembers the inverse of its last draw alone
+    log_q: Tensor = conditional.log_prob(z)  # right away: a flow remembers the inverse of its last draw alone
+    if log_q.requires_grad and not conditional.has_rsample:
+        raise ValueError(
+            f"guide: a step is a {type(bare(conditional)).__name__}, which has no rsample, so that its gradient would "
+            "be silently wrong; expected torch.no_grad() around the filter, or steps that are reparameterised"
+        )
+    return z, log_q
 
 
 def _by_step(given: Any, real: Tensor) -> list[Any]:

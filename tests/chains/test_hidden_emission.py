@@ -154,6 +154,26 @@ def test_draws_have_the_moments_of_the_mixture():
     assert ((product.mean(0) - wanted).abs() < 5 * product.std(0) / 20_000**0.5).all()
 
 
+@pytest.mark.parametrize("by", ["step", "coordinate"])
+@pytest.mark.parametrize("filler", [0.0, 100.0, math.nan])
+def test_a_forecast_does_not_read_what_was_not_measured(by, filler):
+    made = Emitted(3, [6, 4, 5], 3, 2, by)
+    count, length, size = made.x.shape
+    seen = made.seen if by == "coordinate" else made.seen.any(-1)
+    chain = HiddenMarkovChain(made.initial, made.transition, length + 2)
+    step = dist.Normal(made.loc, made.scale).to_event(1)
+    emission = HiddenMarkovEmission(chain, step, torch.cat([seen, seen.new_zeros(count, 2, *seen.shape[2:])], 1))
+    found = emission.extend(made.given(filler), 2, sample=False)[:, length:]
+    holes = torch.cat([made.given(), made.x.new_full((count, 2, size), math.nan)], 1)
+    near(found, emission.posterior(holes).mean_path()[:, length:] @ made.loc)  # a forecast is a hole at the end
+
+
+def test_a_step_without_a_class_is_refused():
+    chain = HiddenMarkovChain(torch.zeros(1, 3), torch.zeros(3, 3), 4)
+    with pytest.raises(ValueError, match=r"^step: has batch shape \(\), expected one that ends in K=3"):
+        HiddenMarkovEmission(chain, dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
 def test_a_forecast_follows_the_posterior():
     system = Emitted(0, [4], 2, 1)
     system.mask = torch.ones(1, 5) > 0

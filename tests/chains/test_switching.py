@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from seqdisent import IndependentSteps, MarkovChain, SwitchingChain, elbo_terms, forecast
 from seqdisent.chains import Chain
+from seqdisent.particles import filter, smooth
 
 near = functools.partial(assert_close, rtol=1e-8, atol=1e-8)
 
@@ -183,6 +184,30 @@ def test_as_a_prior_its_term_is_the_difference_of_the_densities(seed, row_length
     wanted = proposal(system, x, system.mask).log_prob_per_step(z) - system.chain().log_prob_per_step(z)
     near(terms.kl_per_step["z"], wanted)
     assert terms.elbo().isfinite().all()
+
+
+@torch.no_grad()
+def test_a_particle_filter_goes_on_with_the_regimes_of_the_particles_that_are_left():
+    system = Regimes(0, [7, 5], 2, 1, is_recurrent=True, has_inputs=True)
+    torch.manual_seed(1)
+    x = system.chain().sample() + torch.randn_like(system.path)
+
+    def guide(x):
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", system.chain())
+
+    def model(x):
+        with pyro.plate("sequences", 2):
+            z = pyro.sample("z", system.chain())
+            pyro.sample("x", IndependentSteps(dist.Normal(z, 1.0).to_event(1), system.mask), obs=x)
+
+    torch.manual_seed(0)
+    wanted = filter(model, guide, x, num_particles=20_000, threshold=0).log_evidence
+    found = torch.stack([filter(model, guide, x, num_particles=500).log_evidence for _ in range(20)])
+    likely = found.logsumexp(0) - math.log(20)
+    assert_close(likely, wanted, rtol=0, atol=0.15)
+    with pytest.raises(ValueError, match="on whole sequences|each of whose steps depends on all"):
+        smooth(filter(model, guide, x, num_particles=5), 1)
 
 
 def test_a_forecast_goes_on_with_it():

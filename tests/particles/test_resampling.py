@@ -1,5 +1,7 @@
 """Resampling: expected numbers of offspring, how far each scheme varies around them, and what it refuses."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -58,6 +60,12 @@ def test_a_particle_without_weight_is_not_found_at_either_end(scheme, number, mo
 def test_under_equal_weights_every_particle_is_kept_but_by_independent_draws(scheme):
     counts = offspring(torch.zeros(8), scheme, 50)
     assert (counts == 1).all() or scheme == "multinomial"
+
+
+@pytest.mark.parametrize("num_particles", [8, 49, 98, 100])
+def test_certain_offspring_are_not_lost_to_rounding(num_particles):
+    equal = torch.full((num_particles, 1), -math.log(num_particles))
+    assert len(resample(equal, "residual").unique()) == num_particles
 
 
 @each_scheme
