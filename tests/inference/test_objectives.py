@@ -491,6 +491,27 @@ def test_a_point_that_reads_the_latents_alone_is_a_change_of_variables():
         exact(*found)
 
 
+def test_a_particle_without_weight_has_no_gradient_and_does_no_harm():
+    scale = torch.tensor(1.0, requires_grad=True)
+    x = torch.tensor([0.1, 0.9])
+
+    def model(x):
+        with pyro.plate("sequences", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(z - 1, z + 1, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("sequences", 2):
+            pyro.sample("z", dist.Normal(0.0, scale).expand([2]))
+
+    torch.manual_seed(0)
+    terms = elbo_terms(model, guide, x, objective="dreg", num_particles=20, vectorize_particles=True)
+    assert terms.log_weights().isinf().any()
+    terms.bound().sum().backward()
+    assert terms.bound().isfinite().all()
+    assert scale.grad.isfinite()
+
+
 @objectives
 def test_pyros_svi_takes_it(objective):
     program = ragged_chain(0, 3, 3)

@@ -383,3 +383,23 @@ def test_the_arguments():
             filter(model, guide, x, num_particles=2, threshold=wrong)
     with pytest.raises(ValueError, match="^resampling: got 'best'"):
         filter(model, guide, x, num_particles=2, resampling="best")
+
+
+def test_a_gradient_that_would_be_wrong_is_refused():
+    logits = torch.zeros(2, requires_grad=True)
+
+    def guide(x):
+        start = dist.OneHotCategorical(logits=logits.expand(1, 2))
+        with pyro.plate("sequences", 1):
+            pyro.sample("z", MarkovChain(start, lambda z: dist.OneHotCategorical(logits=logits + 0 * z), 3))
+
+    def model(x):
+        start = dist.OneHotCategorical(logits=torch.zeros(1, 2))
+        with pyro.plate("sequences", 1):
+            z = pyro.sample("z", MarkovChain(start, lambda z: dist.OneHotCategorical(logits=0 * z), 3))
+            pyro.sample("x", IndependentSteps(dist.Normal(z @ torch.eye(2), 1.0).to_event(1)), obs=x)
+
+    with pytest.raises(ValueError, match="gradient of its term would be silently wrong"):
+        filter(model, guide, torch.zeros(1, 3, 2), num_particles=3)
+    with torch.no_grad():
+        assert filter(model, guide, torch.zeros(1, 3, 2), num_particles=3).log_evidence.isfinite().all()

@@ -86,7 +86,7 @@ def test_a_network_that_reads_no_latent_keeps_the_chain_a_markov_chain():
     ("name", "said"),
     [
         ("static", r"^particles: have static sites \['d', 's'\]"),
-        ("recurrent", "^site 'z': is a RecurrentChain whose network reads z"),
+        ("recurrent", "^site 'z': is a RecurrentChain each of whose steps depends"),
         ("all steps before", "^particles: the model was run on whole sequences"),
     ],
 )
