@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from contracts import Contract
+from half_precision import needs_lstm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import affine, final_states, leaky_relu, masked_average, softplus, unrolled
@@ -495,6 +496,7 @@ def test_unroll_refuses_inputs(shape, steps, message):
         dynamics_encoder().unroll(torch.zeros(shape), steps)
 
 
+@needs_lstm
 def test_posteriors_are_float32_under_autocast():
     for build in (static_encoder, dynamics_encoder):
         encoder, sequences, mask = build(), torch.randn(2, 4, 3), mask_of([4, 2])

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from half_precision import needs_lstm
 from pyro.infer import Trace_ELBO
 
 from seqdisent import elbo_terms, forecast, generate, infer, reconstruct, swap
@@ -312,6 +313,7 @@ def test_padded_row_counts_as_the_clip_that_it_holds(network, stage):
     torch.testing.assert_close(padded.kl["z"], cut.kl["z"])
 
 
+@needs_lstm
 def test_heads_stay_in_full_precision_under_autocast(network):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for guide in (network.guide, network.pretraining_guide):
@@ -440,6 +442,7 @@ def test_evaluation_of_a_run_on_labelled_clips_of_different_lengths(tmp_path):
         assert (folder / name).stat().st_size > 0
 
 
+@needs_lstm
 @pytest.mark.slow
 def test_two_processes_in_bfloat16_end_with_one_set_of_numbers(tmp_path):
     clips = np.random.default_rng(0).integers(0, 256, (6, 5, 32, 32), dtype=np.uint8)  # grey

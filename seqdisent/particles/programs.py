@@ -209,7 +209,7 @@ def examined(
         else:
             trajectories[name] = _checked_trajectory(name, q_site, p_site)
         check_agreement(name, q_site, p_site, *(without_mask(s["fn"], s["mask"])[1] for s in (q_site, p_site)))
-        check_kinds(name, *(without_mask(s["fn"])[0] for s in (q_site, p_site)), is_estimate=True)
+        check_kinds(name, *(without_mask(s["fn"])[0] for s in (q_site, p_site)), is_estimate=reparameterised)
     num_steps = {name: chain.event_shape[0] for name, chain in trajectories.items()}
     num_steps |= {name: _observed_steps(name, site) for name, site in observed.items()}
     if len(set(num_steps.values())) > 1:

@@ -268,10 +268,10 @@ def _drawn(conditional: Any) -> tuple[Tensor, Tensor]:
     """Draw a step, reparameterised where it can be; return it and its log-density."""
     z: Tensor = conditional.rsample() if conditional.has_rsample else conditional.sample()
     log_q: Tensor = conditional.log_prob(z)  # right away: a flow remembers the inverse of its last draw alone
-    if log_q.requires_grad and not conditional.has_rsample:
+    if log_q.requires_grad and (not conditional.has_rsample or conditional.support.is_discrete):
         raise ValueError(
-            f"guide: a step is a {type(bare(conditional)).__name__}, which has no rsample, so that its gradient would "
-            "be silently wrong; expected torch.no_grad() around the filter, or steps that are reparameterised"
+            f"guide: a step is a {type(bare(conditional)).__name__}, whose draws have no gradient that is right; "
+            "expected torch.no_grad() around the filter, or steps that are reparameterised"
         )
     return z, log_q
 
