@@ -179,9 +179,9 @@ class HiddenMarkovChain(MarkovChain):
 
         Example:
             >>> rarely = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
-            >>> chain, state = HiddenMarkovChain(torch.zeros(1, 2), rarely, num_steps=1), None
-            >>> for seen in (torch.tensor([[0.8, 0.2]]).log(), None):
-            ...     state = chain.filter_step(seen, state=state)
+            >>> chain = HiddenMarkovChain(torch.zeros(1, 2), rarely, num_steps=1)
+            >>> state = chain.filter_step(torch.tensor([[0.8, 0.2]]).log())
+            >>> state = chain.filter_step(None, state=state)  # nothing was seen
             >>> state.log_probs.exp()
             tensor([[0.7400, 0.2600]])
         """
