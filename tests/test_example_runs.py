@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,6 @@ for needed in ("lightning", "matplotlib", "torchmetrics", "jsonargparse"):
     pytest.importorskip(needed)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODELS = ("vdsm", "dmm", "vrnn", "srnn", "rssm", "dsvae", "kalman_vae", "speakers")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def vdsm():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module("vdsm")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return importlib.import_module("vdsm")
 
 
 @pytest.fixture(params=["as in the paper", "with a memory and mixtures"])

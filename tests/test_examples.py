@@ -32,13 +32,6 @@ MODELS = [
 NAMES = [f"{name}{'-' + next(iter(sizes)) if sizes else ''}" for name, sizes in MODELS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
 def example_of(name):
     return importlib.import_module(name).EXAMPLE
 

@@ -1,9 +1,7 @@
 """The examples' music: transposition, melodies that pieces share, and a choice of the model that survives a stop."""
 
 import importlib
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +11,6 @@ from seqdisent.training import train_stages
 
 for needed in ("lightning", "matplotlib", "torchmetrics", "jsonargparse"):
     pytest.importorskip(needed)
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture(scope="module")

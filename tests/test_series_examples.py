@@ -18,13 +18,6 @@ for needed in ("lightning", "sklearn", "torchmetrics"):
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
 @pytest.fixture(scope="module")
 def vowels():
     return importlib.import_module("vowels")

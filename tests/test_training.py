@@ -354,6 +354,15 @@ def test_an_objective_by_name_is_that_of_the_ledger(tmp_path, objective, num_par
     assert float(row.get("iwae", row["elbo"])) == pytest.approx(terms.bound().mean().item(), rel=1e-5)
 
 
+def test_training_finds_out_once_where_the_particles_stand(tmp_path):
+    runs = []
+    module = changed(objective="iwae", weights={}, inputs={}, num_steps=3, num_particles=2)
+    model = module.model
+    module.__dict__["model"] = lambda *args, **kwargs: (runs.append(1), model(*args, **kwargs))
+    run(module, tmp_path)
+    assert len(runs) == 4
+
+
 def test_an_objective_knows_every_latent_s_weight(tmp_path):
     seen = []
 

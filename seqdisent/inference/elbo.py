@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ def elbo_terms(
     objective: Objective = "elbo",
     num_particles: int = 1,
     vectorize_particles: bool = False,
+    max_plate_nesting: int | None = None,
     **kwargs: Any,
 ) -> ELBOTerms:
     r"""Run guide and model and return every term of the evidence lower bound under its site's name.
@@ -69,8 +70,9 @@ def elbo_terms(
             both programs do, with the same noise; under ``torch.no_grad()`` none does. Those of ``"fivo"`` are of the
             filter's particles, each step at what that step drew.
         num_particles: K samples of the guide.
-        vectorize_particles: draw them in one run, in a plate to the left of all others. To find that place, both
-            programs run once more, without particles or gradient. ``"fivo"`` always does.
+        vectorize_particles: draw them in one run, in a plate to the left of all others. ``"fivo"`` always does.
+        max_plate_nesting: how many dimensions the programs' own plates take. None: to find out, both run once more,
+            without particles or gradient.
         **kwargs: given to both.
 
     Raises:
@@ -123,8 +125,9 @@ def elbo_terms(
     if num_particles == 1 and not vectorize_particles:
         return _one_run(model, guide, args, kwargs, *how, None)
     if vectorize_particles:
-        nesting = _max_plate_nesting(model, guide, args, kwargs)
-        model, guide = (in_particle_plate(fn, num_particles, nesting) for fn in (model, guide))
+        if max_plate_nesting is None:
+            max_plate_nesting = guess_max_plate_nesting(model, guide, args, kwargs)
+        model, guide = (in_particle_plate(fn, num_particles, max_plate_nesting) for fn in (model, guide))
         try:
             return _one_run(model, guide, args, kwargs, *how, num_particles)
         except torch.cuda.OutOfMemoryError:
@@ -188,7 +191,9 @@ def _stacked(runs: list[ELBOTerms]) -> ELBOTerms:
     return ELBOTerms(terms, runs[0].num_sequences, len(runs), runs[0].objective, held)
 
 
-def _max_plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> int:
+def guess_max_plate_nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+) -> int:
     """Run both once, without touching the random state, to find the leftmost plate."""
     with kept_random_state(), torch.no_grad(), poutine.block():
         return num_plates(*(sample_sites(trace) for trace in run_both(model, guide, args, kwargs)))

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from seqdisent.inference.elbo import elbo_terms
+from seqdisent.inference.elbo import elbo_terms, guess_max_plate_nesting
 from seqdisent.inference.objectives import KL, Objective, check_kl, check_objective, check_unweighted
 from seqdisent.inference.programs import run_both
 
@@ -23,7 +23,7 @@ class DecomposedELBO(ELBO):
         kl: as of :func:`elbo_terms`.
         objective: likewise; ``"iwae"``, ``"dreg"`` and ``"fivo"`` take no `weights`.
         num_particles: likewise; ``"elbo"`` and ``"stl"`` average their bounds.
-        vectorize_particles: likewise.
+        vectorize_particles: likewise; how far the programs' own plates reach is found out once, as by Pyro's bounds.
 
     Raises:
         ValueError: an unknown `objective`, or one that does not fit `kl` or `weights`; as :func:`elbo_terms` and
@@ -64,6 +64,7 @@ class DecomposedELBO(ELBO):
         check_unweighted(objective, weights)
         self.weights = dict(weights or {})
         self.kl, self.objective = kl, objective
+        self._own_plates: int | None = None
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -71,6 +72,10 @@ class DecomposedELBO(ELBO):
         """Return minus the bound of `model` and `guide` at `args` and `kwargs`, summed over the batch, in nats."""
         options: dict[str, Any] = {"num_particles": self.num_particles, "vectorize_particles": self.vectorize_particles}
         options |= {"kl": self.kl, "objective": self.objective}
+        if self.vectorize_particles and self.objective != "fivo":
+            if self._own_plates is None:
+                self._own_plates = guess_max_plate_nesting(model, guide, args, kwargs)
+            options["max_plate_nesting"] = self._own_plates
         return -elbo_terms(model, guide, *args, **options, **kwargs).bound(self.weights).sum()
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:

@@ -19,6 +19,7 @@ from seqdisent._checks import check_positive
 from seqdisent._distributed import all_processes
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference import ELBOTerms, elbo_terms
+from seqdisent.inference.elbo import guess_max_plate_nesting
 from seqdisent.inference.objectives import KL, Objective
 from seqdisent.training import checkpoints, checks
 from seqdisent.training.logs import means, per_sequence, per_step
@@ -133,6 +134,7 @@ class ELBOTraining(lightning.LightningModule):
         self.validation, self.logged = validation, dict(logged or {})
         self.minutes = 0.0
         self._owner_is_checked = False
+        self._own_plates: int | None = None  # how many dimensions the programs' plates take
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ELBOTraining:
         """Copy the weights, but not the data behind `draw` and `validation`: weight averaging makes a copy."""
@@ -215,6 +217,10 @@ class ELBOTraining(lightning.LightningModule):
                 "objective": "elbo" if callable(self.objective) else self.objective,
             }
             options |= {"num_particles": self.num_particles, "vectorize_particles": self.num_particles > 1}
+            if self.num_particles > 1 and self.objective != "fivo":
+                if self._own_plates is None:
+                    self._own_plates = guess_max_plate_nesting(self.model, self.guide, args, {**named, **inputs})
+                options["max_plate_nesting"] = self._own_plates
             terms = elbo_terms(self.model, self.guide, *args, **options, **named, **inputs)
         return terms, [*args, *named.values()]
 

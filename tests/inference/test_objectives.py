@@ -527,3 +527,42 @@ def test_pyros_svi_takes_it(objective):
     exact(torch.cat([p.grad.flatten() for p in program.parameters]), -wanted)
     torch.manual_seed(0)
     assert DecomposedELBO(**options).loss(program.model, program.guide, *program.args) == pytest.approx(loss)
+
+
+def counted_programs():
+    """Model and guide in a plate of their own, and how often each ran."""
+    runs = {"model": 0, "guide": 0}
+
+    def model(x):
+        runs["model"] += 1
+        with pyro.plate("sequences", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    loc = torch.zeros(3, requires_grad=True)
+
+    def guide(x):
+        runs["guide"] += 1
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    return model, guide, runs
+
+
+def test_the_place_of_the_particles_is_found_out_once():
+    model, guide, runs = counted_programs()
+    loss = DecomposedELBO(objective="iwae", num_particles=4, vectorize_particles=True)
+    for _ in range(3):
+        loss.loss_and_grads(model, guide, torch.ones(3))
+    assert runs == {"model": 4, "guide": 4}
+
+
+def test_the_place_of_the_particles_can_be_said():
+    model, guide, runs = counted_programs()
+    options = {"objective": "iwae", "num_particles": 4, "vectorize_particles": True}
+    torch.manual_seed(0)
+    found_out = elbo_terms(model, guide, torch.ones(3), **options)
+    torch.manual_seed(0)
+    said = elbo_terms(model, guide, torch.ones(3), **options, max_plate_nesting=1)
+    assert runs == {"model": 3, "guide": 3}
+    exact(said.bound(), found_out.bound())
