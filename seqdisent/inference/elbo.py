@@ -12,6 +12,8 @@ from torch import Tensor
 
 from seqdisent._checks import check_positive
 from seqdisent._random import kept_random_state
+from seqdisent.inference import auxiliary
+from seqdisent.inference.auxiliary import AuxiliaryLosses, check_auxiliary_losses
 from seqdisent.inference.checks import same
 from seqdisent.inference.objectives import (
     KL,
@@ -36,6 +38,7 @@ def elbo_terms(
     num_particles: int = 1,
     vectorize_particles: bool = False,
     max_plate_nesting: int | None = None,
+    auxiliary_losses: AuxiliaryLosses | None = None,
     **kwargs: Any,
 ) -> ELBOTerms:
     r"""Run guide and model and return every term of the evidence lower bound under its site's name.
@@ -73,6 +76,10 @@ def elbo_terms(
         vectorize_particles: draw them in one run, in a plate to the left of all others. ``"fivo"`` always does.
         max_plate_nesting: how many dimensions the programs' own plates take. None: to find out, both run once more,
             without particles or gradient.
+        auxiliary_losses: {name: function of the guide's draws and of the programs' arguments}. A function gets
+            ``({latent site: value}, *args, **kwargs)`` and returns a value for each sequence, (B,), which
+            :meth:`ELBOTerms.bound` subtracts with its weight; with K particles, the draws have K on the left, and it
+            may return (K, B). It is no part of :meth:`ELBOTerms.elbo`.
         **kwargs: given to both.
 
     Raises:
@@ -82,9 +89,10 @@ def elbo_terms(
             a model that observes nothing; an observed site that counts steps which are padding in a latent; NaN that
             an observed site counts and its distribution refuses; an unknown `kl` or `objective`; ``kl="analytic"`` with
             another objective than ``"elbo"``; with ``"stl"`` or ``"dreg"``, a point (Delta) in the guide whose gradient
-            would be silently wrong; with ``"fivo"``, programs that :func:`seqdisent.particles.filter` refuses.
+            would be silently wrong; with ``"fivo"``, programs that :func:`seqdisent.particles.filter` refuses, or an
+            auxiliary loss; an auxiliary loss that returns another shape, or has the name of a site.
         RuntimeError: a program that fails with a particle dimension on the left of its own.
-        TypeError: a chain's step mask that is not bool.
+        TypeError: a chain's step mask that is not bool, an auxiliary loss that is no function.
 
     Example:
         Under the exact posterior the Monte Carlo bound is the evidence, whatever was drawn: here log N(1; 0, 2).
@@ -112,16 +120,23 @@ def elbo_terms(
         ...     model, guide, torch.ones(3), objective="dreg", num_particles=8, vectorize_particles=True)
         >>> terms.kl["z"].shape, terms.bound()
         (torch.Size([8, 3]), tensor([-1.5155, -1.5155, -1.5155]))
+
+        A loss beside the bound, named, with a weight of its own.
+
+        >>> terms = elbo_terms(model, guide, torch.ones(3), auxiliary_losses={"far": lambda draws, x: draws["z"] ** 2})
+        >>> torch.allclose(terms.bound({"far": 0.1}), terms.elbo() - 0.1 * terms.auxiliary_losses["far"])
+        True
     """
     check_objective(objective)
     check_positive(num_particles=num_particles)
     analytic = check_kl(objective, kl) == "analytic"
+    losses = check_auxiliary_losses(auxiliary_losses, objective)
     if objective == "fivo":
         from seqdisent.particles.bound import filtered_terms  # the filter is built on the ledger's parts
 
         is_stacked = num_particles > 1 or vectorize_particles
         return filtered_terms(model, guide, args, kwargs, num_particles=num_particles, is_stacked=is_stacked)
-    how = analytic, objective, num_particles > 1
+    how = analytic, objective, num_particles > 1, losses
     if num_particles == 1 and not vectorize_particles:
         return _one_run(model, guide, args, kwargs, *how, None)
     if vectorize_particles:
@@ -143,7 +158,7 @@ def elbo_terms(
 
 def _one_run(
     model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any,
-    analytic: bool, objective: Objective, several: bool, particles: int | None,
+    analytic: bool, objective: Objective, several: bool, losses: AuxiliaryLosses, particles: int | None,
 ) -> ELBOTerms:  # fmt: skip
     twice = objective in ("stl", "dreg") and torch.is_grad_enabled()
     if twice:
@@ -164,7 +179,13 @@ def _one_run(
     if twice:
         by_site = {name: per_sequence(found.term, scores.sites[name], plate) for name, found in log_q.items()}
         held = Held(by_site, None if again is None else _log_weights(again, plate))
-    return ELBOTerms(terms, plate.size if plate is not None else 1, particles, objective, held)
+    found = ELBOTerms(terms, plate.size if plate is not None else 1, particles, objective, held)
+    if not losses:
+        return ledger
+    draws = {name: site["value"] for name, site in sample_sites(scores.guide_trace).items()}
+    return replace(
+        ledger, auxiliary_losses=auxiliary.auxiliary_losses(losses, draws, args, kwargs, ledger.shape, particles)
+    )
 
 
 def _log_weights(scores: Scores, plate: Any) -> Tensor:
@@ -188,7 +209,9 @@ def _stacked(runs: list[ELBOTerms]) -> ELBOTerms:
         log_q = {name: torch.stack([one.log_q[name] for one in each]) for name in first.log_q}
         log_weights = [one.log_weights for one in each if one.log_weights is not None]
         held = Held(log_q, torch.stack(log_weights) if log_weights else None)
-    return ELBOTerms(terms, runs[0].num_sequences, len(runs), runs[0].objective, held)
+    losses = {name: torch.stack([run.auxiliary_losses[name] for run in runs]) for name in runs[0].auxiliary_losses}
+    num_sequences, objective = runs[0].num_sequences, runs[0].objective
+    return ELBOTerms(terms, num_sequences, len(runs), objective, held, auxiliary_losses=losses)
 
 
 def guess_max_plate_nesting(

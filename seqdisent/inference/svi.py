@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from seqdisent.inference.auxiliary import AuxiliaryLosses, check_auxiliary_losses
 from seqdisent.inference.elbo import elbo_terms, guess_max_plate_nesting
 from seqdisent.inference.objectives import KL, Objective, check_kl, check_objective, check_unweighted
 from seqdisent.inference.programs import run_both
@@ -24,6 +25,7 @@ class DecomposedELBO(ELBO):
         objective: likewise; ``"iwae"``, ``"dreg"`` and ``"fivo"`` take no `weights`.
         num_particles: likewise; ``"elbo"`` and ``"stl"`` average their bounds.
         vectorize_particles: likewise; how far the programs' own plates reach is found out once, as by Pyro's bounds.
+        auxiliary_losses: likewise; `weights` may name them.
 
     Raises:
         ValueError: an unknown `objective`, or one that does not fit `kl` or `weights`; as :func:`elbo_terms` and
@@ -55,13 +57,17 @@ class DecomposedELBO(ELBO):
         objective: Objective = "elbo",
         num_particles: int = 1,
         vectorize_particles: bool = False,
+        auxiliary_losses: AuxiliaryLosses | None = None,
     ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles, vectorize_particles=vectorize_particles
         )
         check_objective(objective)
         check_kl(objective, kl)
-        check_unweighted(objective, weights)
+        self.auxiliary_losses = dict(check_auxiliary_losses(auxiliary_losses, objective))
+        check_unweighted(
+            objective, {site: w for site, w in (weights or {}).items() if site not in self.auxiliary_losses}
+        )
         self.weights = dict(weights or {})
         self.kl, self.objective = kl, objective
         self._own_plates: int | None = None
@@ -71,7 +77,7 @@ class DecomposedELBO(ELBO):
     ) -> Tensor:
         """Return minus the bound of `model` and `guide` at `args` and `kwargs`, summed over the batch, in nats."""
         options: dict[str, Any] = {"num_particles": self.num_particles, "vectorize_particles": self.vectorize_particles}
-        options |= {"kl": self.kl, "objective": self.objective}
+        options |= {"kl": self.kl, "objective": self.objective, "auxiliary_losses": self.auxiliary_losses}
         if self.vectorize_particles and self.objective != "fivo":
             if self._own_plates is None:
                 self._own_plates = guess_max_plate_nesting(model, guide, args, kwargs)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -60,6 +60,7 @@ class ELBOTerms:
         objective: what :meth:`bound` returns.
         held: the same draws scored once more, held fixed, for the gradient of an objective that needs it; else None.
         log_evidence: (B,), the particle filter's estimate under ``"fivo"``; else None.
+        auxiliary_losses: {name: (B,) or (K, B)}, what :meth:`bound` subtracts beside the terms; no part of the ELBO.
     """
 
     terms: dict[str, Term]
@@ -68,9 +69,16 @@ class ELBOTerms:
     objective: Objective = "elbo"
     held: Held | None = None
     log_evidence: Tensor | None = None
+    auxiliary_losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if twice := sorted(set(self.auxiliary_losses) & set(self.terms)):
+            raise ValueError(f"auxiliary_losses: {twice} are sites, expected names of their own")
 
     def __repr__(self) -> str:
-        means = [f"{term.kind}[{term.name!r}]={term.value.detach().mean().item():.4g}" for term in self.terms.values()]
+        named = [(f"{term.kind}[{term.name!r}]", term.value) for term in self.terms.values()]
+        named += [(f"auxiliary_loss[{name!r}]", value) for name, value in self.auxiliary_losses.items()]
+        means = [f"{name}={value.detach().mean().item():.4g}" for name, value in named]
         return f"ELBOTerms({', '.join(means)}; means over {self.num_sequences} sequences, in nats)"
 
     @property
@@ -126,10 +134,10 @@ class ELBOTerms:
         =========  ================================================  ============================================
 
         Args:
-            weights: as of :meth:`elbo`; none with ``iwae``, ``dreg`` and ``fivo``.
+            weights: as of :meth:`elbo`, of auxiliary losses too; of sites, none with ``iwae``, ``dreg`` and ``fivo``.
 
         Returns:
-            (B,), or () without a plate, in nats.
+            (B,), or () without a plate, in nats; less the weighted auxiliary losses.
 
         Raises:
             ValueError: as :meth:`elbo` and :meth:`importance_weighted`; weights with ``iwae``, ``dreg``
@@ -148,7 +156,31 @@ class ELBOTerms:
             "Variational sequential Monte Carlo", AISTATS 2018, and Le et al., "Auto-encoding sequential Monte Carlo",
             ICLR 2018 (``fivo``, in all three without the term of the resampling).
         """
-        return bound_of(self, weights)
+        weights = dict(weights or {})
+        of_losses = {name: weights.pop(name) for name in self.auxiliary_losses if name in weights}
+        bound = bound_of(self, weights)
+        return bound - self.penalty(of_losses) if self.auxiliary_losses else bound
+
+    def penalty(self, weights: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Return the weighted sum of the auxiliary losses of each sequence, averaged over particles.
+
+        Args:
+            weights: {auxiliary loss: its weight}; 1 for the others.
+
+        Returns:
+            (B,), or () without a plate.
+
+        Raises:
+            ValueError: `weights` names what is no auxiliary loss, or has another shape or a number that is not finite.
+            TypeError: a weight is not a number.
+        """
+        weights = dict(weights or {})
+        self._check_names(weights, self.auxiliary_losses)
+        losses = [value * weights.get(name, 1.0) for name, value in self.auxiliary_losses.items()]
+        if not losses:
+            return torch.zeros(self.shape)
+        total = sum(losses[1:], start=losses[0])
+        return total if self.num_particles is None else total.mean(0)
 
     def elbo(self, weights: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """Return the bound of each sequence, averaged over particles.
@@ -173,7 +205,7 @@ class ELBOTerms:
             See :func:`elbo_terms`.
         """
         weights = dict(weights or {})
-        self.check_weights(weights)
+        self._check_names(weights, self.terms)
         total = sum(
             (self._shared_out(term) * weights.get(name, 1.0) for name, term in self.terms.items()),
             start=torch.zeros(()),
@@ -190,17 +222,20 @@ class ELBOTerms:
         return any(term.in_plate for term in self.terms.values())
 
     def check_weights(self, weights: Mapping[str, float | Tensor]) -> None:
-        """Raise unless :meth:`elbo` would take `weights`.
+        """Raise unless `weights` are those of sites and of auxiliary losses.
 
         Raises:
-            ValueError: as there.
+            ValueError: as of :meth:`elbo`.
             TypeError: as there.
         """
-        unknown = set(weights) - set(self.terms)
-        if unknown:
+        self._check_names(weights, {**self.terms, **self.auxiliary_losses})
+
+    def _check_names(self, weights: Mapping[str, float | Tensor], known: Mapping[str, Any]) -> None:
+        if unknown := set(weights) - set(known):
+            losses = f", or of the auxiliary losses {sorted(self.auxiliary_losses)}" if self.auxiliary_losses else ""
             raise ValueError(
                 f"weights: no site {sorted(unknown)} in the ledger, expected some of "
-                f"{sorted(self.kl)} (latent) and {sorted(self.log_likelihood)} (observed)"
+                f"{sorted(self.kl)} (latent) and {sorted(self.log_likelihood)} (observed){losses}"
             )
         check_weights(weights, self.num_sequences)
 
@@ -251,7 +286,8 @@ class ELBOTerms:
 
     def is_finite(self) -> Tensor:
         """Say whether every term is finite on this process: (), bool, without waiting for the device."""
-        return torch.stack([term.value.detach().isfinite().all() for term in self.terms.values()]).all()
+        values = [*(term.value for term in self.terms.values()), *self.auxiliary_losses.values()]
+        return torch.stack([value.detach().isfinite().all() for value in values]).all()
 
     def check_finite(self, step: int | None = None) -> None:
         """Raise unless every term is finite; under torch.distributed all ranks raise together.
@@ -268,17 +304,21 @@ class ELBOTerms:
         when = "" if step is None else f" at training step {step}"
         if finite:
             raise FloatingPointError(f"a term of the ELBO is not finite{when} on another process")
-        term = next(term for term in self.terms.values() if not term.value.isfinite().all())
-        kind: str = term.kind
-        value = term.value
-        axes = [*(["particle"] if self.num_particles is not None else []), *(["sequence"] if term.in_plate else [])]
-        if term.per_step is not None and not term.per_step.isfinite().all():
-            kind, value, axes = f"{term.kind}_per_step", term.per_step, [*axes, "time step"]
+        name, value, axes = next(found for found in self._values() if not found[1].isfinite().all())
         where = tuple((~value.isfinite()).nonzero()[0].tolist())
         place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=True))
-        raise FloatingPointError(
-            f"{kind}[{term.name!r}] is {value[where].item()}{when}" + (f" ({place})" if place else "")
-        )
+        raise FloatingPointError(f"{name} is {value[where].item()}{when}" + (f" ({place})" if place else ""))
+
+    def _values(self) -> Iterator[tuple[str, Tensor, list[str]]]:
+        """Yield every number of the ledger, those of steps before their sum: its name, its values, their axes."""
+        particle = [] if self.num_particles is None else ["particle"]
+        for term in self.terms.values():
+            axes = [*particle, *(["sequence"] if term.in_plate else [])]
+            if term.per_step is not None:
+                yield f"{term.kind}_per_step[{term.name!r}]", term.per_step, [*axes, "time step"]
+            yield f"{term.kind}[{term.name!r}]", term.value, axes
+        for name, value in self.auxiliary_losses.items():
+            yield f"auxiliary_loss[{name!r}]", value, [*particle, *(["sequence"] if self._has_plate else [])]
 
     def _shared_out(self, term: Term) -> Tensor:
         if term.in_plate or not self._has_plate:

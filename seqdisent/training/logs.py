@@ -29,6 +29,7 @@ def per_sequence(terms: ELBOTerms) -> Sums:
         found[name] = terms.importance_weighted() if terms.log_evidence is None else terms.log_evidence
     found |= {f"log_p({site})": term for site, term in terms.log_likelihood.items()}
     found |= {f"KL({site})": term for site, term in terms.kl.items()}
+    found |= {f"auxiliary_loss({name})": loss for name, loss in terms.auxiliary_losses.items()}
     # the mean, since a term outside the sequences' plate is one number
     return {name: (term.detach().mean() * count, count) for name, term in found.items()}
 

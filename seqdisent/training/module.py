@@ -19,6 +19,7 @@ from seqdisent._checks import check_positive
 from seqdisent._distributed import all_processes
 from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.inference import ELBOTerms, elbo_terms
+from seqdisent.inference.auxiliary import AuxiliaryLosses, check_auxiliary_losses
 from seqdisent.inference.elbo import guess_max_plate_nesting
 from seqdisent.inference.objectives import KL, Objective
 from seqdisent.training import checkpoints, checks
@@ -61,6 +62,8 @@ class ELBOTraining(lightning.LightningModule):
             are those of all latent sites, 1 where there is no schedule, and of the observed sites that have one.
         num_particles: K draws of the guide for each sequence, in one run: model and guide get them as a dimension on
             the left of the sequences.
+        auxiliary_losses: as of :func:`~seqdisent.elbo_terms`, with their schedules in `weights`. They are subtracted
+            from every objective, but not from the bound of `validation`.
         validation: held-out batches, a sequence of them or a function that returns an iterable of them. :func:`fit`
             evaluates the unweighted bound on all of them every `validate_every` steps; with ``"iwae"`` and ``"dreg"``
             the importance-weighted bound too, with ``"fivo"`` that of the filter, by which the best checkpoint is then
@@ -107,6 +110,7 @@ class ELBOTraining(lightning.LightningModule):
         kl: KL | None = None,
         objective: Objective | Callable[[ELBOTerms, Mapping[str, float]], Tensor] = "elbo",
         num_particles: int = 1,
+        auxiliary_losses: AuxiliaryLosses | None = None,
         validation: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
         logged: Mapping[str, Callable[[Any], Tensor | float]] | None = None,
         seed: int = 0,
@@ -118,7 +122,8 @@ class ELBOTraining(lightning.LightningModule):
         checks.check_schedules({f"inputs[{name!r}]": schedule for name, schedule in (inputs or {}).items()})
         functions = {"model": model, "guide": guide, "draw": draw, "arguments": arguments, "optimizer": optimizer}
         checks.check_functions(**functions)
-        checks.check_objective(objective, kl, weights)
+        self.auxiliary_losses = dict(check_auxiliary_losses(auxiliary_losses, objective))
+        checks.check_objective(objective, kl, set(weights or {}) - set(self.auxiliary_losses))
         checks.check_functions(**{f"logged[{name!r}]": function for name, function in (logged or {}).items()})
         if validation is not None:
             checks.check_validation(validation)
@@ -182,7 +187,8 @@ class ELBOTraining(lightning.LightningModule):
             group["lr"] = float(self.learning_rate(step)) * group["factor"]
         weights = {site: schedule(step) for site, schedule in self.weights.items()}
         inputs = {name: schedule(step) for name, schedule in self.inputs.items()}
-        terms, arguments = self._run(batch, inputs, step_seed(self.seed, "noise", step, self.global_rank))
+        seed = step_seed(self.seed, "noise", step, self.global_rank)
+        terms, arguments = self._run(batch, inputs, seed, self.auxiliary_losses)
         loss = -self._bound(terms, weights).sum() / self.terms_per_step
         if not all_processes(terms.is_finite() & loss.detach().isfinite()):  # waits for the device
             checks.check_parameters(self.network, step)  # if they are the reason, no term is to blame
@@ -202,7 +208,9 @@ class ELBOTraining(lightning.LightningModule):
         inputs = {name: schedule(max(0, self.global_step - 1)) for name, schedule in self.inputs.items()}
         return self._run(batch, inputs, step_seed(self.seed, "validation", index, 0))[0]
 
-    def _run(self, batch: Any, inputs: Mapping[str, Any], seed: int) -> tuple[ELBOTerms, list[Any]]:
+    def _run(
+        self, batch: Any, inputs: Mapping[str, Any], seed: int, losses: AuxiliaryLosses | None = None
+    ) -> tuple[ELBOTerms, list[Any]]:
         """Return the ledger of a batch, and what model and guide were given."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -217,6 +225,7 @@ class ELBOTraining(lightning.LightningModule):
                 "objective": "elbo" if callable(self.objective) else self.objective,
             }
             options |= {"num_particles": self.num_particles, "vectorize_particles": self.num_particles > 1}
+            options["auxiliary_losses"] = losses
             if self.num_particles > 1 and self.objective != "fivo":
                 if self._own_plates is None:
                     self._own_plates = guess_max_plate_nesting(self.model, self.guide, args, {**named, **inputs})
@@ -229,9 +238,11 @@ class ELBOTraining(lightning.LightningModule):
         terms.check_weights(weights)
         if not callable(self.objective):
             return terms.bound(weights)
-        bound = self.objective(terms, {**dict.fromkeys(terms.kl, 1.0), **weights})
+        of_losses = {name: weight for name, weight in weights.items() if name in terms.auxiliary_losses}
+        of_sites = {name: weight for name, weight in weights.items() if name not in of_losses}
+        bound = self.objective(terms, {**dict.fromkeys(terms.kl, 1.0), **of_sites})
         checks.check_bound(bound, terms)
-        return bound
+        return bound - terms.penalty(of_losses) if terms.auxiliary_losses else bound
 
     @override
     def on_fit_start(self) -> None:
