@@ -354,6 +354,44 @@ def test_an_objective_by_name_is_that_of_the_ledger(tmp_path, objective, num_par
     assert float(row.get("iwae", row["elbo"])) == pytest.approx(terms.bound().mean().item(), rel=1e-5)
 
 
+def test_auxiliary_losses_are_trained_logged_and_left_out_of_validation(tmp_path):
+    """A step of gradient descent on the bound less the weighted loss, with the weight of that step."""
+    far = {"far": lambda draws, *_, **__: draws["z"].square().sum(-1)}
+    options = {"weights": {"far": AnnealingSchedule.constant(0.3)}, "inputs": {}, "num_steps": 1}
+    module = changed(auxiliary_losses=far, optimizer=partial(torch.optim.SGD), **options)
+    before = [p.detach().clone() for p in module.network.parameters()]
+    batch = module.draw(torch.Generator().manual_seed(step_seed(3, "batch", 0, 0)))
+    module.validation = [batch]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(step_seed(3, "noise", 0, 0))
+        terms = elbo_terms(module.model, module.guide, batch, auxiliary_losses=far)
+    wanted = torch.autograd.grad(-terms.bound({"far": 0.3}).sum(), list(module.network.parameters()))
+    run(module, tmp_path)
+    for new, old, gradient in zip(module.network.parameters(), before, wanted, strict=True):
+        torch.testing.assert_close(new, old - 1e-2 * gradient)
+    row = losses(tmp_path)[0]
+    assert float(row["auxiliary_loss(far)"]) == pytest.approx(terms.auxiliary_losses["far"].mean().item(), rel=1e-5)
+    assert float(row["weight(far)"]) == pytest.approx(0.3)
+    assert float(row["elbo"]) == pytest.approx(terms.elbo().mean().item(), rel=1e-5)
+    assert module._validation_terms(batch, 0).auxiliary_losses == {}
+
+
+def test_auxiliary_losses_are_subtracted_from_an_objective_of_one_s_own(tmp_path):
+    far = {"far": lambda draws, *_, **__: draws["z"].square().sum(-1)}
+    seen = []
+
+    def objective(terms, weights):
+        seen.append((terms.penalty({"far": 0.3}).sum().item(), terms.elbo().sum().item(), weights))
+        return terms.elbo()
+
+    weights = {"far": AnnealingSchedule.constant(0.3)}
+    module = changed(auxiliary_losses=far, weights=weights, inputs={}, num_steps=1, objective=objective)
+    run(module, tmp_path)
+    ((penalty, bound, given),) = seen
+    assert "far" not in given
+    assert float(losses(tmp_path)[0]["loss"]) == pytest.approx(penalty - bound, rel=1e-5)
+
+
 def test_training_finds_out_once_where_the_particles_stand(tmp_path):
     runs = []
     module = changed(objective="iwae", weights={}, inputs={}, num_steps=3, num_particles=2)

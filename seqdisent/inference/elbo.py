@@ -179,7 +179,7 @@ def _one_run(
     if twice:
         by_site = {name: per_sequence(found.term, scores.sites[name], plate) for name, found in log_q.items()}
         held = Held(by_site, None if again is None else _log_weights(again, plate))
-    found = ELBOTerms(terms, plate.size if plate is not None else 1, particles, objective, held)
+    ledger = ELBOTerms(terms, plate.size if plate is not None else 1, particles, objective, held)
     if not losses:
         return ledger
     draws = {name: site["value"] for name, site in sample_sites(scores.guide_trace).items()}

@@ -175,7 +175,9 @@ class ELBOTerms:
             TypeError: a weight is not a number.
         """
         weights = dict(weights or {})
-        self._check_names(weights, self.auxiliary_losses)
+        if unknown := sorted(set(weights) - set(self.auxiliary_losses)):
+            raise ValueError(f"weights: no auxiliary loss {unknown}, expected some of {sorted(self.auxiliary_losses)}")
+        check_weights(weights, self.num_sequences)
         losses = [value * weights.get(name, 1.0) for name, value in self.auxiliary_losses.items()]
         if not losses:
             return torch.zeros(self.shape)
