@@ -147,13 +147,6 @@ class VDSM(nn.Module):
         with pyro.plate("sequences", num_sequences):
             s, z = self.latents(num_steps, mask, rolled, learnt)
             pyro.sample("x", self.emission(s, z, mask, temperature), obs=real_frames(frames, mask))
-            if partner is not None:  # beyond the paper, and no densities: terms that the ledger weighs by their names
-                factor("same_identity", -disagreement(self.static(features, mask), self.static(*partner)))
-                with torch.no_grad():  # each motion decoded with another clip's s, and seen again
-                    swapped = self.emission(s.roll(1, -2), z, mask, temperature).mean
-                    seen = self.encoder(real_frames(swapped, mask))
-                both = self.dynamics(self.pose(torch.stack([features, seen])).mean, mask)  # one wait for lengths
-                factor("same_motion", -disagreement(*unstack(both)))
 
     def latents(self, num_steps: int, mask: Tensor | None, rolled: float, learnt: bool) -> tuple[Tensor, Tensor]:
         learnt = learnt and self.sizes.num_components is not None
@@ -181,8 +174,7 @@ class VDSM(nn.Module):
         if self.sizes.single_decoder:  # the mixing coefficients are an input and mix nothing
             s, weights = weights, weights.new_ones(*weights.shape[:-1], 1)
         logits = self.decoder(torch.cat([s.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1), weights)
-        # pixels lie in [0, 1], not in {0, 1}: a cross-entropy, not a normalised density
-        return bernoulli(logits, mask, 3)
+        return bernoulli(logits, mask, 3)  # pixels lie in [0, 1]: a cross-entropy, not a normalised density
 
     # The inference model q(s | x) q(d | x) q(z_1 | x, d) prod_t q(z_t | z_{t-1}, x, d), equation 2
 
@@ -201,6 +193,14 @@ class VDSM(nn.Module):
             context = self.combiner.project(torch.cat(context, -1), mask)  # of all steps at once
             initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
             pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
+
+    def same_identity(self, draws, frames, mask, features, partner):  # beyond the paper: losses beside the bound
+        return disagreement(self.static(features, mask), self.static(*partner))
+
+    def same_motion(self, draws, frames, mask, features, partner):
+        with torch.no_grad():  # each motion decoded with another clip's s, and seen again
+            seen = self.encoder(self.emission(draws["s"].roll(1, -2), draws["z"], mask, None).mean)
+        return disagreement(*unstack(self.dynamics(self.pose(torch.stack([features, seen])).mean, mask)))
 
     # Stage 1: every frame has a pose of its own, equation 7; by itself, a model of still images (paper, Figure 8)
 
@@ -239,8 +239,8 @@ def training(vdsm: VDSM, parts: tuple[str, ...], plan: Plan, num_steps: int, rat
     for name, parameter in vdsm.named_parameters():
         parameter.requires_grad_(name.startswith(parts))
     learning_rate = warmed_up(rate, plan.warm_up, num_steps, decays=plan.decays)
-    options = {"num_steps": num_steps, "learning_rate": learning_rate, **options}
-    return ELBOTraining(vdsm, *programs, optimizer=partial(torch.optim.Adam, betas=plan.betas), **options)
+    options |= {"num_steps": num_steps, "optimizer": partial(torch.optim.Adam, betas=plan.betas)}
+    return ELBOTraining(vdsm, *programs, learning_rate=learning_rate, **options)
 
 
 def pretraining(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTraining:
@@ -266,15 +266,15 @@ def sequence_training(vdsm: VDSM, plan: Plan, clips: Clips, seed: int) -> ELBOTr
         site: AnnealingSchedule.quadratic([(0, 0.1), (n / 4, 0.3), (n / 2, peak), (n, end)])
         for site, peak, end in (("z", plan.peak_weight, 1.0), ("d", plan.dynamics_peak, plan.dynamics_weight))
     }
-    agree = {"same_identity": plan.same_identity, "same_motion": plan.same_motion}
-    weights |= {name: AnnealingSchedule.constant(weight) for name, weight in agree.items() if any(agree.values())}
+    agree = {name: getattr(vdsm, name) for name in ("same_identity", "same_motion") if getattr(plan, name)}
+    weights |= {name: AnnealingSchedule.constant(getattr(plan, name)) for name in agree}
     clips = with_other_colours(clips, seed) if part_recoloured(plan.recolour, clips) else clips
-    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=any(agree.values()))
+    draw = encoded_draws(vdsm.encoder, clips, plan.num_clips, plan.clip_length, partners=bool(agree))
     return training(
         vdsm, parts, plan, n, plan.sequence_rate,
         partial(vdsm.model, rolled=plan.rolled, learnt=False), vdsm.guide, draw,
-        weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor},
-        arguments=tuple, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
+        weights=weights, rate_factors={"static.": plan.static_factor, "pose.": plan.pose_factor}, arguments=tuple,
+        auxiliary_losses=agree, terms_per_step=plan.num_clips * plan.clip_length, seed=seed + 1,
     )  # fmt: skip
 
 

@@ -133,37 +133,39 @@ def test_ablation_has_one_decoder_that_reads_s(vdsm, network):
     torch.testing.assert_close(drawn, alone.emission(s + 7, z, None, 0.1).mean)  # it reads softmax(s / temperature)
 
 
-def test_disagreement_of_one_identitys_clips_is_a_term_of_its_own(network):
+def test_disagreement_of_one_identitys_clips_is_a_loss_of_its_own(network):
     network = network.double()
     clips, others = frames(2, 4).double(), network.encoder(frames(2, 3).double() ** 2)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     features = network.encoder(clips)
-    terms = elbo_terms(network.model, network.guide, clips, None, features, (others, mask))
+    losses = {"same_identity": network.same_identity}
+    terms = elbo_terms(network.model, network.guide, clips, None, features, (others, mask), auxiliary_losses=losses)
     for n, length in enumerate((3, 1)):
         one, other = network.static(features[n : n + 1]), network.static(others[n : n + 1, :length])
         shift = (one.mean - other.mean).square()
         wanted = 0.5 * ((one.variance + shift) / other.variance + (other.variance + shift) / one.variance - 2).sum()
-        torch.testing.assert_close(terms.log_likelihood["same_identity"][n], -wanted)
-    itself = elbo_terms(network.model, network.guide, clips, None, features, (features, None))
-    torch.testing.assert_close(itself.log_likelihood["same_identity"], torch.zeros(2).double())
+        torch.testing.assert_close(terms.auxiliary_losses["same_identity"][n], wanted)
+    itself = elbo_terms(network.model, network.guide, clips, None, features, (features, None), auxiliary_losses=losses)
+    torch.testing.assert_close(itself.auxiliary_losses["same_identity"], torch.zeros(2).double())
 
 
-def test_disagreement_of_a_motion_done_by_another_is_a_term_of_its_own(network):
+def test_disagreement_of_a_motion_done_by_another_is_a_loss_of_its_own(network):
     network, mask = network.double(), torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
     clips = frames(3, 3).double()
     features = network.encoder(clips)
     torch.manual_seed(0)
     drawn = infer(network.guide, clips, mask, sample=True)
     torch.manual_seed(0)
-    terms = elbo_terms(network.model, network.guide, clips, mask, features, (features, None))
+    losses = {"same_motion": network.same_motion}
+    terms = elbo_terms(network.model, network.guide, clips, mask, features, (features, None), auxiliary_losses=losses)
     for n, length in enumerate((3, 2, 1)):
         s, z = drawn["s"].value[n - 1 : n or None], drawn["z"].value[n : n + 1, :length]
         seen = network.encoder(network.emission(s, z, None, None).mean)
         one, other = (network.dynamics(network.pose(clip).mean) for clip in (seen, features[n : n + 1, :length]))
         shift = (one.mean - other.mean).square()
         wanted = 0.5 * ((one.variance + shift) / other.variance + (other.variance + shift) / one.variance - 2).sum()
-        torch.testing.assert_close(terms.log_likelihood["same_motion"][n], -wanted)
-    assert terms.log_likelihood["same_motion"].requires_grad
+        torch.testing.assert_close(terms.auxiliary_losses["same_motion"][n], wanted)
+    assert terms.auxiliary_losses["same_motion"].requires_grad
 
 
 def test_a_stage_may_be_shorter_than_its_warm_up(vdsm):
