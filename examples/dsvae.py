@@ -2,12 +2,15 @@
 
     python examples/dsvae.py                      train with the factorised posterior, then measure swaps
     python examples/dsvae.py --full               with the full posterior, in which z reads f and all frames
+    python examples/dsvae.py --grouped            f is inferred from another clip of the same identity in training
     python examples/dsvae.py --data pendulum      on pendula, which need no file
     python examples/dsvae.py evaluate RUN         judge, swaps, probes
 
 f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
-it is from the average of the frames' features, as in VDSM. The command line is in `command_line.py`, data and pictures
-are in `videos.py`.
+it is from the average of the frames' features, as in VDSM. Nothing in a single clip says whether what does not change
+in it (a direction) is who or what. With `--grouped`, as in VDSM's first stage, training knows which clips show the same
+identity: f comes from another one, and so has nothing of the clip's own motion. The command line is in
+`command_line.py`, data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from command_line import main
 from parts import bernoulli, normal_mlp, real_frames, standard_normal
 from settings import Example
 from torch import nn
-from videos import VIDEOS, calibrated_stage
+from videos import VIDEOS, calibrated_stage, paired_draws
 
 from seqdisent import (
     ConvDecoder,
@@ -37,12 +40,12 @@ class DSVAE(nn.Module):
 
     def __init__(
         self, frame_shape, static_dim: int = 64, latent_dim: int = 32, rnn_dim: int = 128, hidden_dim: int = 128,
-        feature_dim: int = 256, full: bool = False, encoder: tuple[int, ...] | None = None,
+        feature_dim: int = 256, full: bool = False, grouped: bool = False, encoder: tuple[int, ...] | None = None,
         decoder: tuple[int, ...] | None = None,
     ):  # fmt: skip
         super().__init__()
         channels, image_size, _ = frame_shape
-        self.static_dim, self.rnn_dim, self.full = static_dim, rnn_dim, full
+        self.static_dim, self.rnn_dim, self.full, self.grouped = static_dim, rnn_dim, full, grouped
         self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
         self.static = StaticEncoder(feature_dim, static_dim)
         if full:
@@ -57,7 +60,7 @@ class DSVAE(nn.Module):
             static_dim + latent_dim, out_channels=channels, image_size=image_size, channels=decoder
         )
 
-    def model(self, frames=None, mask=None, *, num_sequences=None, num_steps=None):
+    def model(self, frames=None, mask=None, partner=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
         with pyro.plate("sequences", num_sequences):
             f = pyro.sample("f", standard_normal(self.prior.loc.weight, self.static_dim))
@@ -67,10 +70,11 @@ class DSVAE(nn.Module):
             latents = torch.cat([f.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
             pyro.sample("x", bernoulli(self.decoder(latents), mask, 3), obs=real_frames(frames, mask))
 
-    def guide(self, frames, mask=None):
+    def guide(self, frames, mask=None, partner=None):
         features = self.encoder(real_frames(frames, mask))
+        who = (features, mask) if partner is None else (self.encoder(real_frames(*partner)), partner[1])
         with pyro.plate("sequences", len(frames)):
-            f = pyro.sample("f", self.static(features, mask))
+            f = pyro.sample("f", self.static(*who))
             seen = self.read_all(features, f, mask) if self.full else features
             # no step reads the one before, but the sequence is a chain all the same
             initial = self.motion(seen[..., 0, :])
@@ -86,10 +90,25 @@ class DSVAE(nn.Module):
         return self.rnn(both_ways)[0].unflatten(0, batch)
 
 
+def training(network, plan, clips, seed, **options):
+    if network.grouped:
+        options |= {"draw": paired_draws(clips, plan.batch_size, plan.clip_length), "arguments": tuple}
+    return calibrated_stage(network, plan, clips, seed, **options)
+
+
 EXAMPLE = Example(
-    "dsvae", __doc__, VIDEOS.on("sprites"), DSVAE, {"training": calibrated_stage}, static=("f",), motion=("z",),
-    flags={"full": ("the full posterior, in which z reads f and all frames", {"full": True})},
-)  # fmt: skip
+    "dsvae",
+    __doc__,
+    VIDEOS.on("sprites"),
+    DSVAE,
+    {"training": training},
+    static=("f",),
+    motion=("z",),
+    flags={
+        "full": ("the full posterior, in which z reads f and all frames", {"full": True}),
+        "grouped": ("f is inferred from another clip of the same identity in training", {"grouped": True}),
+    },
+)
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -160,6 +160,26 @@ def recoloured(frames: Tensor, generator: torch.Generator) -> Tensor:
     return changed.reshape(count, 3, frames.shape[1], *frames.shape[3:]).movedim(1, 2)
 
 
+class PairedBatch(NamedTuple):
+    """Clips, each with any clip of the same identity."""
+
+    frames: Tensor
+    mask: Tensor | None
+    partner: tuple[Tensor, Tensor | None]  # frames and mask
+
+
+def paired_draws(clips: Clips, num_clips: int, num_steps: int | None) -> Callable[[torch.Generator], PairedBatch]:
+    """Return what draws random clips with a partner each."""
+
+    def draw(generator: torch.Generator) -> PairedBatch:
+        batch = clips.draw_clips(num_clips, generator, num_steps=num_steps)
+        partner = clips.batch(clips.draw_partners(batch.positions[:, 0] // clips.frames.shape[1], generator))
+        real, of_partner = (each.mask if each.ragged else None for each in (batch, partner))
+        return PairedBatch(batch.frames, real, (partner.frames, of_partner))
+
+    return draw
+
+
 class EncodedBatch(NamedTuple):
     """Clips with what a frozen encoder makes of them."""
 
