@@ -194,12 +194,12 @@ class VDSM(nn.Module):
             initial = self.combiner.step(self.initial_pose.expand(*d.shape[:-1], -1), context[..., 0, :])
             pyro.sample("z", MarkovChain(initial, self.combiner.step, features.shape[1], inputs=context, mask=mask))
 
-    def same_identity(self, draws, frames, mask, features, partner):  # beyond the paper: losses beside the bound
+    def same_identity(self, drawn, frames, mask, features, partner):  # beyond the paper: losses beside the bound
         return disagreement(self.static(features, mask), self.static(*partner))
 
-    def same_motion(self, draws, frames, mask, features, partner):
+    def same_motion(self, drawn, frames, mask, features, partner):
         with torch.no_grad():  # each motion decoded with another clip's s, and seen again
-            seen = self.encoder(self.emission(draws["s"].roll(1, -2), draws["z"], mask, None).mean)
+            seen = self.encoder(self.emission(drawn["s"].value.roll(1, -2), drawn["z"].value, mask, None).mean)
         return disagreement(*unstack(self.dynamics(self.pose(torch.stack([features, seen])).mean, mask)))
 
     # Stage 1: every frame has a pose of its own, equation 7; by itself, a model of still images (paper, Figure 8)

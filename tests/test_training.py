@@ -356,7 +356,7 @@ def test_an_objective_by_name_is_that_of_the_ledger(tmp_path, objective, num_par
 
 def test_auxiliary_losses_are_trained_logged_and_left_out_of_validation(tmp_path):
     """A step of gradient descent on the bound less the weighted loss, with the weight of that step."""
-    far = {"far": lambda draws, *_, **__: draws["z"].square().sum(-1)}
+    far = {"far": lambda drawn, *_, **__: drawn["z"].value.square().sum(-1)}
     options = {"weights": {"far": AnnealingSchedule.constant(0.3)}, "inputs": {}, "num_steps": 1}
     module = changed(auxiliary_losses=far, optimizer=partial(torch.optim.SGD), **options)
     before = [p.detach().clone() for p in module.network.parameters()]
@@ -377,7 +377,7 @@ def test_auxiliary_losses_are_trained_logged_and_left_out_of_validation(tmp_path
 
 
 def test_auxiliary_losses_are_subtracted_from_an_objective_of_one_s_own(tmp_path):
-    far = {"far": lambda draws, *_, **__: draws["z"].square().sum(-1)}
+    far = {"far": lambda drawn, *_, **__: drawn["z"].value.square().sum(-1)}
     seen = []
 
     def objective(terms, weights):

@@ -9,26 +9,28 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from seqdisent.inference.interventions import Inferred
+
 AuxiliaryLosses = Mapping[str, Callable[..., Tensor]]
 
 
 def auxiliary_losses(
     functions: AuxiliaryLosses,
-    draws: Mapping[str, Tensor],
+    drawn: Mapping[str, Inferred],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     shape: torch.Size,
     num_particles: int | None,
 ) -> dict[str, Tensor]:
-    """Call each function with the guide's draws and the programs' arguments; return its values a sequence.
+    """Call each function with what the guide drew and the programs' arguments; return its values a sequence.
 
     Args:
         functions: {name: function}.
-        draws: {latent site: its value}.
+        drawn: {latent site: the guide's distribution, and what was drawn from it}.
         args: of model and guide.
         kwargs: likewise.
         shape: of the bound, (B,) or ().
-        num_particles: K, or None where draws have no particle dimension.
+        num_particles: K, or None where it has no particle dimension.
 
     Raises:
         ValueError: a function that returns another shape.
@@ -37,7 +39,7 @@ def auxiliary_losses(
     found = {}
     for name, function in functions.items():
         with poutine.block():  # what it draws is no site of the programs
-            value = function(draws, *args, **kwargs)
+            value = function(drawn, *args, **kwargs)
         if not isinstance(value, Tensor) or value.shape not in shapes:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             wanted = " or ".join(str(tuple(one)) for one in shapes)
@@ -59,8 +61,8 @@ def check_auxiliary_losses(functions: AuxiliaryLosses | None, objective: Any) ->
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(
-                f"auxiliary_losses[{name!r}]: got {type(function).__name__}, expected a function of the draws and of "
-                "what model and guide are given"
+                f"auxiliary_losses[{name!r}]: got {type(function).__name__}, expected a function of what the guide "
+                "drew and of what model and guide are given"
             )
     if functions and objective == "fivo":
         raise ValueError(

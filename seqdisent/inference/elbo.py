@@ -15,6 +15,7 @@ from seqdisent._random import kept_random_state
 from seqdisent.inference import auxiliary
 from seqdisent.inference.auxiliary import AuxiliaryLosses, check_auxiliary_losses
 from seqdisent.inference.checks import same
+from seqdisent.inference.interventions import Inferred
 from seqdisent.inference.objectives import (
     KL,
     Held,
@@ -76,10 +77,10 @@ def elbo_terms(
         vectorize_particles: draw them in one run, in a plate to the left of all others. ``"fivo"`` always does.
         max_plate_nesting: how many dimensions the programs' own plates take. None: to find out, both run once more,
             without particles or gradient.
-        auxiliary_losses: {name: function of the guide's draws and of the programs' arguments}. A function gets
-            ``({latent site: value}, *args, **kwargs)`` and returns a value for each sequence, (B,), which
-            :meth:`ELBOTerms.bound` subtracts with its weight; with K particles, the draws have K on the left, and it
-            may return (K, B). It is no part of :meth:`ELBOTerms.elbo`.
+        auxiliary_losses: {name: function}. A function gets ``(drawn, *args, **kwargs)``, where `drawn` is {latent site:
+            its :class:`~seqdisent.inference.Inferred`}, the guide's distribution and what was drawn from it, and
+            returns a value for each sequence, (B,), which :meth:`ELBOTerms.bound` subtracts with its weight. With K
+            particles, draws have K on the left, and it may return (K, B). It is no part of :meth:`ELBOTerms.elbo`.
         **kwargs: given to both.
 
     Raises:
@@ -123,7 +124,8 @@ def elbo_terms(
 
         A loss beside the bound, named, with a weight of its own.
 
-        >>> terms = elbo_terms(model, guide, torch.ones(3), auxiliary_losses={"far": lambda draws, x: draws["z"] ** 2})
+        >>> terms = elbo_terms(
+        ...     model, guide, torch.ones(3), auxiliary_losses={"far": lambda drawn, x: drawn["z"].value ** 2})
         >>> torch.allclose(terms.bound({"far": 0.1}), terms.elbo() - 0.1 * terms.auxiliary_losses["far"])
         True
     """
@@ -182,7 +184,8 @@ def _one_run(
     ledger = ELBOTerms(terms, plate.size if plate is not None else 1, particles, objective, held)
     if not losses:
         return ledger
-    draws = {name: site["value"] for name, site in sample_sites(scores.guide_trace).items()}
+    sites = sample_sites(scores.guide_trace)
+    draws = {name: Inferred(site["fn"], site["value"]) for name, site in sites.items()}
     return replace(
         ledger, auxiliary_losses=auxiliary.auxiliary_losses(losses, draws, args, kwargs, ledger.shape, particles)
     )

@@ -23,9 +23,9 @@ def guide(x, shift=0.0):
         pyro.sample("z", dist.Normal(LOC, 0.5))
 
 
-def far(draws, x, shift=0.0):
+def far(drawn, x, shift=0.0):
     """A value for each sequence, also with particles on the left."""
-    return (draws["z"] - x - shift).square()
+    return (drawn["z"].value - x - shift).square()
 
 
 def ledger(losses=None, **options):
@@ -54,25 +54,27 @@ def test_the_bound_is_less_by_the_weighted_loss(objective, options):
     assert_close(of_bound, without - 0.3 * of_loss)
 
 
-def test_a_loss_gets_the_draws_and_what_the_programs_are_given():
+def test_a_loss_gets_the_drawn_and_what_the_programs_are_given():
     seen = []
 
-    def loss(draws, *args, **kwargs):
-        seen.append((draws, args, kwargs))
+    def loss(drawn, *args, **kwargs):
+        seen.append((drawn, args, kwargs))
         pyro.sample("noise", dist.Normal(0.0, 1.0))  # is no site of the programs
-        return draws["z"].exp()
+        return drawn["z"].value.exp()
 
     torch.manual_seed(0)
     terms = elbo_terms(model, guide, X, shift=2.0, auxiliary_losses={"one": loss, "far": far})
-    ((draws, args, kwargs),) = seen
-    assert [*draws] == ["z"]
+    ((drawn, args, kwargs),) = seen
+    assert [*drawn] == ["z"]
     assert args == (X,)
     assert kwargs == {"shift": 2.0}
     assert [*terms.auxiliary_losses] == ["one", "far"]
-    assert_close(terms.auxiliary_losses["far"], (draws["z"] - X - 2.0).square())
+    assert_close(terms.auxiliary_losses["far"], (drawn["z"].value - X - 2.0).square())
     weights = {"one": 0.5, "z": 0.1, "x": 2.0}
     sites = {"z": 0.1, "x": 2.0}
-    assert_close(terms.bound(weights), terms.elbo(sites) - 0.5 * draws["z"].exp() - (draws["z"] - X - 2.0).square())
+    assert_close(
+        terms.bound(weights), terms.elbo(sites) - 0.5 * drawn["z"].value.exp() - (drawn["z"].value - X - 2.0).square()
+    )
     assert "auxiliary_loss['one']=" in repr(terms)
 
 
@@ -83,13 +85,13 @@ def test_without_losses_nothing_is_subtracted():
 
 
 def test_a_loss_may_leave_out_the_particles():
-    terms = ledger({"of x": lambda draws, x: x**2}, num_particles=2, vectorize_particles=True)
+    terms = ledger({"of x": lambda drawn, x: x**2}, num_particles=2, vectorize_particles=True)
     assert_close(terms.penalty(), X**2)
 
 
 def test_a_loss_that_is_not_finite_is_named():
-    def loss(draws, x):
-        return torch.where(x == 0, torch.nan, draws["z"])
+    def loss(drawn, x):
+        return torch.where(x == 0, torch.nan, drawn["z"].value)
 
     with pytest.raises(FloatingPointError, match=r"^auxiliary_loss\['bad'\] is nan at training step 7 \(sequence 1\)$"):
         ledger({"bad": loss}).check_finite(7)
