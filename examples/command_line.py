@@ -48,9 +48,16 @@ from seqdisent.training import (
 
 
 def single_stage(
-    network: Any, plan: Plan, clips: Any, seed: int, *, model: Any = None, draw: Any = None, **options: Any
-) -> ELBOTraining:
-    """Return the training of everything at once on the bound of random clips, as most models have it."""
+    network: Any, plan: Plan, clips: Any, seed: int, *, model: Any = None, draw: Any = None,
+    losses: Mapping[str, float] | None = None, **options: Any,
+) -> ELBOTraining:  # fmt: skip
+    """Return the training of everything at once on the bound of random clips, as most models have it.
+
+    `losses` are weights of the network's methods that are losses beside the bound; what weighs 0 is left out.
+    """
+    losses = {name: weight for name, weight in (losses or {}).items() if weight}
+    weights = {site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()}
+    weights |= {name: AnnealingSchedule.constant(weight) for name, weight in losses.items()}
     options = {"objective": plan.objective, "num_particles": plan.num_particles, **options}
     length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()
     return ELBOTraining(
@@ -58,7 +65,7 @@ def single_stage(
         draw or partial(clips.draw_clips, plan.batch_size, num_steps=plan.clip_length),
         num_steps=plan.num_steps,
         learning_rate=warmed_up(plan.learning_rate, plan.warm_up, plan.num_steps),
-        weights={site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()},
+        weights=weights, auxiliary_losses={name: getattr(network, name) for name in losses},
         terms_per_step=plan.batch_size * length,
         optimizer=partial(torch.optim.Adam, betas=plan.betas, weight_decay=plan.weight_decay), seed=seed, **options,
     )  # fmt: skip

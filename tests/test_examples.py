@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import yaml
@@ -27,7 +28,7 @@ for needed in ("lightning", "matplotlib", "torchmetrics"):
     pytest.importorskip(needed)
 MODELS = [
     ("dmm", {}), ("dmm", {"num_flows": 1}), ("vrnn", {}), ("srnn", {}), ("rssm", {}), ("dsvae", {}),
-    ("dsvae", {"full": True}), ("kalman_vae", {}), ("speakers", {}),
+    ("dsvae", {"full": True}), ("cdsvae", {}), ("kalman_vae", {}), ("speakers", {}),
 ]  # fmt: skip
 NAMES = [f"{name}{'-' + next(iter(sizes)) if sizes else ''}" for name, sizes in MODELS]
 
@@ -107,6 +108,7 @@ SEEN_BY = {
     "rssm": (lambda t, j: t == j, NEVER),  # given z, x_t alone
     "dsvae": (lambda t, j: t == j, NEVER),
     "dsvae-full": (lambda t, j: True, NEVER),
+    "cdsvae": (lambda t, j: t == j, NEVER),
     "kalman_vae": (NEVER, NEVER),  # the codes are all that z sees
     "speakers": (lambda t, j: t == j, NEVER),
 }
@@ -390,6 +392,8 @@ def run(name, *arguments):
     [
         ("rssm", ["--image-size", 16]), ("kalman_vae", ["--image-size", 16]), ("speakers", []),
         ("dsvae", ["--data", "pendulum", "--image-size", 16, "--full"]),
+        ("dsvae", ["--data", "pendulum", "--image-size", 16, "--grouped"]),
+        ("cdsvae", ["--data", "pendulum", "--image-size", 16]),
     ],
 )  # fmt: skip
 def test_command_line_of_models_of_clips(tmp_path, name, arguments):
@@ -435,3 +439,63 @@ def test_command_line_of_models_of_music(tmp_path, data_root, name, arguments):
     assert more["test"]["particle filter, deviation of 2 seeds"] < 0.1
     assert more["test"]["particle filter"] < more["test"]["importance-sampled"]
     assert more["valid"] == metrics["valid"]
+
+
+def test_f_of_a_grouped_dsvae_is_inferred_from_the_partner():
+    """Its own clip has no say in q(f), and q(z) and the emission have none of the partner but through f."""
+    torch.manual_seed(0)
+    sizes = {**example_of("dsvae").preset("tiny").sizes, "encoder": (4,), "decoder": (4,), "grouped": True}
+    network = example_of("dsvae").build((3, 8, 8), sizes).double()
+    frames, others = torch.rand(2, 3, 5, 3, 8, 8, dtype=torch.float64)
+    found = infer(network.guide, frames, None, (others, MASK))
+    torch.testing.assert_close(found["f"].value, infer(network.guide, others, MASK)["f"].value)
+    torch.testing.assert_close(found["z"].value, infer(network.guide, frames)["z"].value)
+    bound = elbo_terms(network.model, network.guide, frames, None, (others, MASK)).elbo()
+    assert bound.shape == (3,)
+
+
+def test_partners_of_a_batch_show_the_same_identity_in_clips_of_their_own():
+    videos = importlib.import_module("videos")
+    frames = torch.arange(12, dtype=torch.uint8)[:, None, None, None, None].expand(12, 4, 3, 2, 2).contiguous()
+    clips = Clips(frames, identity=torch.arange(12) // 4, lengths=torch.tensor([4, 4, 4, 2] * 3))
+    batch = videos.paired_draws(clips, 12, 3)(torch.Generator().manual_seed(0))
+    one = (255 * batch.frames[:, 0, 0, 0, 0]).round().long()
+    other = (255 * batch.partner[0][:, 0, 0, 0, 0]).round().long()
+    assert (one // 4 == other // 4).all()
+    assert (one != other).any()
+    assert batch.mask.shape == (12, 3)
+    assert batch.partner[1].shape == (12, 4)
+
+
+def test_losses_of_cdsvae_by_hand():
+    torch.manual_seed(0)
+    example = example_of("cdsvae")
+    sizes = {**example.preset("tiny").sizes, "encoder": (4,), "decoder": (4,)}
+    network = example.build((3, 8, 8), sizes).double()
+    network.temperature, network.num_clips = 0.5, 100
+    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
+    losses = {name: getattr(network, name) for name in ("contrast_f", "contrast_z", "information")}
+    kept = {}
+
+    def keep(drawn, *_):
+        kept.update(drawn)
+        return drawn["f"].value.sum(-1)
+
+    found = elbo_terms(network.model, network.guide, frames, MASK, auxiliary_losses={"keep": keep, **losses})
+    f, z = kept["f"], kept["z"]
+    q_f = f.distribution.base_dist
+    for i in range(3):
+        of_f, of_z = torch.zeros(2, 3, dtype=torch.float64)
+        for j in range(3):
+            of_f[j] = sum(dist.Normal(q_f.loc[j], q_f.scale[j]).log_prob(f.value[i]))
+            for t in range(int(MASK[j].sum())):
+                step = network.motion(network.encoder(frames[j, t]))
+                of_z[j] += step.log_prob(z.value[i, t])
+        wanted = (of_f + of_z).exp().sum().log() - of_f.exp().sum().log() - of_z.exp().sum().log() + math.log(300)
+        torch.testing.assert_close(found.auxiliary_losses["information"][i], wanted)
+    cdsvae = importlib.import_module("cdsvae")
+    one, other = torch.randn(2, 3, 4, dtype=torch.float64)
+    for i, loss in enumerate(cdsvae.contrast(one, other, 0.5)):
+        similar = [2 * one[i] @ o / one[i].norm() / o.norm() for o in other]
+        torch.testing.assert_close(loss, -(similar[i] - torch.stack(similar).logsumexp(0)))
+    assert all((found.auxiliary_losses[name] > 0).all() for name in ("contrast_f", "contrast_z"))
