@@ -485,7 +485,7 @@ def test_losses_of_cdsvae_by_hand():
     f, z = kept["f"], kept["z"]
     q_f = f.distribution.base_dist
     for i in range(3):
-        of_f, of_z = torch.zeros(2, 3, dtype=torch.float64)
+        of_f, of_z = (torch.zeros(3, dtype=torch.float64) for _ in range(2))
         for j in range(3):
             of_f[j] = sum(dist.Normal(q_f.loc[j], q_f.scale[j]).log_prob(f.value[i]))
             for t in range(int(MASK[j].sum())):
