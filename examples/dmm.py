@@ -61,7 +61,7 @@ class DMM(nn.Module):
             pyro.sample("x", bernoulli(self.emission(z), mask), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None):
-        futures = self.combiner.project(read_backward(self.rnn, self.dropout(frames), mask), mask)
+        futures = self.combiner.project(read_backward(self.rnn, self.dropout(frames), mask))  # 0 at padding
         with pyro.plate("sequences", len(frames)):
             initial = self.posterior(self.z_before["posterior"].expand(len(frames), -1), futures[:, 0])
             pyro.sample("z", MarkovChain(initial, self.posterior, frames.shape[1], inputs=futures, mask=mask))

@@ -126,7 +126,9 @@ class MarkovChain(TorchDistribution):
         return bool(self.initial.has_rsample)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None) -> Self:
-        """Return this chain with a larger batch; a particle plate calls it."""
+        """Return this chain with a larger batch; a plate calls it, also where the batch is the same."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self  # another chain would fill the padding of its inputs again
         return type(self)(
             self.initial.expand(torch.Size(batch_shape)), self.transition, self.num_steps,
             inputs=self._by_step.get("inputs"), mask=self._step_mask,

@@ -798,6 +798,7 @@ def test_expanding_a_subclass_keeps_it():
     expanded = chain.expand([4])
     assert type(expanded) is Chain
     assert expanded.batch_shape == (4,)
+    assert expanded.expand([4]) is expanded  # a plate of the same size pays for no other one
 
 
 def test_a_flow_is_inverted_once_a_step():
