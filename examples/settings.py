@@ -178,16 +178,16 @@ def _as_options(files: list[str]) -> list[str]:
     return [word for file in files for word in ("--config", file)]
 
 
-def preset_files(name: str, preset: str, data: str) -> list[Path]:
+def preset_files(name: str, preset: str, data: str, *, changed_by: Path | None = None) -> list[Path]:
     """Return the files of a preset for these data, the one that it changes first."""
     folder = PRESETS / name
     paths = [folder / f"{stem}.yaml" for stem in (f"{preset}_{data}", f"{preset}_clips", preset)]
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if path.is_file() and path != changed_by), None)
     if path is None:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         sys.exit(f"--data: got {data!r}, which preset {preset!r} is not for; expected one of {known}")
     base = yaml.safe_load(path.read_text()).get("base")
-    return [*(preset_files(name, base, data) if base else []), path]
+    return [*(preset_files(name, base, data, changed_by=path) if base else []), path]
 
 
 def read_settings(example: Example, run: Path) -> Namespace:

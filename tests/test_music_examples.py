@@ -219,3 +219,11 @@ def test_a_run_that_was_stopped_chooses_the_same_model(chorales, tmp_path):
         assert whole["callbacks"].keys() == stopped["callbacks"].keys()
         (name,) = [name for name in whole["callbacks"] if "Validation" in name]
         assert whole["callbacks"][name] == stopped["callbacks"][name]
+
+
+@pytest.mark.parametrize("preset", ["cpu", "short"])
+def test_a_preset_for_some_data_changes_its_namesake(preset):
+    dmm = importlib.import_module("dmm").EXAMPLE
+    chorales, reels = (dmm.preset(preset, name) for name in ("jsb", "nottingham"))
+    assert (chorales.weight_decay, reels.weight_decay) == (1.5e-3, 1e-4)
+    assert chorales.num_steps == reels.num_steps == {"cpu": 12_000, "short": 3_000}[preset]
