@@ -2,6 +2,7 @@
 
     python benchmarks/dmm_step.py
     python benchmarks/dmm_step.py --compile 1      the guide's step through torch.compile
+    python benchmarks/dmm_step.py --parts 1        where our step's time goes
 
 The sizes of Krishnan et al. (2017) on chorales: 100 latent and 600 hidden units, 88 keys; 20 ragged sequences of up to
 129 steps. All ways train the example's network with the same optimiser on the same data and, for equal seeds, with the
@@ -22,7 +23,7 @@ import torch
 from measuring import arguments_of, ratio, report, time_in_turns
 from pyro.infer import TraceMeanField_ELBO
 
-from seqdisent import elbo_terms, read_backward
+from seqdisent import MarkovChain, elbo_terms, read_backward
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import dmm as example
@@ -64,8 +65,36 @@ def some_chorales(num_sequences, num_steps):
     return torch.where(mask[..., None], rolls, 0.0), mask
 
 
+def parts_of(network, rolls, mask):
+    """Return three parts of a training step, each forward and backward."""
+    futures = read_backward(network.rnn, rolls, mask).detach().requires_grad_()
+    contexts = network.combiner.project(futures).detach().requires_grad_()
+
+    def walk():
+        initial = network.posterior(network.first("posterior", len(rolls)), contexts[:, 0])
+        chain = MarkovChain(initial, network.posterior, rolls.shape[1], inputs=contexts, mask=mask)
+        chain.rsample_with_conditionals().path.sum().backward()
+
+    return {
+        "the recurrent network": lambda: read_backward(network.rnn, rolls, mask).sum().backward(),
+        "the projection of its outputs": lambda: network.combiner.project(futures).sum().backward(),
+        "the walk": walk,
+    }
+
+
+def report_parts(arguments, ways):
+    """Print the seconds of each part and its share of the whole step, which comes first in `ways`."""
+    seconds = time_in_turns(ways, arguments.repeats)
+    whole, *parts = ways
+    seconds["the rest"] = [of_all - sum(of_parts) for of_all, *of_parts in zip(*seconds.values(), strict=True)]
+    report("dmm_step", arguments, [
+        {"part": part, "seconds": median(seconds[part]), "share": ratio(seconds, part, whole)}
+        for part in (*parts, "the rest", whole)
+    ])  # fmt: skip
+
+
 def main() -> None:
-    arguments = arguments_of(__doc__, batch=20, steps=129, compile=0)
+    arguments = arguments_of(__doc__, batch=20, steps=129, compile=0, parts=0)
     rolls, mask = some_chorales(arguments.batch, arguments.steps)
     network = DMM()
     if arguments.compile:
@@ -88,6 +117,10 @@ def main() -> None:
         loss().backward()
         optimiser.step()
 
+    parts = parts_of(network, rolls, mask)
+    if arguments.parts:
+        report_parts(arguments, {"a step": lambda: train(our_loss), **parts, "Adam": optimiser.step})
+        return
     losses = []
     for loss in (our_loss, looped_loss, projected_loss):
         torch.manual_seed(arguments.seed)
@@ -98,7 +131,7 @@ def main() -> None:
         "ours": lambda: train(our_loss),
         "one Pyro site a step": lambda: train(looped_loss),
         "... contexts projected at once": lambda: train(projected_loss),
-        "the recurrent network alone": lambda: read_backward(network.rnn, rolls, mask).sum().backward(),
+        "the recurrent network alone": parts["the recurrent network"],
     }
     seconds = time_in_turns(ways, arguments.repeats)
     rows = [

@@ -34,15 +34,19 @@ def arguments_of(description: str | None, **sizes: int | str) -> argparse.Namesp
 
 
 def time_in_turns(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each way; the ways take turns, so that what slows the machine slows all alike."""
+    """Return the seconds of each way; the ways take turns, so that what slows the machine slows all alike.
+
+    With one thread, seconds of the processor: the time in which other work had the core does not count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for run in ways.values():
         run()  # memory is allocated and code compiled before the clock runs
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
