@@ -28,8 +28,9 @@ def gradients_of_each_share(name):
     for rank in range(2):
         batch = training.draw(torch.Generator().manual_seed(step_seed(training.seed, "batch", 0, rank)))
         torch.manual_seed(step_seed(training.seed, "noise", 0, rank))
-        terms = elbo_terms(training.model, training.guide, *training.arguments(batch), **inputs)
-        (-terms.elbo(weights).sum() / training.terms_per_step / 2).backward()
+        given, losses = training.arguments(batch), training.auxiliary_losses
+        terms = elbo_terms(training.model, training.guide, *given, auxiliary_losses=losses, **inputs)
+        (-terms.bound(weights).sum() / training.terms_per_step / 2).backward()
     return {name: p.grad for name, p in training.network.named_parameters() if p.requires_grad}
 
 
