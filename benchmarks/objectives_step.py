@@ -4,20 +4,18 @@
 
 The network and the batch are those of examples/vrnn.py, preset `cpu`: 20 windows of up to 64 chords of Bach's chorales.
 A step is the ledger, the backward pass and Adam's update, with several particles in one run. "the filter's checks" are
-what a filter runs before its steps, without gradient, to see whether a step of the model can be run alone. Seconds are
-of processor time, which other work on the machine changes less.
+what a filter runs before its steps, without gradient, to see whether a step of the model can be run alone.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from measuring import arguments_of, ratio, report
+from measuring import arguments_of, ratio, report, time_in_turns
 
 from seqdisent import elbo_terms
 from seqdisent.datasets import jsb_chorales
@@ -51,12 +49,7 @@ def main() -> None:
 
     several = {name: partial(train, name, arguments.particles) for name in ("elbo", "iwae", "dreg", "fivo")}
     ways = {"elbo, 1 particle": partial(train, "elbo", 1), **several, "the filter's checks": check}
-    seconds = {way: [] for way in ways}
-    for _ in range(arguments.repeats):
-        for way, do in ways.items():
-            start = time.process_time()
-            do()
-            seconds[way].append(time.process_time() - start)
+    seconds = time_in_turns(ways, arguments.repeats)
     rows = [
         {"way": way, "seconds": median(seconds[way]), "times the elbo of 1": ratio(seconds, way, "elbo, 1 particle")}
         for way in ways

@@ -6,12 +6,12 @@
 
 Model and guide are those of a DSVAE. Beside the bound stand three losses, each with its weight in the plan:
 
-    contrast_f     of the other clips in a batch, f should single out its own clip with its frames in another order
-    contrast_z     z should single out its own clip in other colours
-    information    how much f and z tell of each other, estimated by minibatch weighted sampling
+    contrast_f     f should be nearer to f of the same clip, its frames in another order, than to that of other clips
+    contrast_z     z should be nearer to z of the same clip in other colours than to that of other clips
+    information    the mutual information of f and z, estimated by minibatch weighted sampling
 
 The first needs no second view of a clip here: f comes from the average of the frames' features, whatever their order,
-so that f is drawn a second time. Data and pictures are in `videos.py`.
+so f is drawn a second time. The last is for clips of one length. Data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
