@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.poutine.messenger import Messenger
 from torch.testing import assert_close
 
 from seqdisent import DecomposedELBO, elbo_terms
@@ -54,7 +55,18 @@ def test_the_bound_is_less_by_the_weighted_loss(objective, options):
     assert_close(of_bound, without - 0.3 * of_loss)
 
 
-def test_a_loss_gets_the_drawn_and_what_the_programs_are_given():
+class Names(Messenger):
+    """Notes the sites that come by."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def _pyro_sample(self, msg):
+        self.seen.add(msg["name"])
+
+
+def test_a_loss_gets_what_was_drawn_and_what_the_programs_are_given():
     seen = []
 
     def loss(drawn, *args, **kwargs):
@@ -63,7 +75,9 @@ def test_a_loss_gets_the_drawn_and_what_the_programs_are_given():
         return drawn["z"].value.exp()
 
     torch.manual_seed(0)
-    terms = elbo_terms(model, guide, X, shift=2.0, auxiliary_losses={"one": loss, "far": far})
+    with Names() as names:
+        terms = elbo_terms(model, guide, X, shift=2.0, auxiliary_losses={"one": loss, "far": far})
+    assert names.seen == {"sequences", "z", "x"}
     ((drawn, args, kwargs),) = seen
     assert [*drawn] == ["z"]
     assert args == (X,)
