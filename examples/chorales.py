@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import load_data, load_run, read_json, single_stage, write_json
+from command_line import device_of, load_data, load_run, read_json, single_stage, write_json
 from jsonargparse import Namespace
+from lightning.fabric.utilities import move_data_to_device
 from matplotlib.figure import Figure
 from music import DATA, SPLITS, THRESHOLD, Data, batches_by_length, load_music, melodic_similarity, transpose
 from settings import Command, Example, Plan, Task
@@ -37,6 +38,7 @@ from seqdisent.training import ELBOTraining
 SAMPLES = 20  # of the guide, over which a bound is averaged
 PARTICLES = 20  # of an importance-sampled estimate, unless asked otherwise
 STEPS = 40_000  # of all pieces that are evaluated at once
+STEPS_OF_DRAWS = 400_000  # of all draws of all pieces that are weighed at once
 STEPS_OF_PARTICLES = 1_000_000  # of all particles of all pieces that are filtered at once, which stay in memory
 
 
@@ -83,22 +85,28 @@ def validation(data: Data) -> Iterator[Batch]:
 def evidences(network: nn.Module, clips: Clips, *, num_particles: int, seed: int) -> dict[str, Tensor]:
     """Return the estimates of the log-evidence of each piece, and the KL of its bound, (N,) each, in nats."""
     torch.manual_seed(seed)
+    device = next(network.parameters()).device
+    room = 1 if device.type == "cpu" else 4  # an accelerator is faster the more it has to do at once
     names = ("bound", "KL", "importance-sampled", "particle filter")
     found = {name: torch.zeros(len(clips), dtype=torch.float64) for name in names}
-    for rows in tqdm([*batches_by_length(clips.lengths, STEPS)], desc="batches of pieces"):
-        batch, log_weights = clips.batch(rows), []
-        for i in range(max(num_particles, SAMPLES)):
-            terms = elbo_terms(network.model, network.guide, batch.frames, batch.mask, kl="monte-carlo")
-            log_weights.append(terms.importance_weighted().double())
-            if i < SAMPLES:
-                found["KL"][rows] += sum(terms.kl.values()) / SAMPLES
-        weights = torch.stack(log_weights)
+    for rows in tqdm([*batches_by_length(clips.lengths, room * STEPS_OF_DRAWS // SAMPLES)], desc="batches of pieces"):
+        batch, log_weights, kl = move_data_to_device(clips.batch(rows), device), [], []
+        for _ in range(0, max(num_particles, SAMPLES), SAMPLES):
+            terms = elbo_terms(
+                network.model, network.guide, batch.frames, batch.mask,
+                kl="monte-carlo", num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1,
+            )  # fmt: skip
+            kl.append(sum(terms.kl.values()).double().cpu())
+            log_weights.append(sum(terms.log_likelihood.values()).double().cpu() - kl[-1])
+        weights = torch.cat(log_weights)
         found["bound"][rows] = weights[:SAMPLES].mean(0)
+        found["KL"][rows] = kl[0].mean(0)
         found["importance-sampled"][rows] = weights[:num_particles].logsumexp(0) - math.log(num_particles)
-    for rows in tqdm([*batches_by_length(clips.lengths, STEPS_OF_PARTICLES // num_particles)], desc="filtered batches"):
-        batch = clips.batch(rows)
+    most = room * STEPS_OF_PARTICLES // num_particles
+    for rows in tqdm([*batches_by_length(clips.lengths, most)], desc="filtered batches"):
+        batch = move_data_to_device(clips.batch(rows), device)
         filtered = particles.filter(network.model, network.guide, batch.frames, batch.mask, num_particles=num_particles)
-        found["particle filter"][rows] = filtered.log_evidence.double()
+        found["particle filter"][rows] = filtered.log_evidence.double().cpu()
     return found
 
 
@@ -164,6 +172,7 @@ def _likelihood(example: Example, options: Namespace) -> None:
     if options.num_particles < 1:
         sys.exit(f"--num-particles: got {options.num_particles}, expected at least 1")
     network, settings = load_run(example, run)
+    network.to(device_of(options.accelerator))
     asked = {"num_particles": options.num_particles, "splits": options.splits, "threshold": options.threshold}
     measured = estimate(network, load_data(example, settings), options.seeds or [settings.seed], **asked)
     write_json({**read_json(run / "metrics.json"), **measured}, run / "metrics.json")
@@ -207,9 +216,10 @@ def measure(
     example: Example, network: nn.Module, data: Data, run: Path, settings: Namespace
 ) -> tuple[dict[str, Any], list[Path]]:
     seen = data.train.subset(range(0, len(data.train), math.ceil(len(data.train) / len(data.held_out))))
+    network.to(device_of(settings.accelerator))
     numbers = estimate(network, data, [settings.seed], splits=SPLITS[1:])
     (numbers["train"],) = likelihood(network, seen, num_particles=PARTICLES, seeds=[settings.seed])
-    return numbers, draw_rolls(example, network, data, run, settings.seed)
+    return numbers, draw_rolls(example, network.cpu(), data, run, settings.seed)
 
 
 MUSIC = Task(
@@ -223,6 +233,7 @@ MUSIC = Task(
                 "num-particles": {"type": int, "default": 1000},
                 "splits": {"nargs": "+", "choices": SPLITS, "default": ["valid", "test"], "help": "of which pieces"},
                 "seeds": {"nargs": "+", "type": int, "help": "of the estimates' noise; by default the run's"},
+                "accelerator": {"default": "auto", "help": "as Lightning's: cpu, gpu, ..."},
                 "threshold": {"type": float, "default": THRESHOLD, "help": "similarity that makes a near-duplicate"},
             },
             _likelihood,

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric import Fabric
 from parts import warmed_up
 from settings import (
     Example,
@@ -124,7 +125,7 @@ def train(example: Example, run: Path, argv: list[str], *, resume: bool) -> None
     trainings = train_stages(
         network, stages, run, resume=resume, clip_norm=plan.clip_norm, checkpoint_every=plan.checkpoint_every,
         **{name: getattr(plan, name) for name in ("validate_every", "patience", "averaging") if validated},
-        **{name: settings[name] for name in ("accelerator", "devices", "num_nodes", "precision")},
+        **{name: settings[name] for name in ("accelerator", "devices", "num_nodes", "precision", "cuda_graph")},
     )  # fmt: skip
     if not is_main_process():
         return
@@ -178,6 +179,11 @@ def load_data(example: Example, settings: Namespace, *, download: bool = False) 
         return example.task.load(settings, download=download)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"--data {settings.data}: {error}")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the device that Lightning would train on."""
+    return Fabric(accelerator=accelerator, devices=1).device
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -126,6 +126,7 @@ def parser_of(example: Example, **options: Any) -> ArgumentParser:
     add("--devices", default="1", help="as Lightning's: how many, or which")
     add("--num-nodes", type=int, default=1)
     add("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 64-true, ...")
+    add("--cuda-graph", action="store_true", help="record a training step, replay it: faster on an NVIDIA GPU")
     add("--base", help=SUPPRESS)  # of a preset
     add("--frame_shape", type=tuple[int, ...], help=SUPPRESS)  # as the data have it
     parser.add_class_arguments(example.plan, "plan", skip={"sizes"})

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict, Unpack
 
 from seqdisent._checks import check_positive
 from seqdisent.training import checkpoints, progress
+from seqdisent.training.cuda_graphs import StepGraphs
 from seqdisent.training.logs import WholeCSVLogger
 from seqdisent.training.module import ELBOTraining
 from seqdisent.training.validation import Validation
@@ -71,6 +72,7 @@ def fit(
     validate_every: int | None = None,
     patience: int | None = None,
     averaging: float | None = None,
+    cuda_graph: bool = False,
     loggers: Iterable[Logger] | None = None,
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
@@ -94,6 +96,11 @@ def fit(
             that was stopped so trains no further when it is resumed with the same patience.
         averaging: decay of an exponential moving average of the weights, 0.999 say, which validation uses, and which
             the network has at the end; None for none. It waits for the device once more a step.
+        cuda_graph: record the forward and backward pass of a step once for each shape of batch, and replay it: on an
+            NVIDIA GPU, where launching the small kernels of a walk through time takes longer than they run. Batches
+            should have few shapes. Model and guide must do the same whatever the values of tensors, and may not read
+            what changes in Python from step to step, but for their arguments; a recorded step is not validated by Pyro.
+            ``"stl"``, ``"dreg"`` and ``"fivo"`` cannot be recorded.
         loggers: Lightning's; None for CSV files and TensorBoard.
         callbacks: further Lightning callbacks.
         progress_bar: show the ledger's terms, as a bar in a terminal, as a line every half minute elsewhere.
@@ -111,7 +118,9 @@ def fit(
             `clip_norm`, has more steps behind it than `training` has, or has averaged weights, which `averaging` would
             have to go on with.
         ValueError: `checkpoint_every`, `log_every`, `validate_every` or `patience` below 1, the latter two without
-            validation batches, an empty `validation`, an `averaging` outside (0, 1), or two limits of the gradient.
+            validation batches, an empty `validation`, an `averaging` outside (0, 1), two limits of the gradient, or
+            `cuda_graph` without a CUDA device or with mixed precision.
+        RuntimeError: with `cuda_graph`, a step that cannot be recorded.
         TypeError: a trainer option that :func:`fit` decides by itself, or that is unknown.
         OSError: a checkpoint or a log could not be written, on a full disk say; the checkpoint before is whole.
         KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and ``last.ckpt`` written, and a resumed
@@ -179,6 +188,9 @@ def fit(
             use_distributed_sampler=False,
             **options,
         )
+        if cuda_graph and (device := trainer.strategy.root_device).type != "cuda":
+            raise ValueError(f"cuda_graph: training is on {device}, expected a CUDA device")
+        training.graphs = StepGraphs(training.network) if cuda_graph else None
         try:
             trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
         except checkpoints.Stopped:
@@ -188,6 +200,8 @@ def fit(
         except SystemExit as error:
             if not isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of a second Ctrl-C
                 raise
+        finally:
+            training.graphs = None  # and free their memory
     if saving.stop or trainer.interrupted:
         raise KeyboardInterrupt
     if trainer.received_sigterm:  # after the last step

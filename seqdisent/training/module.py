@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import lightning
@@ -23,6 +25,7 @@ from seqdisent.inference.auxiliary import AuxiliaryLosses, check_auxiliary_losse
 from seqdisent.inference.elbo import guess_max_plate_nesting
 from seqdisent.inference.objectives import KL, Objective
 from seqdisent.training import checkpoints, checks
+from seqdisent.training.cuda_graphs import StepGraphs
 from seqdisent.training.logs import means, per_sequence, per_step
 
 
@@ -138,6 +141,7 @@ class ELBOTraining(lightning.LightningModule):
         self.optimizer, self.rate_factors = optimizer, dict(rate_factors or {})
         self.validation, self.logged = validation, dict(logged or {})
         self.minutes = 0.0
+        self.graphs: StepGraphs | None = None  # fit(cuda_graph=True) has steps replayed from them
         self._owner_is_checked = False
         self._own_plates: int | None = None  # how many dimensions the programs' plates take
 
@@ -187,9 +191,10 @@ class ELBOTraining(lightning.LightningModule):
             group["lr"] = float(self.learning_rate(step)) * group["factor"]
         weights = {site: schedule(step) for site, schedule in self.weights.items()}
         inputs = {name: schedule(step) for name, schedule in self.inputs.items()}
-        seed = step_seed(self.seed, "noise", step, self.global_rank)
-        terms, arguments = self._run(batch, inputs, seed, self.auxiliary_losses)
-        loss = -self._bound(terms, weights).sum() / self.terms_per_step
+        with self._noise("noise", step, self.global_rank):
+            args, named = self._arguments_of(batch, inputs)
+            compute = self._compute if self.graphs is None else partial(self.graphs, self._compute)
+            terms, loss = compute(args, named, weights)
         if not all_processes(terms.is_finite() & loss.detach().isfinite()):  # waits for the device
             checks.check_parameters(self.network, step)  # if they are the reason, no term is to blame
             terms.check_finite(step)
@@ -197,41 +202,53 @@ class ELBOTraining(lightning.LightningModule):
                 f"the loss is {loss.item()} at training step {step}, here or on another process, though every term of "
                 "the ledger is finite; expected a finite objective and terms_per_step"
             )
-        if not self._owner_is_checked:
-            checks.check_owner(self.network, loss, arguments)
-            self._owner_is_checked = True
         self._log_ledger(terms, loss, weights, inputs)
         return loss
 
     def _validation_terms(self, batch: Any, index: int) -> ELBOTerms:
         """Return the ledger of validation batch number `index`, with the same noise whenever it is asked."""
         inputs = {name: schedule(max(0, self.global_step - 1)) for name, schedule in self.inputs.items()}
-        return self._run(batch, inputs, step_seed(self.seed, "validation", index, 0))[0]
+        with self._noise("validation", index, 0):
+            return self._terms(*self._arguments_of(batch, inputs))
 
-    def _run(
-        self, batch: Any, inputs: Mapping[str, Any], seed: int, losses: AuxiliaryLosses | None = None
-    ) -> tuple[ELBOTerms, list[Any]]:
-        """Return the ledger of a batch, and what model and guide were given."""
+    @contextlib.contextmanager
+    def _noise(self, stream: str, step: int, rank: int) -> Iterator[None]:
+        """Draw noise of its own inside, and put the random state back."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            given = self.arguments(batch)
-            if not isinstance(given, tuple | list | dict):  # Lightning makes lists of tuples
-                raise TypeError(f"arguments: returned {type(given).__name__}, expected a tuple or a dict")
-            args, named = ((), given) if isinstance(given, dict) else (given, {})
-            if twice := sorted(set(named) & set(inputs)):
-                raise ValueError(f"inputs: {twice} are also in the dict that `arguments` returned, expected one value")
-            options: dict[str, Any] = {
-                "kl": self.kl,
-                "objective": "elbo" if callable(self.objective) else self.objective,
-            }
-            options |= {"num_particles": self.num_particles, "vectorize_particles": self.num_particles > 1}
-            options["auxiliary_losses"] = losses
-            if self.num_particles > 1 and self.objective != "fivo":
-                if self._own_plates is None:
-                    self._own_plates = guess_max_plate_nesting(self.model, self.guide, args, {**named, **inputs})
-                options["max_plate_nesting"] = self._own_plates
-            terms = elbo_terms(self.model, self.guide, *args, **options, **named, **inputs)
-        return terms, [*args, *named.values()]
+            torch.manual_seed(step_seed(self.seed, stream, step, rank))
+            yield
+
+    def _arguments_of(self, batch: Any, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what model and guide are given, by position and by name."""
+        given = self.arguments(batch)
+        if not isinstance(given, tuple | list | dict):  # Lightning makes lists of tuples
+            raise TypeError(f"arguments: returned {type(given).__name__}, expected a tuple or a dict")
+        args, named = ((), given) if isinstance(given, dict) else (tuple(given), {})
+        if twice := sorted(set(named) & set(inputs)):
+            raise ValueError(f"inputs: {twice} are also in the dict that `arguments` returned, expected one value")
+        return args, {**named, **inputs}
+
+    def _compute(
+        self, args: tuple[Any, ...], named: Mapping[str, Any], weights: Mapping[str, float]
+    ) -> tuple[ELBOTerms, Tensor]:
+        """Return the ledger of a training step, and its loss."""
+        terms = self._terms(args, named, self.auxiliary_losses)
+        loss = -self._bound(terms, weights).sum() / self.terms_per_step
+        if not self._owner_is_checked:
+            checks.check_owner(self.network, loss, [*args, *named.values()])
+            self._owner_is_checked = True
+        return terms, loss
+
+    def _terms(
+        self, args: tuple[Any, ...], named: Mapping[str, Any], losses: AuxiliaryLosses | None = None
+    ) -> ELBOTerms:
+        options: dict[str, Any] = {"kl": self.kl, "objective": "elbo" if callable(self.objective) else self.objective}
+        options |= {"num_particles": self.num_particles, "vectorize_particles": self.num_particles > 1}
+        if self.num_particles > 1 and self.objective != "fivo":
+            if self._own_plates is None:
+                self._own_plates = guess_max_plate_nesting(self.model, self.guide, args, named)
+            options["max_plate_nesting"] = self._own_plates
+        return elbo_terms(self.model, self.guide, *args, **options, auxiliary_losses=losses, **named)
 
     def _bound(self, terms: ELBOTerms, weights: Mapping[str, float]) -> Tensor:
         """Return the objective of each sequence."""
