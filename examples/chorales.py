@@ -96,8 +96,8 @@ def evidences(network: nn.Module, clips: Clips, *, num_particles: int, seed: int
                 network.model, network.guide, batch.frames, batch.mask,
                 kl="monte-carlo", num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1,
             )  # fmt: skip
-            kl.append(sum(terms.kl.values()).double().cpu())
-            log_weights.append(sum(terms.log_likelihood.values()).double().cpu() - kl[-1])
+            kl.append(sum(terms.kl.values()).cpu().double())
+            log_weights.append(terms.log_weights().cpu().double())
         weights = torch.cat(log_weights)
         found["bound"][rows] = weights[:SAMPLES].mean(0)
         found["KL"][rows] = kl[0].mean(0)
@@ -106,7 +106,7 @@ def evidences(network: nn.Module, clips: Clips, *, num_particles: int, seed: int
     for rows in tqdm([*batches_by_length(clips.lengths, most)], desc="filtered batches"):
         batch = move_data_to_device(clips.batch(rows), device)
         filtered = particles.filter(network.model, network.guide, batch.frames, batch.mask, num_particles=num_particles)
-        found["particle filter"][rows] = filtered.log_evidence.double().cpu()
+        found["particle filter"][rows] = filtered.log_evidence.cpu().double()
     return found
 
 

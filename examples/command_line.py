@@ -182,7 +182,7 @@ def load_data(example: Example, settings: Namespace, *, download: bool = False) 
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device that Lightning would train on."""
+    """Return the device that Lightning would train on, the first of its kind."""
     return Fabric(accelerator=accelerator, devices=1).device
 
 

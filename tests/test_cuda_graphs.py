@@ -11,6 +11,7 @@ pytest.importorskip("lightning")
 from small_runs import losses, make, run  # noqa: E402
 
 from seqdisent.training import ELBOTraining, fit  # noqa: E402
+from seqdisent.training.cuda_graphs import StepGraphs  # noqa: E402
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -111,11 +112,19 @@ def test_mixed_precision_is_refused(tmp_path):
 
 
 @on_gpu
-def test_what_is_not_on_the_device_is_refused(tmp_path):
+def test_an_objective_that_cannot_be_recorded_is_refused(tmp_path):
     network = Network()
     training = ELBOTraining(
-        network, lambda x, count: network.model(x), lambda x, count: network.guide(x), draw, num_steps=2,
-        arguments=lambda batch: (batch[0], torch.tensor(3)), learning_rate=AnnealingSchedule.constant(0.1),
+        network, network.model, network.guide, draw, num_steps=2, arguments=tuple,
+        learning_rate=AnnealingSchedule.constant(0.1), objective="stl",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="cuda_graph: model and guide are given a tensor on cpu"):
+    with pytest.raises(ValueError, match="cuda_graph: a step with objective='stl' cannot be recorded"):
         fit(training, tmp_path, cuda_graph=True, progress_bar=False, accelerator="gpu")
+
+
+def test_what_is_not_on_the_device_is_refused():
+    def compute(*_):
+        raise AssertionError("nothing is computed from it")
+
+    with pytest.raises(ValueError, match="cuda_graph: model and guide are given a tensor on cpu"):
+        StepGraphs(nn.Linear(1, 1))(compute, (torch.zeros(3),), {}, {"z": 0.5})

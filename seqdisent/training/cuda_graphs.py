@@ -17,6 +17,7 @@ from seqdisent.inference import ELBOTerms, Term
 Computation = Callable[..., tuple[ELBOTerms, Tensor]]
 
 _WARM_UP = 3  # runs before a recording, in which libraries allocate what they need
+_MOST = 50  # recordings, each with memory of its own
 
 
 class StepGraphs:
@@ -37,14 +38,24 @@ class StepGraphs:
         makes a recording of its own.
 
         Raises:
-            ValueError: a tensor that is not on a CUDA device, or mixed precision.
-            RuntimeError: `compute` cannot be recorded, since what it does depends on the value of a tensor.
+            ValueError: a tensor that is not on a CUDA device or has a gradient, mixed precision, or hooks of
+                parameters, which would run twice.
+            RuntimeError: `compute` cannot be recorded, since what it does depends on the value of a tensor, or there
+                are too many shapes.
         """
         if torch.is_autocast_enabled("cuda"):
             raise ValueError("cuda_graph: got mixed precision, expected a precision such as 32-true")
         leaves, tree = pytree.tree_flatten(read)
-        key = (tree, *map(_kind, leaves))
+        # a recording holds for parameters at their places, those that are trained, and modules in their modes
+        parameters = ((parameter.data_ptr(), parameter.requires_grad) for parameter in self.network.parameters())
+        modes = (module.training for module in self.network.modules())
+        key = (repr(tree), *map(_kind, leaves), *parameters, *modes)
         if key not in self._recordings:
+            if len(self._recordings) == _MOST:
+                raise RuntimeError(
+                    f"cuda_graph: got batches of more than {_MOST} shapes, or a number (int) that changes from step to "
+                    "step; expected few shapes, and what changes as tensors"
+                )
             self._recordings[key] = _Recording(compute, leaves, tree, self.network)
         recording = self._recordings[key]
         recording.replay(leaves)
@@ -58,6 +69,8 @@ class _Recording:
         self.places = [_place(leaf, next(network.parameters()).device) for leaf in leaves]
         read = pytree.tree_unflatten(self.places, tree)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if any(parameter._backward_hooks for parameter in trained):
+            raise ValueError("cuda_graph: parameters have hooks, which would run twice; expected none")
 
         def run() -> tuple[ELBOTerms, Tensor, list[Tensor | None]]:
             terms, loss = compute(*read)
@@ -75,14 +88,18 @@ class _Recording:
             buffer.copy_(before)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with pyro.validation_enabled(False), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(current),  # also after a failure
+                pyro.validation_enabled(False),
+                torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+            ):
                 self.terms, self.loss, gradients = run()
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise RuntimeError(
                 "cuda_graph: the step cannot be recorded; expected model, guide and objective to do the same whatever "
-                f"the values of tensors, and not to wait for them (.item(), if, nonzero): {error}"
+                f"the values of tensors, and not to wait for them (.item(), if, nonzero): {error.__context__ or error}"
             ) from error
         found = [(p, gradient) for p, gradient in zip(trained, gradients, strict=True) if gradient is not None]
         self.parameters, self.gradients = [p for p, _ in found], [gradient for _, gradient in found]
@@ -133,6 +150,8 @@ def _kind(leaf: Any) -> Any:
         return float if isinstance(leaf, float) else leaf
     if not leaf.is_cuda:
         raise ValueError(f"cuda_graph: model and guide are given a tensor on {leaf.device}, expected a CUDA device")
+    if leaf.requires_grad:
+        raise ValueError("cuda_graph: model and guide are given a tensor with a gradient, expected data")
     return leaf.shape, leaf.dtype, leaf.device
 
 
@@ -140,4 +159,5 @@ def _place(leaf: Any, device: torch.device) -> Any:
     """Return a place of its own in the device's memory for what changes from step to step."""
     if isinstance(leaf, Tensor):
         return leaf.clone()
-    return torch.tensor(leaf, device=device) if isinstance(leaf, float) else leaf
+    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)  # in half precision, 0.999 is 1
+    return torch.tensor(leaf, device=device, dtype=wide) if isinstance(leaf, float) else leaf

@@ -99,8 +99,9 @@ def fit(
         cuda_graph: record the forward and backward pass of a step once for each shape of batch, and replay it: on an
             NVIDIA GPU, where launching the small kernels of a walk through time takes longer than they run. Batches
             should have few shapes. Model and guide must do the same whatever the values of tensors, and may not read
-            what changes in Python from step to step, but for their arguments; a recorded step is not validated by Pyro.
-            ``"stl"``, ``"dreg"`` and ``"fivo"`` cannot be recorded.
+            what changes in Python from step to step, but for their arguments: tensors and floats in them may change, of
+            anything else each value is recorded anew. A recorded step is not validated by Pyro. Not with ``"stl"``,
+            ``"dreg"`` and ``"fivo"``, nor in several processes.
         loggers: Lightning's; None for CSV files and TensorBoard.
         callbacks: further Lightning callbacks.
         progress_bar: show the ledger's terms, as a bar in a terminal, as a line every half minute elsewhere.
@@ -119,7 +120,7 @@ def fit(
             have to go on with.
         ValueError: `checkpoint_every`, `log_every`, `validate_every` or `patience` below 1, the latter two without
             validation batches, an empty `validation`, an `averaging` outside (0, 1), two limits of the gradient, or
-            `cuda_graph` without a CUDA device or with mixed precision.
+            `cuda_graph` without a CUDA device, with mixed precision, or with what it cannot record.
         RuntimeError: with `cuda_graph`, a step that cannot be recorded.
         TypeError: a trainer option that :func:`fit` decides by itself, or that is unknown.
         OSError: a checkpoint or a log could not be written, on a full disk say; the checkpoint before is whole.
@@ -188,8 +189,8 @@ def fit(
             use_distributed_sampler=False,
             **options,
         )
-        if cuda_graph and (device := trainer.strategy.root_device).type != "cuda":
-            raise ValueError(f"cuda_graph: training is on {device}, expected a CUDA device")
+        if cuda_graph:
+            _check_recordable(training, trainer)
         training.graphs = StepGraphs(training.network) if cuda_graph else None
         try:
             trainer.fit(training, ckpt_path=str(last) if last.exists() else None)
@@ -217,6 +218,15 @@ def _check_validation(training: ELBOTraining, **counts: int | None) -> None:
         raise ValueError(
             f"{next(iter(given))}: training has no batches to validate on, expected ELBOTraining(validation=...)"
         )
+
+
+def _check_recordable(training: ELBOTraining, trainer: lightning.Trainer) -> None:
+    if (device := trainer.strategy.root_device).type != "cuda":
+        raise ValueError(f"cuda_graph: training is on {device}, expected a CUDA device")
+    if trainer.world_size > 1:
+        raise ValueError(f"cuda_graph: training has {trainer.world_size} processes, expected 1")
+    if training.objective in ("stl", "dreg", "fivo"):  # they look at the random state, or at what they drew
+        raise ValueError(f"cuda_graph: a step with objective={training.objective!r} cannot be recorded")
 
 
 def _averaging(decay: float | None) -> list[Callback]:
