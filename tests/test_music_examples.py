@@ -1,11 +1,13 @@
 """The examples' music: transposition, melodies that pieces share, and a choice of the model that survives a stop."""
 
 import importlib
+import math
 from functools import partial
 
 import pytest
 import torch
 
+from seqdisent import elbo_terms
 from seqdisent.datasets import Clips
 from seqdisent.training import train_stages
 
@@ -227,3 +229,27 @@ def test_a_preset_for_some_data_changes_its_namesake(preset):
     chorales, reels = (dmm.preset(preset, name) for name in ("jsb", "nottingham"))
     assert (chorales.weight_decay, reels.weight_decay) == (1.5e-3, 1e-4)
     assert chorales.num_steps == reels.num_steps == {"cpu": 12_000, "short": 3_000}[preset]
+
+
+# Estimates
+
+
+def test_draws_in_one_run_estimate_what_draws_in_turn_do(chorales):
+    example, plan = plan_of(importlib.import_module("settings"), "--plan.sizes.dropout", "0")
+    network = example.build((88,), plan.sizes)
+    clips = rolls_of([(40,), (41, 50), (40,)], [(30,)] * 5)
+    found = chorales.evidences(network, clips, num_particles=30, seed=0)
+    batch, log_weights, kl = clips.batch([0, 1]), [], []
+    with torch.no_grad():
+        for _ in range(300):
+            terms = elbo_terms(network.model, network.guide, batch.frames, batch.mask, kl="monte-carlo")
+            log_weights.append(terms.log_weights().double())
+            kl.append(terms.kl["z"].double())
+    weights, kl = torch.stack(log_weights), torch.stack(kl)
+    error = 4 * weights.std(0) / chorales.SAMPLES**0.5
+    assert ((found["bound"] - weights.mean(0)).abs() < error).all()
+    assert ((found["KL"] - kl.mean(0)).abs() < 4 * kl.std(0) / chorales.SAMPLES**0.5).all()
+    thirty = weights.reshape(10, 30, 2).logsumexp(1) - math.log(30)  # what the same number of draws gives
+    assert ((found["importance-sampled"] - thirty.mean(0)).abs() < 4 * thirty.std(0)).all()
+    assert (found["importance-sampled"] > found["bound"]).all()
+    assert (found["particle filter"] > found["bound"]).all()
