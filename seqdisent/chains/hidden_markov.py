@@ -87,9 +87,10 @@ class HiddenMarkovChain(MarkovChain):
         tensor([[0, 0, 0]])
 
     References:
-        Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", 1989. Sarkka and
-        Garcia-Fernandez, "Temporal parallelization of Bayesian smoothers", IEEE Transactions on Automatic Control
-        2021, for the sums as an associative scan, which runs where it is faster on a CPU: small batches, few classes.
+        Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", 1989. Hassan,
+        Sarkka and Garcia-Fernandez, "Temporal parallelization of inference in hidden Markov models", IEEE Transactions
+        on Signal Processing 2021, for the sums as an associative scan, which runs where it is faster on a CPU: small
+        batches, few classes.
     """
 
     def __init__(

@@ -98,13 +98,13 @@ def filter(
 
     Where a sequence's effective sample size falls below `threshold` times K, its particles are drawn anew by their
     weights before the next step. The exponential of the log-evidence is unbiased, so the log-evidence is a lower bound
-    in expectation, as the importance-weighted bound is, but the errors of the steps do not add up. With ``threshold=0``
-    it is that bound.
+    in expectation, as the importance-weighted bound is, but its error grows about in proportion to the number of steps,
+    and not exponentially. With ``threshold=0`` it is that bound.
 
     The latents are chains, any number of them, and sites that do not change over time, which are drawn once for each
     particle and resampled with it. Each resampling leaves fewer different values of these, and the effective sample
-    size does not show it: with a static code, also try ``threshold=0``, and keep the larger estimate. After a
-    resampling the guide runs again on the whole sequence, if it has a static site. A guide that reads the whole
+    size does not show it: with a static code, also try ``threshold=0``, on other sequences than those that count, since
+    the larger of two noisy bounds is no bound. After a resampling the guide runs again on the whole sequence, if it has a static site. A guide that reads the whole
     sequence is a proposal with lookahead. One whose latents read each other's later steps is allowed too: while step t
     is drawn, later steps hold placeholders, fresh draws for :class:`~seqdisent.IndependentSteps` and copies of step t
     for a chain. Each step of the *model* may read only earlier steps and its own, which is checked on a final path.
