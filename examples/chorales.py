@@ -38,7 +38,7 @@ from seqdisent.training import ELBOTraining
 SAMPLES = 20  # of the guide, over which a bound is averaged
 PARTICLES = 20  # of an importance-sampled estimate, unless asked otherwise
 STEPS = 40_000  # of all pieces that are evaluated at once
-STEPS_OF_DRAWS = 100_000  # of all draws of all pieces that are weighed at once: more would be padding, for the most part
+STEPS_OF_DRAWS = 100_000  # of all draws of all pieces that are weighed at once: more would mostly be padding
 STEPS_OF_PARTICLES = 1_000_000  # of all particles of all pieces that are filtered at once, which stay in memory
 
 

@@ -104,10 +104,11 @@ def filter(
     The latents are chains, any number of them, and sites that do not change over time, which are drawn once for each
     particle and resampled with it. Each resampling leaves fewer different values of these, and the effective sample
     size does not show it: with a static code, also try ``threshold=0``, on other sequences than those that count, since
-    the larger of two noisy bounds is no bound. After a resampling the guide runs again on the whole sequence, if it has a static site. A guide that reads the whole
-    sequence is a proposal with lookahead. One whose latents read each other's later steps is allowed too: while step t
-    is drawn, later steps hold placeholders, fresh draws for :class:`~seqdisent.IndependentSteps` and copies of step t
-    for a chain. Each step of the *model* may read only earlier steps and its own, which is checked on a final path.
+    the larger of two noisy bounds is no bound. After a resampling the guide runs again on the whole sequence, if it has
+    a static site. A guide that reads the whole sequence is a proposal with lookahead. One whose latents read each
+    other's later steps is allowed too: while step t is drawn, later steps hold placeholders, fresh draws for
+    :class:`~seqdisent.IndependentSteps` and copies of step t for a chain. Each step of the *model* may read only
+    earlier steps and its own, which is checked on a final path.
 
     Where a run of the model on one step alone gives the terms that a run on the whole sequence has, which is tried on
     one draw of the guide, the cost of a step does not depend on T; what a :class:`~seqdisent.RecurrentChain` carries is
