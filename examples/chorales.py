@@ -85,7 +85,7 @@ def validation(data: Data) -> Iterator[Batch]:
 def evidences(network: nn.Module, clips: Clips, *, num_particles: int, seed: int) -> dict[str, Tensor]:
     """Return the estimates of the log-evidence of each piece, and the KL of its bound, (N,) each, in nats."""
     torch.manual_seed(seed)
-    device = next(network.parameters()).device
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     room = 1 if device.type == "cpu" else 10  # an accelerator is faster the more it has to do at once
     names = ("bound", "KL", "importance-sampled", "particle filter")
     found = {name: torch.zeros(len(clips), dtype=torch.float64) for name in names}
