@@ -147,7 +147,7 @@ def _detached(terms: ELBOTerms) -> ELBOTerms:
 def _kind(leaf: Any) -> Any:
     """Return what has to be the same for a recording to be replayed."""
     if not isinstance(leaf, Tensor):
-        return float if isinstance(leaf, float) else leaf
+        return float if isinstance(leaf, float) else (type(leaf), leaf)  # True is no 1
     if not leaf.is_cuda:
         raise ValueError(f"cuda_graph: model and guide are given a tensor on {leaf.device}, expected a CUDA device")
     if leaf.requires_grad:
