@@ -16,7 +16,6 @@ so f is drawn a second time. The last is for clips of one length. Data and pictu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from videos import VIDEOS, calibrated_stage, recoloured
 
 from seqdisent import overwrite_padding
+from seqdisent.inference import minibatch_mutual_information
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CDSVAE(DSVAE):
     def contrast_z(self, drawn, frames, mask=None):
         seed = int(torch.randint(2**31, ()))
         frames = real_frames(frames, mask)
-        if frames.shape[2] == 3:
+        if frames.ndim == 5 and frames.shape[2] == 3:
             frames = recoloured(frames.float().cpu(), torch.Generator().manual_seed(seed)).to(frames)
         other = self.motion(self.encoder(frames)).rsample()
         if mask is not None:
@@ -74,10 +74,8 @@ class CDSVAE(DSVAE):
         return contrast(z.flatten(1), other.flatten(1), self.temperature)
 
     def information(self, drawn, frames, mask=None):
-        """I(f; z), after Chen et al. (2018): q of all clips is a mixture of those of the batch."""
         of_f, of_z = (drawn[name].distribution.log_prob(drawn[name].value.unsqueeze(1)) for name in ("f", "z"))
-        both, alone = (of_f + of_z).logsumexp(1), of_f.logsumexp(1) + of_z.logsumexp(1)
-        return both - alone + math.log(len(frames) * self.num_clips)
+        return minibatch_mutual_information(of_f, of_z, self.num_clips)
 
 
 def training(network, plan, clips, seed, **options):

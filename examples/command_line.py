@@ -57,7 +57,10 @@ def single_stage(
     `losses` are weights of the network's methods that are losses beside the bound; what weighs 0 is left out.
     """
     losses = {name: weight for name, weight in (losses or {}).items() if weight}
-    weights = {site: AnnealingSchedule.linear(start, 1.0, over) for site, (start, over) in plan.annealed.items()}
+    weights = {
+        site: AnnealingSchedule.linear(start, *(end or [1.0]), over)
+        for site, (start, over, *end) in plan.annealed.items()
+    }
     weights |= {name: AnnealingSchedule.constant(weight) for name, weight in losses.items()}
     options = {"objective": plan.objective, "num_particles": plan.num_particles, **options}
     length = clips.lengths.clamp(max=plan.clip_length or clips.frames.shape[1]).double().mean().item()

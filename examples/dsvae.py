@@ -18,7 +18,7 @@ from __future__ import annotations
 import pyro
 import torch
 from command_line import main
-from parts import bernoulli, normal_mlp, real_frames, standard_normal
+from parts import bernoulli, mlp, normal_mlp, real_frames, standard_normal, windows
 from settings import Example
 from torch import nn
 from videos import VIDEOS, calibrated_stage, paired_draws
@@ -44,9 +44,15 @@ class DSVAE(nn.Module):
         decoder: tuple[int, ...] | None = None,
     ):  # fmt: skip
         super().__init__()
-        channels, image_size, _ = frame_shape
         self.static_dim, self.rnn_dim, self.full, self.grouped = static_dim, rnn_dim, full, grouped
-        self.encoder = ConvEncoder(feature_dim, in_channels=channels, image_size=image_size, channels=encoder)
+        if len(frame_shape) == 3:
+            image = {"image_size": frame_shape[1]}
+            self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **image)
+            self.decoder = ConvDecoder(static_dim + latent_dim, out_channels=frame_shape[0], channels=decoder, **image)
+        else:  # a step is a window of a signal
+            self.encoder = nn.Sequential(mlp(*frame_shape, 2 * hidden_dim, feature_dim), nn.ReLU())
+            self.decoder = mlp(static_dim + latent_dim, hidden_dim, 2 * hidden_dim, *frame_shape)
+            self.noise = nn.Parameter(torch.tensor(-2.0))
         self.static = StaticEncoder(feature_dim, static_dim)
         if full:
             self.forward_rnn = nn.LSTM(feature_dim + static_dim, rnn_dim, batch_first=True)
@@ -56,9 +62,6 @@ class DSVAE(nn.Module):
         else:
             self.motion = normal_mlp(feature_dim, hidden_dim, latent_dim)
         self.prior_rnn, self.prior = nn.LSTM(latent_dim, rnn_dim, batch_first=True), NormalHead(rnn_dim, latent_dim)
-        self.decoder = ConvDecoder(
-            static_dim + latent_dim, out_channels=channels, image_size=image_size, channels=decoder
-        )
 
     def model(self, frames=None, mask=None, partner=None, *, num_sequences=None, num_steps=None):
         num_sequences, num_steps = batch_sizes(frames, num_sequences, num_steps)
@@ -68,7 +71,10 @@ class DSVAE(nn.Module):
             prior = RecurrentChain(initial, lambda _, h: self.prior(h), num_steps, recurrence=self.prior_rnn, mask=mask)
             z = pyro.sample("z", prior)
             latents = torch.cat([f.unsqueeze(-2).expand(*z.shape[:-1], -1), z], -1)
-            pyro.sample("x", bernoulli(self.decoder(latents), mask, 3), obs=real_frames(frames, mask))
+            pyro.sample("x", self.emission(self.decoder(latents), mask), obs=real_frames(frames, mask))
+
+    def emission(self, decoded, mask):
+        return windows(decoded, self.noise, mask) if hasattr(self, "noise") else bernoulli(decoded, mask, 3)
 
     def guide(self, frames, mask=None, partner=None):
         features = self.encoder(real_frames(frames, mask))

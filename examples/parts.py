@@ -46,6 +46,12 @@ def bernoulli(
     return IndependentSteps(step, mask, drawn=drawn)
 
 
+def windows(logits: Tensor, noise: Tensor, mask: Tensor | None) -> TorchDistribution:
+    """Return independent windows of a signal in [0, 1] with one standard deviation, above 0.03."""
+    window = dist.Normal(logits.sigmoid(), nn.functional.softplus(noise) + 0.03, validate_args=False).to_event(1)
+    return IndependentSteps(window, mask)
+
+
 def uniform_noise(like: Tensor, *shape: int) -> Tensor:
     """Sample what decides which keys are pressed, in a site that is no emission; at its mean, the likelier is."""
     noise = dist.Uniform(like.new_zeros(shape), 1.0, validate_args=False).to_event(len(shape))

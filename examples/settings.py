@@ -58,7 +58,8 @@ class Plan:
     learning_rate: float = 1e-3
     batch_size: int = 8
     clip_length: int | None = None  # longer sequences give random windows; None: whole ones
-    annealed: dict[str, tuple[float, int]] = field(default_factory=dict)  # {site: where its weight starts, over steps}
+    # {site: where its weight starts, over how many steps it changes, and where it ends (1, if that is left out)}
+    annealed: dict[str, tuple[float, int] | tuple[float, int, float]] = field(default_factory=dict)
     warm_up: int = 1  # steps over which the learning rate rises; it then falls to 0 along a cosine
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0

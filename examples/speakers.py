@@ -16,14 +16,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from command_line import main, single_stage
-from parts import mlp, real_frames, standard_normal
+from parts import mlp, real_frames, standard_normal, windows
 from settings import Example
 from signals import SIGNALS, STEPS
 from torch import nn
 
 from seqdisent import (
     GatedTransition,
-    IndependentSteps,
     MarkovChain,
     MixtureOfExperts,
     NormalHead,
@@ -56,10 +55,8 @@ class Speakers(nn.Module):
             initial = standard_normal(s, num_sequences, self.latent_dim)
             step = self.transition if ordered else lambda z_prev: standard_normal(z_prev, *z_prev.shape)
             z = pyro.sample("z", MarkovChain(initial, step, num_steps, mask=mask))
-            windows = self.decoder(z, torch.softmax(s / self.temperature, -1)).sigmoid()
-            scale = nn.functional.softplus(self.noise) + 0.03
-            window = dist.Normal(windows, scale, validate_args=False).to_event(1)
-            pyro.sample("x", IndependentSteps(window, mask), obs=real_frames(frames, mask))
+            decoded = self.decoder(z, torch.softmax(s / self.temperature, -1))
+            pyro.sample("x", windows(decoded, self.noise, mask), obs=real_frames(frames, mask))
 
     def guide(self, frames, mask=None):
         features = self.encoder(real_frames(frames, mask))

@@ -100,8 +100,9 @@ def calibrate(network: Any, clips: Clips, seed: int) -> None:
 
 
 def calibrated_stage(network: nn.Module, plan: Plan, clips: Clips, seed: int, **options: Any) -> ELBOTraining:
-    """Return `command_line.single_stage`, calibrated."""
-    calibrate(network, clips, seed)
+    """Return `command_line.single_stage`, calibrated where frames are pictures."""
+    if clips.frames.ndim == 5:
+        calibrate(network, clips, seed)
     return single_stage(network, plan, clips, seed, **options)
 
 

@@ -22,13 +22,14 @@ from strategies import mask_of
 from seqdisent import IndependentSteps, elbo_terms, forecast, generate, infer, reconstruct, swap
 from seqdisent.chains.factorised import as_chain
 from seqdisent.datasets import Clips
+from seqdisent.inference import Inferred
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 for needed in ("lightning", "matplotlib", "torchmetrics"):
     pytest.importorskip(needed)
 MODELS = [
     ("dmm", {}), ("dmm", {"num_flows": 1}), ("vrnn", {}), ("srnn", {}), ("rssm", {}), ("dsvae", {}),
-    ("dsvae", {"full": True}), ("cdsvae", {}), ("kalman_vae", {}), ("speakers", {}),
+    ("dsvae", {"full": True}), ("cdsvae", {}), ("s3vae", {}), ("kalman_vae", {}), ("speakers", {}),
 ]  # fmt: skip
 NAMES = [f"{name}{'-' + next(iter(sizes)) if sizes else ''}" for name, sizes in MODELS]
 
@@ -61,6 +62,10 @@ def double_by_default():
 
 
 MASK = mask_of([5, 2, 4])
+LOSSES = {  # beside the bound
+    "cdsvae": ("contrast_f", "contrast_z", "information"),
+    "s3vae": ("consistency", "motion_target", "information"),
+}
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "ragged"])
@@ -93,8 +98,10 @@ def test_padding_changes_no_value_and_no_gradient(built, content):
 
 
 def test_every_parameter_is_trained(built):
-    _, network, frames = built
-    elbo_terms(network.model, network.guide, frames).elbo().sum().backward()
+    example, network, frames = built
+    losses = {name: getattr(network, name) for name in LOSSES.get(example.name, ())}
+    terms = elbo_terms(network.model, network.guide, frames, auxiliary_losses=losses)
+    (terms.elbo() - terms.penalty()).sum().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
 
@@ -109,6 +116,7 @@ SEEN_BY = {
     "dsvae": (lambda t, j: t == j, NEVER),
     "dsvae-full": (lambda t, j: True, NEVER),
     "cdsvae": (lambda t, j: t == j, NEVER),
+    "s3vae": (lambda t, j: t == j, NEVER),
     "kalman_vae": (NEVER, NEVER),  # the codes are all that z sees
     "speakers": (lambda t, j: t == j, NEVER),
 }
@@ -394,6 +402,7 @@ def run(name, *arguments):
         ("dsvae", ["--data", "pendulum", "--image-size", 16, "--full"]),
         ("dsvae", ["--data", "pendulum", "--image-size", 16, "--grouped"]),
         ("cdsvae", ["--data", "pendulum", "--image-size", 16]),
+        ("s3vae", ["--data", "pendulum", "--image-size", 16]),
     ],
 )  # fmt: skip
 def test_command_line_of_models_of_clips(tmp_path, name, arguments):
@@ -474,7 +483,7 @@ def test_losses_of_cdsvae_by_hand():
     network = example.build((3, 8, 8), sizes).double()
     network.temperature, network.num_clips = 0.5, 100
     frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
-    losses = {name: getattr(network, name) for name in ("contrast_f", "contrast_z", "information")}
+    losses = {name: getattr(network, name) for name in LOSSES["cdsvae"]}
     kept = {}
 
     def keep(drawn, *_):
@@ -499,3 +508,55 @@ def test_losses_of_cdsvae_by_hand():
         similar = [2 * one[i] @ o / one[i].norm() / o.norm() for o in other]
         torch.testing.assert_close(loss, -(similar[i] - torch.stack(similar).logsumexp(0)))
     assert all((found.auxiliary_losses[name] > 0).all() for name in ("contrast_f", "contrast_z"))
+
+
+def test_losses_of_s3vae_by_hand():
+    torch.manual_seed(0)
+    example = example_of("s3vae")
+    sizes = {**example.preset("tiny").sizes, "encoder": (4,), "decoder": (4,)}
+    network = example.build((3, 8, 8), sizes).double()
+    network.margin, network.num_clips = 2.0, 100
+    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
+    kept = {}
+
+    def keep(drawn, *_):
+        kept.update(drawn)
+        return drawn["f"].value.sum(-1)
+
+    losses = {name: getattr(network, name) for name in ("motion_target", "information")}
+    found = elbo_terms(network.model, network.guide, frames, MASK, auxiliary_losses={"keep": keep, **losses})
+    f, z = kept["f"], kept["z"]
+    whole = elbo_terms(network.model, network.guide, frames, auxiliary_losses={"keep": keep, **losses})
+    f_whole, z_whole = kept["f"], kept["z"]
+    targets = importlib.import_module("s3vae").moving_parts(frames)
+    wanted = 0.0  # of the only clip without padding
+    for t in range(5):
+        for chance, moves in zip(network.moving(z.value[0, t]).sigmoid(), targets[0, t], strict=True):
+            wanted -= (chance if moves else 1 - chance).log() / 5
+    torch.testing.assert_close(found.auxiliary_losses["motion_target"][0], wanted)
+    q = f_whole.distribution.base_dist
+    for i in range(3):
+        wanted = 0.0
+        for t in range(5):
+            of_f = torch.stack([dist.Normal(q.loc[j], q.scale[j]).log_prob(f_whole.value[i]).sum() for j in range(3)])
+            steps = [network.motion(network.encoder(frames[j, t])) for j in range(3)]
+            of_z = torch.stack([step.log_prob(z_whole.value[i, t]) for step in steps])
+            wanted += (of_f + of_z).exp().sum().log() - of_f.exp().sum().log() - of_z.exp().sum().log() + math.log(300)
+        torch.testing.assert_close(whole.auxiliary_losses["information"][i], wanted)
+    narrow = Inferred(dist.Normal(f.value, 1e-9).to_event(1), f.value)  # drawn again, it is the same
+    for i, loss in enumerate(network.consistency({"f": narrow}, frames)):
+        torch.testing.assert_close(loss, (2 - (f.value[i] - f.value[i - 1]).norm()).relu(), atol=1e-4, rtol=1e-4)
+    assert (network.consistency({"f": narrow}, frames) > 0).any()
+
+
+def test_the_moving_parts_of_a_frame():
+    s3vae = importlib.import_module("s3vae")
+    frames = torch.zeros(1, 3, 1, 9, 9)
+    frames[0, 1, 0, 0, :] = 1.0  # at the second step, the upper three parts light up, and they stay so
+    frames[0, 2, 0, 0, :] = 1.0
+    frames[0, 2, 0, 8, :3], frames[0, 2, 0, 4, 3:] = 0.5, 0.1  # then one below left, and a little of two in the middle
+    found = s3vae.moving_parts(frames)
+    assert found[0].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 0], *2 * [[0, 0, 0, 0, 1, 1, 1, 0, 0]]]
+    windows = torch.zeros(1, 2, 18)
+    windows[0, 1, [0, 1, 6, 17]] = torch.tensor([0.1, 0.1, 0.4, 0.9])
+    assert s3vae.moving_parts(windows)[0].tolist() == 2 * [[1, 0, 0, 1, 0, 0, 0, 0, 1]]

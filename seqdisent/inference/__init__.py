@@ -3,6 +3,7 @@
 from seqdisent.inference.elbo import elbo_terms
 from seqdisent.inference.forecasting import forecast
 from seqdisent.inference.imputation import Imputed, impute
+from seqdisent.inference.information import minibatch_mutual_information
 from seqdisent.inference.interventions import Inferred, generate, infer, reconstruct, swap
 from seqdisent.inference.programs import batch_sizes
 from seqdisent.inference.svi import DecomposedELBO
@@ -20,6 +21,7 @@ __all__ = [
     "generate",
     "impute",
     "infer",
+    "minibatch_mutual_information",
     "reconstruct",
     "swap",
 ]

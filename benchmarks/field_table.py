@@ -1,0 +1,182 @@
+"""The tables of `field.py`: what each run's metrics.json says, as mean and deviation over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqdisent import _files
+from seqdisent.evaluation._report import Table, page
+
+Measures = dict[str, dict[str, float]]  # {table: {row: value}}; a row that ends in "%" is in per cent
+
+
+def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
+    """Return the rows of one run; what does not exist for it is left out."""
+    errors = numbers["mean_squared_error"]
+    found: Measures = {
+        "Summary": summary(numbers, about),
+        "Errors against the true clip": {
+            "reconstruction": errors["reconstruction"],
+            "identity swapped": errors.get("swapped"),
+            "motion swapped": errors.get("motion_swapped"),
+            **{
+                f"{text}, times the reconstruction's": numbers.get(f"{key} / reconstruction")
+                for key, text in (
+                    ("swapped", "identity swapped"),
+                    ("motion_swapped", "motion swapped"),
+                    ("roll_out", "roll-out from the first step"),
+                )
+            },
+            "mean step of the training clips": errors["mean_frame"],
+        },
+    }
+    if retrieval := numbers.get("nearest_true_clip"):
+        found[f"Nearest of {retrieval['of']} true clips to a swap of the identity"] = {
+            f"has the right {name}, %": value for name, value in retrieval.items() if name != "of"
+        }
+    for direction, factors in numbers.get("swaps", {}).items():
+        rows = found.setdefault(f"Swap: {direction} from the donor, as the judge sees it", {})
+        for factor, score in factors.items():
+            of = "the donor's" if score["follows"] else "the clip's own"
+            rows[f"{factor}: {of}, %"] = score["accuracy"]
+            rows[f"{factor}: leaks, %"] = score["leakage"]
+    if numbers.get("intervention_score") is not None:
+        found["Both swaps"] = {"intervention score": numbers["intervention_score"]}
+    for factor, score in numbers.get("sampled_swaps", {}).items():
+        rows = found.setdefault("The field's protocol: motion kept, identity drawn from the prior", {})
+        if score["kept"]:
+            rows[f"{factor}: kept, %"] = score["accuracy"]
+            rows[f"{factor}: inception score"] = score["entropies"]["inception_score"]
+            rows[f"{factor}: H(y given x)"] = score["entropies"]["intra"]
+            rows[f"{factor}: H(y)"] = score["entropies"]["inter"]
+        else:
+            rows[f"{factor}: the clip's own all the same, %"] = score["accuracy"]
+            rows[f"{factor}: ... if drawn independently, %"] = score["independent"]
+    for name, of in numbers.get("swapped_labels", {}).items():
+        for factor, score in of.items():
+            rows = found.setdefault("Labels told from mean and standard deviation", {})
+            rows |= {f"{name}, {factor}: {side}, %": value for side, value in score.items()}
+    for kind, latents in numbers.get("probes", {}).items():
+        for role, of in zip(("who", "what"), latents.values(), strict=False):
+            rows = found.setdefault(f"Probes of the code that says {role}, {kind}", {})
+            rows |= {f"{factor}, %": score["accuracy"] for factor, score in of.items()}
+    if frechet := numbers.get("frechet"):
+        rows = found.setdefault("Clips from the prior", {})
+        rows |= {f"Frechet distance, {name}": of["distance"] for name, of in frechet.items()}
+        if prior := numbers.get("neighbours", {}).get("prior"):
+            rows |= {name: prior[name] for name in ("precision", "recall", "density", "coverage")}
+        rows["nearer to a training clip than half of the real ones are, %"] = numbers["memorisation"]["prior"][
+            "share_nearer"
+        ]
+    found["Information and cost"] = {
+        "KL of all latents, nats a clip": sum(kl for name, kl in numbers["nats"].items() if name.startswith("KL")),
+        **{f"{name}, nats a clip": value for name, value in numbers["nats"].items() if name.startswith("KL")},
+        "steps, times the preset's": about["scale"],
+        "parameters": about["parameters"],
+    }
+    shown = {title: {row: value for row, value in rows.items() if value is not None} for title, rows in found.items()}
+    return {title: rows for title, rows in shown.items() if rows}
+
+
+def summary(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the rows that tell most, averages over factors among them."""
+    swaps, protocol = numbers.get("swaps", {}), numbers.get("sampled_swaps", {})
+    rows = {
+        "reconstruction, squared error": numbers["mean_squared_error"]["reconstruction"],
+        "identity swapped, squared error": numbers["mean_squared_error"].get("swapped"),
+        "motion swapped, squared error": numbers["mean_squared_error"].get("motion_swapped"),
+        "identity swapped: the nearest true clip is the right one, %": numbers.get("nearest_true_clip", {}).get("clip"),
+    }
+    for direction, sides in (("identity", ("who follows", "what stays")), ("motion", ("what follows", "who stays"))):
+        for side, follows in zip(sides, (True, False), strict=True):
+            scores = [of["accuracy"] for of in swaps.get(direction, {}).values() if of["follows"] == follows]
+            rows[f"{direction} swapped: {side}, %"] = statistics.mean(scores) if scores else None
+    kept = [of["accuracy"] for of in protocol.values() if of["kept"]]
+    rows["motion kept, identity drawn: what stays, %"] = statistics.mean(kept) if kept else None
+    rows["intervention score"] = numbers.get("intervention_score")
+    rows["Frechet distance of clips from the prior"] = numbers.get("frechet", {}).get("prior", {}).get("distance")
+    rows["minutes of training on two cores"] = about["minutes"]
+    return rows
+
+
+def chances(numbers: Mapping[str, Any]) -> Measures:
+    """Return what the best constant guess reaches, which is the same for every model on the same clips."""
+    found: Measures = {}
+    for direction, factors in numbers.get("swaps", {}).items():
+        rows = found.setdefault(f"Swap: {direction} from the donor, as the judge sees it", {})
+        for factor, score in factors.items():
+            of = "the donor's" if score["follows"] else "the clip's own"
+            rows |= {f"{factor}: {of}, %": score["chance"], f"{factor}: leaks, %": score["leakage_chance"]}
+    for factor, score in numbers.get("sampled_swaps", {}).items():
+        if score["kept"]:
+            title = "The field's protocol: motion kept, identity drawn from the prior"
+            found.setdefault(title, {})[f"{factor}: kept, %"] = score["chance"]
+    for kind, latents in numbers.get("probes", {}).items():
+        for role, of in zip(("who", "what"), latents.values(), strict=False):
+            rows = found.setdefault(f"Probes of the code that says {role}, {kind}", {})
+            rows |= {f"{factor}, %": score["chance"] for factor, score in of.items()}
+    return found
+
+
+def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
+    """Write field.md, field.json and field.html of all finished runs, those of `names` first."""
+    runs: dict[str, dict[int, tuple[dict[str, Any], dict[str, Any], Path]]] = {}
+    for path in sorted(folder.glob("*/*/metrics.json")):
+        numbers, about = (json.loads((path.parent / name).read_text()) for name in ("metrics.json", "about.json"))
+        runs.setdefault(about["model"], {})[about["seed"]] = numbers, about, path.parent
+    models = [name for name in names if name in runs] + [name for name in runs if name not in names]
+    of_runs = {name: [measures(numbers, about) for numbers, about, _ in runs[name].values()] for name in models}
+    chance = chances(next(iter(runs[models[0]].values()))[0])
+    first = [of[0] for of in of_runs.values()]
+    titles = list(dict.fromkeys(table for of in first for table in of))
+    tables, plain = [], {}
+    for table in titles:
+        header = ["", *models, *(["constant guess"] if table in chance else [])]
+        lines = []
+        for row in dict.fromkeys(row for of in first for row in of.get(table, {})):
+            values = {
+                name: [run[table][row] for run in of if row in run.get(table, {})] for name, of in of_runs.items()
+            }
+            cells = [spread(values[name], row) for name in models]
+            if table in chance:
+                cells.append(spread([chance[table][row]], row) if row in chance[table] else "")
+            lines.append([row, *cells])
+            plain.setdefault(table, {})[row] = {
+                name: {"mean": statistics.mean(of), "deviation": deviation(of), "seeds": len(of)}
+                for name, of in values.items()
+                if of
+            }
+        tables.append(Table(table, header, lines))
+    seeds = ", ".join(f"{name}: {len(of)}" for name, of in runs.items())
+    note = f"Mean and standard deviation over the seeds of training ({seeds})."
+    pictures = [
+        str((path / "swaps.png").relative_to(folder))
+        for name in models
+        for _, _, path in list(runs[name].values())[:1]
+        if (path / "swaps.png").exists()
+    ]
+    text = "\n\n".join([f"# {title}", note, *(table.markdown() for table in tables)]) + "\n"
+    written = [folder / f"field.{ending}" for ending in ("md", "json", "html")]
+    for path, content in zip(
+        written, (text, json.dumps({"title": title, "tables": plain}, indent=2), page(title, tables, pictures)),
+        strict=True,
+    ):  # fmt: skip
+        _files.write(path, content.encode())
+    return written
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float], row: str) -> str:
+    """Return mean and deviation as text."""
+    if not values:
+        return ""
+    factor, form = (100, ".1f") if row.endswith("%") else (1, ".0f" if row == "parameters" else ".3g")
+    mean, over = factor * statistics.mean(values), deviation(values)
+    return f"{mean:{form}}" + ("" if over is None or row == "parameters" else f" ± {factor * over:{form}}")
