@@ -6,7 +6,7 @@
 
 Every model trains on the same clips for as many steps as take the minutes on two cores (of processor time: on one
 thread twice as long), with its preset's schedules stretched to them. How long a step takes is measured first, once a
-model. Clips to measure on were never seen: `--on test`, on which nothing was chosen, or `--on validation`, for choosing.
+model. Clips to measure on were never seen: `--on test`, on which nothing was chosen, or `--on validation`.
 All seeds of a model train on the same split.
 
 A run is a folder, OUT/DATA/ON/MODEL/SEED. What is finished is not done again, what was stopped goes on. After every run
@@ -57,18 +57,21 @@ def load(data: str, on: str, preset: str, more: list[str]) -> Task:
 
 
 def stretch(entry: Entry, task: Task, minutes: float) -> float:
-    """Return by what a model's steps are multiplied to take the minutes on two cores, from two short trainings."""
-    seconds = []
-    for scale in (PROBE, 2 * PROBE):
+    """Return by what a model's steps are multiplied to take the minutes on two cores, from short trainings."""
+
+    def seconds(scale: float) -> float:
         torch.manual_seed(0)
-        contestant = entry(task, 0, scale)
         with tempfile.TemporaryDirectory() as folder:
-            seconds.append(train(contestant, Path(folder)))
-    a_step = (seconds[1] - seconds[0]) / PROBE
-    at_start = max(0.0, seconds[0] - a_step * PROBE)  # what does not grow with the steps
-    if a_step <= 0 or (left := 120 * minutes - at_start) <= 0:
-        sys.exit(f"--minutes: got {minutes:g}, expected more: the start alone took {at_start / 120:.1f}")
-    return left / a_step
+            return train(entry(task, 0, scale), Path(folder))
+
+    scale, less = PROBE, seconds(PROBE)
+    while (more := seconds(2 * scale)) < 1.3 * less + 1:  # too short to tell what a step takes
+        scale, less = 2 * scale, more
+    of_all_steps = (more - less) / scale
+    at_start = max(0.0, less - scale * of_all_steps)  # what does not grow with the steps
+    if (left := 120 * minutes - at_start) <= 0:
+        sys.exit(f"--minutes: got {minutes:g}, expected more: the start alone takes {at_start / 120:.2f}")
+    return left / of_all_steps
 
 
 def train(contestant: Contestant, folder: Path) -> float:
@@ -117,10 +120,11 @@ def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Pa
         save_weights(contestant.network, run_folder / "model.pt")
     print(f"{name}, seed {seed}: measuring", flush=True)
     judge = folder / "judge.pt"
+    judging = None if len(task.frame_shape) != 3 else Judge.load(judge) if judge.exists() else judge_steps
     contestant.network.eval()
     found = evaluate(
         contestant.model, contestant.guide, task.train, task.held_out, static=contestant.static,
-        motion=contestant.motion, emission="x", judge=Judge.load(judge) if judge.exists() else judge_steps,
+        motion=contestant.motion, emission="x", judge=judging,
         candidates=task.candidates, forecast_steps=0, seed=0,
     )  # fmt: skip
     if found.judge is not None and not judge.exists():

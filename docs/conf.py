@@ -50,6 +50,7 @@ nb_output_stderr = "remove-warn"
 nb_merge_streams = True
 # for the kernels, which inherit them: the tensors are small; and Pyro's tqdm misses a progress bar that nobody needs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SEQDISENT_CHECKOUT", str(Path(__file__).parent.parent))  # of the benchmarks that a page runs
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 # `name` in a docstring is code

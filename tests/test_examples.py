@@ -560,3 +560,14 @@ def test_the_moving_parts_of_a_frame():
     windows = torch.zeros(1, 2, 18)
     windows[0, 1, [0, 1, 6, 17]] = torch.tensor([0.1, 0.1, 0.4, 0.9])
     assert s3vae.moving_parts(windows)[0].tolist() == 2 * [[1, 0, 0, 1, 0, 0, 0, 0, 1]]
+
+
+def test_a_weight_ends_where_the_plan_says():
+    example, line = example_of("dsvae"), importlib.import_module("command_line")
+    asked = ["--preset", "tiny", "--data", "pendulum", "--plan.annealed", "{f: [300.0, 6, 5.0], z: [5.0, 4]}"]
+    plan = example.plan_of(importlib.import_module("settings").settings_of(example, asked))
+    clips = Clips(torch.zeros(4, 8, 3, 16, 16, dtype=torch.uint8))
+    training = line.single_stage(example.build((3, 16, 16), plan.sizes), plan, clips, 0)
+    found = {site: [weight(step) for step in (0, 2, 4, 6, 9)] for site, weight in training.weights.items()}
+    wanted = {"f": [300, 300 - 295 / 3, 300 - 590 / 3, 5, 5], "z": [5, 3, 1, 1, 1]}
+    assert found == {site: pytest.approx(values) for site, values in wanted.items()}

@@ -1,0 +1,142 @@
+"""The bench of the field: same clips, same judge, same minutes; what is finished stays, and cheats are found out."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for needed in ("lightning", "matplotlib", "torchmetrics", "jsonargparse"):
+    pytest.importorskip(needed)
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def benchmarks_on_path():
+    folders = [str(BENCHMARKS), str(BENCHMARKS.parent / "examples")]
+    sys.path[:0] = folders
+    yield
+    for folder in folders:
+        sys.path.remove(folder)
+
+
+def field(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "field.py"), "--preset", "tiny", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.mark.slow
+def test_models_and_cheats_on_one_table(tmp_path):
+    asked = ["--data", "pendulum", "--image-size", 16, "--judge-steps", 5, "--out", tmp_path]
+    models = ["vdsm", "dsvae", "dsvae-full", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"]
+    done = field(*asked, "--models", *models, "--seeds", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "pendulum" / "test"
+    table = json.loads((folder / "field.json").read_text())["tables"]
+    assert set(table["Summary"]["reconstruction, squared error"]) == set(models)
+    assert table["Summary"]["reconstruction, squared error"]["all in f"] == {"mean": 0, "deviation": None, "seeds": 1}
+    nearest = table["Nearest of 98 true clips to a swap of the identity"]
+    # with everything in f, a swap of f is a swap of the clip; in z, nothing follows
+    assert nearest["has the right colour, %"]["all in f"]["mean"] == 1
+    assert nearest["has the right speed, %"]["all in f"]["mean"] == 0
+    assert nearest["has the right colour, %"]["all in z"]["mean"] == 0
+    assert nearest["has the right speed, %"]["all in z"]["mean"] == 1
+    page = (folder / "field.html").read_text()
+    for name in models:
+        picture = f"{name.replace(' ', '_')}/0/swaps.png"
+        assert picture in page
+        assert (folder / picture).stat().st_size > 0
+    # once more, with a second seed of one model: what is finished is not touched
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/0/*")}
+    done = field(*asked, "--models", "dsvae", "--seeds", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    rows = json.loads((folder / "field.json").read_text())["tables"]["Summary"]["reconstruction, squared error"]
+    found = [
+        json.loads((folder / "dsvae" / str(seed) / "metrics.json").read_text())["mean_squared_error"]["reconstruction"]
+        for seed in (0, 1)
+    ]
+    assert rows["dsvae"]["seeds"] == 2
+    assert rows["dsvae"]["mean"] == pytest.approx(sum(found) / 2)
+    assert rows["dsvae"]["deviation"] == pytest.approx(abs(found[0] - found[1]) / 2**0.5)
+    assert rows["vdsm"]["seeds"] == 1  # runs that were not asked for this time stay on the table
+
+
+@pytest.mark.slow
+def test_signals_have_models_of_their_own(tmp_path):
+    done = field("--data", "signals", "--seeds", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((tmp_path / "signals" / "test" / "field.json").read_text())["tables"]
+    models = {"speakers", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"}
+    assert set(table["Summary"]["identity swapped, squared error"]) == models
+    nearest = table["Nearest of 1440 true clips to a swap of the identity"]
+    assert nearest["has the right voice, %"]["all in f"]["mean"] == 1
+    assert nearest["has the right clip, %"]["all in f"]["mean"] == 0
+    assert nearest["has the right speed, %"]["all in z"]["mean"] == 1
+
+
+OWN = """
+from functools import partial
+
+from field_models import Contestant, of_example
+
+def mine(task, seed, scale):
+    print("own entry", task.data, seed, round(scale, 2))
+    return of_example("dsvae")(task, seed, scale)._replace(stages={})
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_joins_by_one_function(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    asked = ["--data", "pendulum", "--image-size", 16, "--judge-steps", 5, "--seeds", 1, "--out", tmp_path / "out"]
+    done = field(*asked, "--models", f"{tmp_path / 'mine.py'}:mine")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "own entry pendulum 0 1.0" in done.stdout
+    assert "mine" in (tmp_path / "out" / "pendulum" / "test" / "field.md").read_text()
+    refused = field(*asked, "--models", f"{tmp_path / 'mine.py'}:other")
+    assert "has no function 'other'" in refused.stderr
+    refused = field(*asked, "--models", "vdms")
+    assert "--models: got 'vdms', expected FILE.py:FUNCTION or one of vdsm, " in refused.stderr
+
+
+@pytest.mark.slow
+def test_training_takes_the_minutes_that_are_asked_for(tmp_path):
+    minutes = 0.15
+    asked = ["--data", "signals", "--seeds", 1, "--out", tmp_path, "--models", "dsvae", "--minutes", minutes]
+    done = field(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    about = json.loads((tmp_path / "signals" / "test" / "dsvae" / "0" / "about.json").read_text())
+    assert about["scale"] > 5  # the preset has six steps
+    assert minutes / 3 < about["minutes"] < 3 * minutes
+
+
+def test_a_plan_is_stretched_with_its_schedules():
+    models = importlib.import_module("field_models")
+    plan = importlib.import_module("dsvae").EXAMPLE.preset("cpu", "sprites")
+    twice = models.scaled(plan, 2.0)
+    assert (plan.num_steps, twice.num_steps, plan.warm_up, twice.warm_up) == (3000, 6000, 200, 400)
+    assert twice.annealed == {site: (start, 2 * over) for site, (start, over) in plan.annealed.items()}
+    kept = {name: getattr(plan, name) for name in ("learning_rate", "batch_size", "sizes", "checkpoint_every")}
+    assert all(getattr(twice, name) == value for name, value in kept.items())
+    plan = importlib.import_module("vdsm").EXAMPLE.preset("cpu", "sprites")
+    tenth = models.scaled(plan, 0.1)
+    names = ("pretraining_steps", "sequence_steps", "prior_steps", "warm_up", "clip_length", "pose_part")
+    assert [getattr(tenth, name) for name in names] == [900, 400, 300, 20, 8, 0.5]
+    paper = importlib.import_module("vdsm").EXAMPLE.preset("paper", "sprites")
+    assert models.scaled(paper, 0.1).prior_steps == 0  # a stage that is left out stays out
+
+
+def test_nobody_is_in_two_parts_of_sprites(data_root):
+    load = importlib.import_module("field").load
+    test, validation = (load("sprites", on, "cpu", []) for on in ("test", "validation"))
+    parts = [set(clips.identity.tolist()) for clips in (test.train, test.held_out, validation.held_out)]
+    assert [len(part) for part in parts] == [672, 84, 84]
+    assert len(set.union(*parts)) == 840
+    assert torch.equal(test.train.frames, validation.train.frames)
+    assert len(test.candidates) == 7560
