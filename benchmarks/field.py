@@ -86,13 +86,17 @@ def scale_of(name: str, entry: Entry, task: Task, minutes: float | None, folder:
     """Return what was measured before, or measure it."""
     path = folder / "scales.json"
     asked = f"{task.preset}, " + ("its steps" if minutes is None else f"{minutes:g} minutes")
-    known = json.loads(path.read_text()) if path.exists() else {}
-    scales = known.setdefault(asked, {})
-    if name not in scales:
-        scales[name] = 1.0 if minutes is None else stretch(entry, task, minutes)
-        print(f"{name}: {scales[name]:.3f} times the preset's steps", flush=True)
-        _files.write(path, json.dumps(known, indent=2).encode())
-    return scales[name]
+
+    def known() -> dict[str, dict[str, float]]:
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    if name not in known().get(asked, {}):
+        scale = 1.0 if minutes is None else stretch(entry, task, minutes)
+        print(f"{name}: {scale:.3f} times the preset's steps", flush=True)
+        scales = known()  # another process may have added to them
+        scales.setdefault(asked, {})[name] = scale
+        _files.write(path, json.dumps(scales, indent=2).encode())
+    return known()[asked][name]
 
 
 def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Path, judge_steps: int) -> None:
