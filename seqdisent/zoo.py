@@ -185,7 +185,7 @@ def _read_card(content: bytes, name: str, what: str) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"{what}: is a {type(card).__name__}, expected a dict")
     for field, kind in FIELDS.items():
-        got, expected = card.get(field, "missing"), {"format": FORMAT, "name": name}.get(field)
+        got, expected = card.get(field), {"format": FORMAT, "name": name}.get(field)
         if type(got) is not kind or expected not in (None, got):
             raise ValueError(f"{what}: {field} is {got!r}, expected {expected or kind.__name__}")
     return card
@@ -215,7 +215,7 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
     differ = sorted({key for key, _ in found.items() ^ wanted.items()})
     if differ:
         shown = [f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}" for key in differ[:3]]
-        raise ValueError(f"{what}: {len(differ)} tensors do not fit {name}: {'; '.join(shown)}")
+        raise ValueError(f"{what}: its tensors do not fit {name} ({len(differ)} differ): {'; '.join(shown)}")
     network.load_state_dict(tensors)
     return network.eval()
 
