@@ -107,14 +107,14 @@ def save(
     sizes: Mapping[str, Any], static: Sequence[str], motion: Sequence[str], data: str, command: str, seed: int,
     metrics: Mapping[str, Any], licence: str,
 ) -> Path:  # fmt: skip
-    """Write a trained network of an example as a model of a zoo, unless :func:`load` would refuse it.
+    """Write a trained network of an example as a model of a zoo, unless :func:`~seqdisent.load` would refuse it.
 
     `python examples/vdsm.py pack RUN` calls this on a finished run.
 
     Args:
         network: the trained network.
         folder: of the zoo; it is made if it is not there. A model of this name is replaced.
-        name: of the model, as :func:`load` takes it.
+        name: of the model, as :func:`~seqdisent.load` takes it.
         example: whose network it is, such as ``"vdsm"``.
         frame_shape: of what the network reads, without batch and time.
         sizes: the arguments that the network was built from, as JSON has them.
