@@ -23,6 +23,7 @@ LOWEST = (
     "scikit-learn==1.4.0",
     "tqdm==4.66.0",
     "jsonargparse==4.41.0",
+    "safetensors==0.4.3",
     "hypothesis==6.100.0",
     "pytest==8.2.0",
 )

@@ -12,6 +12,7 @@ A run is a folder:
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from parts import warmed_up
 from settings import (
+    Command,
     Example,
     Plan,
     command_parser,
@@ -35,7 +37,7 @@ from settings import (
 )
 from torch import nn
 
-from seqdisent import AnnealingSchedule
+from seqdisent import AnnealingSchedule, zoo
 from seqdisent.plotting import plot_ledger, plot_schedules
 from seqdisent.training import (
     TERMINATED,
@@ -175,6 +177,46 @@ def load_run(example: Example, run: Path) -> tuple[nn.Module, Namespace]:
     network = network_of(example, settings)
     load_weights(network, run / "model.pt")
     return network.eval(), settings
+
+
+def command_of(example: Example, settings: Namespace) -> str:
+    """Return the command that trains with these settings: the preset, and what differs from it."""
+    words = ["--data", str(settings.data), "--preset", settings.preset]
+    preset = settings_of(example, words)
+    for name in sorted(key for key in settings.keys() if key.split(".")[0] in example.recorded()):
+        if settings[name] != preset.get(name) and name != "frame_shape":
+            value = settings[name] if isinstance(settings[name], str) else json.dumps(settings[name])
+            words.append(f"--{name if '.' in name else name.replace('_', '-')}={value}")
+    return shlex.join(["python", f"examples/{example.name}.py", *words])
+
+
+def _pack(example: Example, options: Namespace) -> None:
+    run = Path(options.run)
+    network, settings = load_run(example, run)
+    numbers = read_json(run / "metrics.json")
+    try:
+        written = zoo.save(
+            network, options.out, options.name, example=example.name, frame_shape=settings.frame_shape,
+            sizes=settings.plan.sizes.as_dict(), static=example.static, motion=example.motion, data=settings.data,
+            command=command_of(example, settings), seed=settings.seed, licence=options.licence,
+            metrics={name: numbers[name] for name in PACKED if name in numbers},
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        sys.exit(str(error))
+    print("wrote", written.with_suffix(".safetensors"), written, sep="\n  ")
+
+
+# of the numbers of a run, those that the card of its packed model has
+PACKED = ("held_out_clips", "mean_squared_error", "nats", "nearest_true_clip", "swaps", "intervention_score", "minutes")
+PACK = Command(
+    "write the model as files that `seqdisent.load` takes",
+    {
+        "name": {"required": True, "help": "of the model, such as vdsm-pendulum"},
+        "licence": {"required": True, "help": "under which the weights may be used, such as MIT"},
+        "out": {"default": "zoo", "help": "folder of the packed models"},
+    },
+    _pack,
+)
 
 
 def load_data(example: Example, settings: Namespace, *, download: bool = False) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import PACK
 from jsonargparse import Namespace
 from matplotlib.figure import Figure
 from settings import Example
@@ -103,5 +104,5 @@ SIGNALS = VIDEOS._replace(
     options={"data": {"default": "signals", "help": "signals: the only data there is"}},
     load=load_signals,
     measure=measure,
-    commands={},
+    commands={"pack": PACK},
 )

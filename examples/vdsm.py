@@ -3,7 +3,7 @@
     python examples/vdsm.py                                   train on pendula that it generates itself
     python examples/vdsm.py --data sprites                    or moving_mnist, or FOLDER_OR_NPZ: your own clips
     python examples/vdsm.py --plan.sizes.num_experts 12       change any setting; --config FILE.yaml, many
-    python examples/vdsm.py evaluate RUN                      judge, swaps, probes; also: generate, swap, forecast RUN
+    python examples/vdsm.py evaluate RUN                      judge, swaps, probes; also: generate, swap, forecast, pack
 
 This file is the model as the paper has it, what the presets `cpu` add to it, and the stages of training. Presets are in
 `presets/vdsm/`, the command line is in `command_line.py`, data and pictures in `videos.py`.

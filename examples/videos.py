@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from command_line import load_data, load_run, single_stage
+from command_line import PACK, load_data, load_run, single_stage
 from jsonargparse import Namespace
 from settings import Command, Example, Plan, Task
 from torch import Tensor, nn
@@ -365,5 +365,6 @@ VIDEOS = Task(
             {"judge-steps": {"type": int | None, "help": "train a new judge, for so many steps (default: 500, once)"}},
             _evaluate,
         ),
+        "pack": PACK,
     },
 )

@@ -32,6 +32,7 @@ from seqdisent.masks import fill_padding, mark_missing, overwrite_padding, steps
 from seqdisent.priors import FlowPrior, MixturePrior, VampPrior
 from seqdisent.schedules import AnnealingSchedule
 from seqdisent.transitions import Combiner, GatedTransition, OrnsteinUhlenbeckTransition
+from seqdisent.zoo import load
 
 __all__ = [
     "AnnealingSchedule",
@@ -66,6 +67,7 @@ __all__ = [
     "generate",
     "impute",
     "infer",
+    "load",
     "mark_missing",
     "overwrite_padding",
     "read_backward",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._downloads import find_files
+from seqdisent._downloads import find_files
 
 BASE_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
 

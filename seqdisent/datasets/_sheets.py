@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seqdisent.datasets._downloads import find_files
+from seqdisent._downloads import find_files
 
 COMMIT = "2668274d5a96c91584172f2d299b90f0a8c0caac"
 BASE_URL = f"https://raw.githubusercontent.com/jrconway3/Universal-LPC-spritesheet/{COMMIT}"

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from seqdisent import _files
+from seqdisent._downloads import data_folders, fetch, find_files, verify
 from seqdisent.datasets._checks import check_choice
-from seqdisent.datasets._downloads import data_folders, fetch, find_files, verify
 from seqdisent.datasets.clips import Clips
 
 COMMIT = "9a7f733ddb4ed91f48da64ac7f0f621c34aadd4d"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from seqdisent.datasets._downloads import cache_folder
+from seqdisent._downloads import cache_folder
 from seqdisent.datasets._frame_cache import kept_frames
 from seqdisent.datasets._images import read_rgba
 from seqdisent.datasets._progress import progress

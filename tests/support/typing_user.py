@@ -41,6 +41,7 @@ from seqdisent import (
     forecast,
     generate,
     infer,
+    load,
     overwrite_padding,
     read_backward,
     reconstruct,
@@ -128,6 +129,7 @@ from seqdisent.training import (
     save_weights,
     train_stages,
 )
+from seqdisent.zoo import ZooModel
 
 
 def model(
@@ -365,6 +367,13 @@ def evaluation(model: nn.Module, guide: Callable[..., None], train: Clips, folde
     assert_type(found.tables(beside={"A paper": {"consistency": {"hair": 99.0}}}), str)
     assert_type(found.save(folder, title="mine"), list[Path])
     return found.numbers
+
+
+def trained(clips: Tensor, folder: Path) -> Tensor:
+    found = load("vdsm-pendulum", source=folder)
+    assert_type(found, ZooModel)
+    assert_type(found.static, tuple[str, ...])
+    return swap(found.model, found.guide, clips[:1], clips[1:], sites=found.motion)["x"].mean
 
 
 def pictures(clips: Tensor, folder: Path) -> list[Path]:

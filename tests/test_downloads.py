@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from loopback import serving
 
-from seqdisent import _files
-from seqdisent.datasets import _downloads
+from seqdisent import _downloads, _files
 
 CONTENT = {"one.bin": b"1" * 4000, "two.bin": bytes(range(256)) * 400}
 FILES = {name: (f"path/{name}", hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()}
