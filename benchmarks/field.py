@@ -5,12 +5,13 @@
     python benchmarks/field.py --data pendulum --models mine.py:mine dsvae       a model of one's own
 
 Every model trains on the same clips for as many steps as take the minutes on two cores (of processor time: on one
-thread twice as long), with its preset's schedules stretched to them. How long a step takes is measured first, once a
-model. Clips to measure on were never seen: `--on test`, on which nothing was chosen, or `--on validation`.
-All seeds of a model train on the same split.
+thread twice as long), with its preset's schedules stretched to them. How long a step takes is measured first: let
+nothing else run then. What is measured on was not trained on: `--on test`, or `--on validation`, to choose by. All
+seeds of a model train on the same split.
 
-A run is a folder, OUT/DATA/ON/MODEL/SEED. What is finished is not done again, what was stopped goes on. After every run
-OUT/DATA/ON has the table of all that is finished: field.md, field.json and field.html, with each model's grid of swaps.
+A run is a folder, OUT/DATA/ON/MODEL/SEED. What is finished is not done again, what was stopped goes on; other settings
+need another OUT. After every run OUT/DATA/ON has the table of all that is finished: field.md, field.json and
+field.html, with each model's grid of swaps. Several processes may share a folder if each has models of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from field_models import ENTRIES, Contestant, Entry, Task, find_entry
@@ -30,13 +32,11 @@ from settings import settings_of
 
 from seqdisent import _files
 from seqdisent.evaluation import evaluate
-from seqdisent.metrics import Judge
+from seqdisent.metrics import Judge, train_judge
 from seqdisent.training import save_weights, train_stages
 
-MODELS = {
-    "signals": ["speakers", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"],
-    None: ["vdsm", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"],
-}
+MODELS = ["vdsm", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"]
+GENERATED = ("pendulum", "moving_mnist", "signals")
 OTHER_CLIPS = 1000  # added to the seed where the clips to test on are generated
 PROBE = 0.01  # of a plan's steps, to measure how long they take
 
@@ -45,33 +45,41 @@ def load(data: str, on: str, preset: str, more: list[str]) -> Task:
     """Return the clips. What the presets were chosen on, the examples' own held-out clips of seed 0, is validation."""
     example = importlib.import_module("speakers" if data == "signals" else "vdsm").EXAMPLE
     settings = settings_of(example, ["--preset", preset, "--data", data, *more])
-    train, validation, candidates = example.task.load(settings, download=False)
-    if on == "validation" and data != "sprites":
-        return Task(data, preset, train, validation, candidates)
-    if data == "sprites":  # as many other characters; training has neither these nor those
-        train, test = train.split(len(validation.identity.unique()), 1, by="identity")
-        return Task(data, preset, train, validation if on == "validation" else test, candidates)
-    settings.seed += OTHER_CLIPS
-    _, test, candidates = example.task.load(settings, download=False)
-    return Task(data, preset, train, test, candidates)
+    try:
+        train, validation, candidates = example.task.load(settings, download=False)
+        if data not in GENERATED:  # as many identities again are for the test; training has neither these nor those
+            train, test = train.split(len(validation.identity.unique()), 1, by="identity")
+        elif on == "test":
+            settings.seed += OTHER_CLIPS
+            _, test, candidates = example.task.load(settings, download=False)
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"--data {data}: {error}")
+    return Task(data, preset, train, validation if on == "validation" else test, candidates)
 
 
-def stretch(entry: Entry, task: Task, minutes: float) -> float:
-    """Return by what a model's steps are multiplied to take the minutes on two cores, from short trainings."""
+def same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a folder, or leave if it has others."""
+    path = folder / "settings.json"
+    if not path.exists():
+        _files.write(path, json.dumps(settings, indent=2).encode(), several_writers=True)
+    known = json.loads(path.read_text())
+    for name, value in settings.items():
+        if known.get(name) != value:
+            option = "--" + name.replace("_", "-")
+            sys.exit(f"{option}: got {value}, but {folder} has runs with {known.get(name)}; choose another --out")
 
-    def seconds(scale: float) -> float:
-        torch.manual_seed(0)
-        with tempfile.TemporaryDirectory() as folder:
-            return train(entry(task, 0, scale), Path(folder))
 
-    scale, less = PROBE, seconds(PROBE)
-    while (more := seconds(2 * scale)) < 1.3 * less + 1:  # too short to tell what a step takes
-        scale, less = 2 * scale, more
-    of_all_steps = (more - less) / scale
-    at_start = max(0.0, less - scale * of_all_steps)  # what does not grow with the steps
-    if (left := 120 * minutes - at_start) <= 0:
-        sys.exit(f"--minutes: got {minutes:g}, expected more: the start alone takes {at_start / 120:.2f}")
-    return left / of_all_steps
+def find_judge(task: Task, num_steps: int, path: Path) -> Judge | None:
+    """Return the judge of all models, trained once; None where steps are no pictures or labels are not shared."""
+    names = [clips.factor_names for clips in (task.train, task.held_out)]
+    factors = [name for name, label in task.train.labels.items() if len(label.unique()) > 1]
+    if len(task.frame_shape) != 3 or not factors or any(names[0][name] != names[1].get(name) for name in factors):
+        return None
+    if not path.exists():
+        judge = train_judge(task.train, task.held_out, factors=factors, seed=0, num_steps=num_steps)
+        _files.write(path.parent / "judge.json", json.dumps(judge.accuracy).encode(), several_writers=True)
+        judge.save(path)
+    return Judge.load(path)
 
 
 def train(contestant: Contestant, folder: Path) -> float:
@@ -82,38 +90,52 @@ def train(contestant: Contestant, folder: Path) -> float:
     return time.process_time() - start
 
 
+def stretch(entry: Entry, task: Task, minutes: float) -> float:
+    """Return by what a model's steps are multiplied to take the minutes on two cores, from short trainings."""
+
+    def seconds(scale: float) -> float:
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as folder:
+            return train(entry(task, 0, scale), Path(folder))
+
+    seconds(PROBE)  # what only the first training takes
+    scale, less = PROBE, seconds(PROBE)
+    while (more := seconds(2 * scale)) < 1.3 * less + 1:  # too short to tell what a step takes
+        if scale > 100:
+            sys.exit("--minutes: a training takes no longer with more steps; its number of steps should follow `scale`")
+        scale, less = 2 * scale, more
+    of_all_steps = (more - less) / scale
+    at_start = max(0.0, less - scale * of_all_steps)  # what does not grow with the steps
+    if (left := 120 * minutes - at_start) <= 0:
+        sys.exit(f"--minutes: got {minutes:g}, expected more: the start alone takes {at_start / 120:.2f}")
+    return left / of_all_steps
+
+
 def scale_of(name: str, entry: Entry, task: Task, minutes: float | None, folder: Path) -> float:
     """Return what was measured before, or measure it."""
-    path = folder / "scales.json"
-    asked = f"{task.preset}, " + ("its steps" if minutes is None else f"{minutes:g} minutes")
-
-    def known() -> dict[str, dict[str, float]]:
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    if name not in known().get(asked, {}):
-        scale = 1.0 if minutes is None else stretch(entry, task, minutes)
-        print(f"{name}: {scale:.3f} times the preset's steps", flush=True)
-        scales = known()  # another process may have added to them
-        scales.setdefault(asked, {})[name] = scale
-        _files.write(path, json.dumps(scales, indent=2).encode())
-    return known()[asked][name]
+    path = folder / f"{folder_name(name)}.scale.json"
+    if not path.exists():
+        learns = bool(entry(task, 0, PROBE).stages)
+        scale = stretch(entry, task, minutes) if learns and minutes is not None else 1.0
+        print(f"{name}: {scale:.3f} times its own steps", flush=True)
+        _files.write(path, json.dumps(scale).encode(), several_writers=True)
+    return json.loads(path.read_text())
 
 
-def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Path, judge_steps: int) -> None:
-    """Train and measure one model with one seed."""
-    run_folder = folder / name.replace(" ", "_").replace("/", "_") / str(seed)
-    if (run_folder / "metrics.json").exists():
+def folder_name(name: str) -> str:
+    return name.replace(" ", "_").replace("/", "_")
+
+
+def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Path, judge: Judge | None) -> None:
+    """Train and measure one model with one seed, unless that is done."""
+    run_folder = folder / folder_name(name) / str(seed)
+    if (run_folder / "about.json").exists():
         return
     torch.manual_seed(seed)
-    contestant = entry(task, seed, scale)
-    seconds = 0.0
+    contestant, seconds = entry(task, seed, scale), None
     if contestant.stages:
-        recorded = run_folder / "scale.json"
-        if recorded.exists() and json.loads(recorded.read_text()) != scale:
-            sys.exit(f"--minutes: {run_folder} was started with others; choose another --out")
-        _files.write(recorded, json.dumps(scale).encode())
         print(f"{name}, seed {seed}: training", flush=True)
-        spent = run_folder / "seconds.json"
+        spent = run_folder / "seconds.json"  # of a run that was stopped; one that is killed loses what it spent
         seconds = json.loads(spent.read_text()) if spent.exists() else 0.0
         start = time.process_time()
         try:
@@ -123,48 +145,60 @@ def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Pa
             _files.write(spent, json.dumps(seconds).encode())
         save_weights(contestant.network, run_folder / "model.pt")
     print(f"{name}, seed {seed}: measuring", flush=True)
-    judge = folder / "judge.pt"
-    judging = None if len(task.frame_shape) != 3 else Judge.load(judge) if judge.exists() else judge_steps
     contestant.network.eval()
     found = evaluate(
         contestant.model, contestant.guide, task.train, task.held_out, static=contestant.static,
-        motion=contestant.motion, emission="x", judge=judging,
+        motion=contestant.motion, emission=contestant.emission, history=contestant.history, judge=judge,
         candidates=task.candidates, forecast_steps=0, seed=0,
     )  # fmt: skip
-    if found.judge is not None and not judge.exists():
-        found.judge.save(judge)
+    found.save(run_folder, title=f"{name}, seed {seed}, on {task.data}")
     about = {
-        "model": name, "seed": seed, "scale": scale if contestant.stages else None,
-        "minutes": seconds / 120 if contestant.stages else None,
+        "model": name, "seed": seed, "static": contestant.static, "motion": contestant.motion,
+        "scale": scale if contestant.stages else None,
+        "minutes": None if seconds is None else seconds / 120,
         "parameters": sum(parameter.numel() for parameter in contestant.network.parameters()),
     }  # fmt: skip
-    _files.write(run_folder / "about.json", (json.dumps(about, indent=2) + "\n").encode())
-    found.save(run_folder, title=f"{name}, seed {seed}, on {task.data}")  # metrics.json says that the run is finished
+    _files.write(run_folder / "about.json", (json.dumps(about, indent=2) + "\n").encode())  # last: it is finished
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", default="sprites", help="sprites, pendulum, moving_mnist, signals, or a folder of clips"
-    )
-    parser.add_argument("--models", nargs="+", help=f"FILE.py:FUNCTION, or of {', '.join(ENTRIES)}")
-    parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="of training on two cores; default: the preset's steps")
-    parser.add_argument("--on", choices=["test", "validation"], default="test", help="the clips to measure on")
-    parser.add_argument("--preset", default="cpu")
-    parser.add_argument("--judge-steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=Path("runs/field"))
-    options, more = parser.parse_known_args()  # the rest, such as --image-size, is for the data
-    names = options.models or MODELS.get(options.data, MODELS[None])
+    how: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=__doc__, **how)
+    add = parser.add_argument
+    add("--data", default="sprites", help="sprites, pendulum, signals, or what the models have a preset for")
+    add("--models", nargs="+", help=f"FILE.py:FUNCTION, or of {', '.join(ENTRIES)}")
+    add("--seeds", type=int, default=3, help="how many: 0, 1, ...")
+    add("--first-seed", type=int, default=0)
+    add("--minutes", type=float, help="of training on two cores; default: the models' own steps")
+    add("--on", choices=["test", "validation"], default="test", help="the clips to measure on")
+    add("--preset", default="cpu")
+    add("--image-size", type=int, help="where clips are generated or read from a folder")
+    add("--num-clips", type=int, help="where clips are generated")
+    add("--judge-steps", type=int, default=500)
+    add("--threads", type=int, default=2)
+    add("--out", type=Path, default=Path("runs/field"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    own = ["speakers", *MODELS[1:]] if options.data == "signals" else MODELS
+    names = options.models or own
     entries = {name: find_entry(name) for name in names}
+    more = [
+        f"--{name}={value}"
+        for name, value in (("image-size", options.image_size), ("num-clips", options.num_clips))
+        if value is not None
+    ]
     task = load(options.data, options.on, options.preset, more)
     folder = options.out / Path(options.data).name / options.on
+    recorded = ("data", "minutes", "preset", "image_size", "num_clips", "judge_steps", "threads")
+    same_settings(folder, {name: getattr(options, name) for name in recorded})
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
+    for entry in entries.values():
+        entry(task, 0, PROBE)  # what cannot be built is found before anything is trained
+    scales = {name: scale_of(name, entry, task, options.minutes, folder) for name, entry in entries.items()}
+    judge = find_judge(task, options.judge_steps, folder / "judge.pt")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name, entry in entries.items():
-            scale = scale_of(name, entry, task, options.minutes, folder)
-            run(name, entry, task, seed, scale, folder, options.judge_steps)
+            run(name, entry, task, seed, scales[name], folder, judge)
             written = write_tables(folder, names, f"The field on {options.data}, {options.on}")
     print(written[0].read_text(), "wrote", *written, sep="\n  ")
 

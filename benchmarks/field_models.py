@@ -8,13 +8,17 @@ A model joins by one entry, a function of the task and a seed:
             return ELBOTraining(network, network.model, network.guide, ..., num_steps=round(3000 * scale), seed=seed)
         return Contestant(network, network.model, network.guide, {"training": stage}, static=("f",), motion=("z",))
 
-`scale` is by what the steps of training, and the schedules with them, are multiplied to take the time that all have.
+`static` and `motion` are the sites that say who and what; where the model's last site is not the sequence, `emission`
+names it. `scale` is by what the steps of training, and the schedules with them, are multiplied to take the time that
+all have.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -61,6 +65,8 @@ class Contestant(NamedTuple):
     static: tuple[str, ...]  # the sites that say who
     motion: tuple[str, ...]  # the sites that say what
     options: Mapping[str, Any] = {}  # of `seqdisent.training.fit`
+    emission: str | None = None  # the site that is the sequence; None: the model's last one
+    history: bool = False  # whether the model reads the frames before each step
 
 
 Entry = Callable[[Task, int, float], Contestant]
@@ -77,7 +83,8 @@ def of_example(name: str, *flags: str) -> Entry:
         network = example.build(task.frame_shape, plan.sizes)
         stages = {stage: partial(make, network, plan, task.train, seed) for stage, make in example.stages.items()}
         options = {"clip_norm": plan.clip_norm, "checkpoint_every": plan.checkpoint_every}
-        return Contestant(network, network.model, network.guide, stages, example.static, example.motion, options)
+        sites = example.static, example.motion
+        return Contestant(network, network.model, network.guide, stages, *sites, options, "x", example.history)
 
     return entry
 
@@ -121,7 +128,7 @@ class RandomRows(TorchDistribution):
         return self.table[torch.randint(len(self.table), (*sample_shape, *self.batch_shape))]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return value.new_zeros(value.shape[:-1])
+        return value.new_full(value.shape[:-1], -math.log(len(self.table)))
 
 
 class Cheat(nn.Module):
@@ -197,7 +204,10 @@ def find_entry(name: str) -> Entry:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         sys.exit(f"--models: got {name!r}, expected FILE.py:FUNCTION or one of {', '.join(ENTRIES)}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    unlike = (
+        f"_entry_of_{hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]}"  # any other module's name
+    )
+    spec = importlib.util.spec_from_file_location(unlike, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

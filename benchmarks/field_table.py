@@ -60,10 +60,8 @@ def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
         for factor, score in of.items():
             rows = found.setdefault("Labels told from mean and standard deviation", {})
             rows |= {f"{name}, {factor}: {side}, %": value for side, value in score.items()}
-    for kind, latents in numbers.get("probes", {}).items():
-        for role, of in zip(("who", "what"), latents.values(), strict=False):
-            rows = found.setdefault(f"Probes of the code that says {role}, {kind}", {})
-            rows |= {f"{factor}, %": score["accuracy"] for factor, score in of.items()}
+    for title, of in probes(numbers, about):
+        found[title] = {f"{factor}, %": score["accuracy"] for factor, score in of.items()}
     if frechet := numbers.get("frechet"):
         rows = found.setdefault("Clips from the prior", {})
         rows |= {f"Frechet distance, {name}": of["distance"] for name, of in frechet.items()}
@@ -93,9 +91,10 @@ def summary(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, f
     }
     for direction, sides in (("identity", ("who follows", "what stays")), ("motion", ("what follows", "who stays"))):
         for side, follows in zip(sides, (True, False), strict=True):
-            scores = [of["accuracy"] for of in swaps.get(direction, {}).values() if of["follows"] == follows]
+            of_side = {name: of for name, of in swaps.get(direction, {}).items() if of["follows"] == follows}
+            scores = [of["accuracy"] for of in basic(of_side).values()]
             rows[f"{direction} swapped: {side}, %"] = statistics.mean(scores) if scores else None
-    kept = [of["accuracy"] for of in protocol.values() if of["kept"]]
+    kept = [of["accuracy"] for of in basic({name: of for name, of in protocol.items() if of["kept"]}).values()]
     rows["motion kept, identity drawn: what stays, %"] = statistics.mean(kept) if kept else None
     rows["intervention score"] = numbers.get("intervention_score")
     rows["Frechet distance of clips from the prior"] = numbers.get("frechet", {}).get("prior", {}).get("distance")
@@ -103,7 +102,12 @@ def summary(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, f
     return rows
 
 
-def chances(numbers: Mapping[str, Any]) -> Measures:
+def basic(factors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the factors without `motion`, where others say it already (Sprites: action and direction)."""
+    return {name: of for name, of in factors.items() if name != "motion" or len(factors) == 1}
+
+
+def chances(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
     """Return what the best constant guess reaches, which is the same for every model on the same clips."""
     found: Measures = {}
     for direction, factors in numbers.get("swaps", {}).items():
@@ -115,22 +119,33 @@ def chances(numbers: Mapping[str, Any]) -> Measures:
         if score["kept"]:
             title = "The field's protocol: motion kept, identity drawn from the prior"
             found.setdefault(title, {})[f"{factor}: kept, %"] = score["chance"]
-    for kind, latents in numbers.get("probes", {}).items():
-        for role, of in zip(("who", "what"), latents.values(), strict=False):
-            rows = found.setdefault(f"Probes of the code that says {role}, {kind}", {})
-            rows |= {f"{factor}, %": score["chance"] for factor, score in of.items()}
+    for title, of in probes(numbers, about):
+        found[title] = {f"{factor}, %": score["chance"] for factor, score in of.items()}
     return found
+
+
+def probes(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each table's title and scores. Of several sites of a role, the first is probed (VDSM's d, not z)."""
+    return [
+        (f"Probes of the first site that says {'who' if site in about['static'] else 'what'}, {kind}", of)
+        for kind, latents in numbers.get("probes", {}).items()
+        for site, of in latents.items()
+    ]
 
 
 def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
     """Write field.md, field.json and field.html of all finished runs, those of `names` first."""
     runs: dict[str, dict[int, tuple[dict[str, Any], dict[str, Any], Path]]] = {}
-    for path in sorted(folder.glob("*/*/metrics.json")):
+    for path in sorted(folder.glob("*/*/about.json")):
         numbers, about = (json.loads((path.parent / name).read_text()) for name in ("metrics.json", "about.json"))
         runs.setdefault(about["model"], {})[about["seed"]] = numbers, about, path.parent
     models = [name for name in names if name in runs] + [name for name in runs if name not in names]
     of_runs = {name: [measures(numbers, about) for numbers, about, _ in runs[name].values()] for name in models}
-    chance = chances(next(iter(runs[models[0]].values()))[0])
+    chance: Measures = {}
+    for of in runs.values():
+        for title_of_table, rows in chances(*next(iter(of.values()))[:2]).items():
+            chance.setdefault(title_of_table, {}).update(rows)
+    judge = folder / "judge.json"
     first = [of[0] for of in of_runs.values()]
     titles = list(dict.fromkeys(table for of in first for table in of))
     tables, plain = [], {}
@@ -153,6 +168,9 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
         tables.append(Table(table, header, lines))
     seeds = ", ".join(f"{name}: {len(of)}" for name, of in runs.items())
     note = f"Mean and standard deviation over the seeds of training ({seeds})."
+    if judge.exists():
+        right = ", ".join(f"{name} {100 * value:.1f}" for name, value in json.loads(judge.read_text()).items())
+        note += f" The judge's own accuracy on the real clips, %: {right}."
     pictures = [
         str((path / "swaps.png").relative_to(folder))
         for name in models
@@ -165,7 +183,7 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
         written, (text, json.dumps({"title": title, "tables": plain}, indent=2), page(title, tables, pictures)),
         strict=True,
     ):  # fmt: skip
-        _files.write(path, content.encode())
+        _files.write(path, content.encode(), several_writers=True)
     return written
 
 

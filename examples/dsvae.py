@@ -33,6 +33,7 @@ from seqdisent import (
     batch_sizes,
     read_backward,
 )
+from seqdisent.inference import minibatch_mutual_information
 
 
 class DSVAE(nn.Module):
@@ -45,6 +46,7 @@ class DSVAE(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.static_dim, self.rnn_dim, self.full, self.grouped = static_dim, rnn_dim, full, grouped
+        self.num_clips = 1  # of the training, for the information
         if len(frame_shape) == 3:
             image = {"image_size": frame_shape[1]}
             self.encoder = ConvEncoder(feature_dim, in_channels=frame_shape[0], channels=encoder, **image)
@@ -94,6 +96,15 @@ class DSVAE(nn.Module):
         mask = None if mask is None else mask.expand(*batch, num_steps).flatten(0, -2)
         both_ways = torch.cat([self.forward_rnn(read)[0], read_backward(self.backward_rnn, read, mask)], -1)
         return self.rnn(both_ways)[0].unflatten(0, batch)
+
+    def information(self, drawn, frames, mask=None):
+        """I(f; z_t), summed over the steps: a loss of C-DSVAE's and S3VAE's."""
+        if mask is not None:
+            raise ValueError("plan.information: got clips of different lengths, expected 0 for them")
+        f, z = drawn["f"], drawn["z"]
+        of_z = z.distribution.log_prob_per_step(z.value.unsqueeze(1))
+        of_f = f.distribution.log_prob(f.value.unsqueeze(1)).unsqueeze(-1).expand_as(of_z)
+        return minibatch_mutual_information(of_f, of_z, self.num_clips).sum(-1)
 
 
 def training(network, plan, clips, seed, **options):

@@ -12,7 +12,7 @@ Model and guide are those of a DSVAE. Beside the bound stand three losses, each 
 
 The paper's motion target comes from a network for optical flow. Here it comes from the frames: where two frames in a
 row differ most. As f comes from the average of the frames' features, whatever their order, f is drawn a second time
-where the paper shuffles. The last loss is for clips of one length. Data and pictures are in `videos.py`.
+where the paper shuffles. The last loss is DSVAE's method, for clips of one length. Data and pictures: `videos.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from videos import VIDEOS, calibrated_stage
 
-from seqdisent.inference import minibatch_mutual_information
-
 PARTS, MOVING = 3, 3  # a frame is cut into 3 x 3 parts, and three of them are where it moves
 
 
@@ -43,13 +41,17 @@ class SelfSupervisedPlan(Plan):
     margin: float = 1.0
 
 
-def moving_parts(frames: Tensor) -> Tensor:
+def moving_parts(frames: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return (B, T, 9) of frames (B, T, C, H, W), or of windows (B, T, X): 1 for the three parts that change most.
 
-    A step is compared with the next, the last one with the one before.
+    A step is compared with the next, a clip's last one with the one before.
     """
     change = frames.diff(dim=1).abs()
-    change = torch.cat([change, change[:, -1:]], 1).flatten(0, 1)
+    before, after = (torch.cat(steps, 1) for steps in ([change[:, :1], change], [change, change[:, -1:]]))
+    if mask is not None:
+        goes_on = F.pad(mask[:, 1:], (0, 1)).view(*mask.shape, *[1] * (frames.ndim - 2))
+        after = torch.where(goes_on, after, before)
+    change = after.flatten(0, 1)
     if frames.ndim == 5:
         parts = F.adaptive_avg_pool2d(change.mean(1), PARTS).flatten(1)
     else:
@@ -68,7 +70,7 @@ class S3VAE(DSVAE):
         sizes = {"static_dim": static_dim, "latent_dim": latent_dim, "rnn_dim": rnn_dim, "hidden_dim": hidden_dim}
         super().__init__(frame_shape, **sizes, feature_dim=feature_dim, encoder=encoder, decoder=decoder)
         self.moving = mlp(latent_dim, hidden_dim, PARTS * PARTS)
-        self.margin, self.num_clips = 1.0, 1
+        self.margin = 1.0
 
     def consistency(self, drawn, frames, mask=None):
         f = drawn["f"].value
@@ -76,16 +78,9 @@ class S3VAE(DSVAE):
         return F.triplet_margin_loss(f, again, other, margin=self.margin, reduction="none")
 
     def motion_target(self, drawn, frames, mask=None):
-        target = moving_parts(real_frames(frames, mask))
+        target = moving_parts(real_frames(frames, mask), mask)
         loss = F.binary_cross_entropy_with_logits(self.moving(drawn["z"].value), target, reduction="none").sum(-1)
         return loss.mean(1) if mask is None else loss.where(mask, 0.0).sum(1) / mask.sum(1)
-
-    def information(self, drawn, frames, mask=None):
-        """I(f; z_t), summed over the steps."""
-        f, z = drawn["f"], drawn["z"]
-        of_z = z.distribution.log_prob_per_step(z.value.unsqueeze(1))
-        of_f = f.distribution.log_prob(f.value.unsqueeze(1)).unsqueeze(-1).expand_as(of_z)
-        return minibatch_mutual_information(of_f, of_z, self.num_clips).sum(-1)
 
 
 def training(network, plan, clips, seed, **options):

@@ -46,16 +46,20 @@ def verify(content: bytes, digest: str, what: str, remedy: str, *, gzipped: bool
         raise ValueError(f"{what}: SHA-256 is {got}, expected {digest}; {remedy}")
 
 
-def fetch(url: str, timeout: float) -> bytes:
-    """The content behind an address, whole, or ConnectionError."""
+def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
+    """The content behind an address, whole, or ConnectionError; ValueError if it has more bytes than `limit`."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            content: bytes = response.read()
+            content: bytes = response.read() if limit is None else response.read(limit + 1)
+            if limit is not None and len(content) <= limit and response.length:  # which a read of so many allows
+                raise http.client.IncompleteRead(content, response.length)
     except urllib.error.HTTPError as error:
         error.close()
         raise ConnectionError(f"could not download {url}: {error}; nothing was kept, try again") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
+    if limit is not None and len(content) > limit:
+        raise ValueError(f"{url}: has more than {limit} bytes; nothing was kept")
     return content
 
 

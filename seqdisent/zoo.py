@@ -6,6 +6,7 @@ A zoo is a folder, or an address on a server. A model of it is two files: `NAME.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = ["ZooModel", "load", "save"]
 
 FORMAT = 1  # of the card
 LIMIT = 5 * 2**20  # bytes of a model's weights
+CARD_LIMIT = 2**20
 PACKAGES = ("seqdisent", "torch", "pyro-ppl")  # whose versions a card has; of a checkout that is not installed, null
 FIELDS: dict[str, type] = {
     "format": int, "name": str, "example": str, "frame_shape": list, "sizes": dict, "static": list, "motion": list,
@@ -153,6 +155,7 @@ def save(
     except (TypeError, ValueError) as error:
         raise ValueError(f"sizes, metrics: expected finite numbers, text, lists and dicts ({error})") from error
     _build(_read_card(text, name, "card"), tensors, "network")
+    card_path.unlink(missing_ok=True)  # of a model that is replaced
     _files.write(path, content)
     _files.write(card_path, text)  # last: what has a card is whole
     return card_path
@@ -169,8 +172,8 @@ def _fetched(address: str, name: str, timeout: float) -> tuple[Path, Path]:
     paths = _paths(cache_folder() / "zoo" / hashlib.sha256(address.encode()).hexdigest()[:16], name)
     if not all(path.is_file() for path in paths):
         card_url, url = (f"{address}/{path.name}" for path in paths)
-        text = fetch(card_url, timeout)
-        card, content = _read_card(text, name, card_url), fetch(url, timeout)
+        text = fetch(card_url, timeout, limit=CARD_LIMIT)
+        card, content = _read_card(text, name, card_url), fetch(url, timeout, limit=LIMIT)
         _check(content, card, url, "nothing was kept; try again or another source")
         _files.write(paths[1], content, several_writers=True)
         _files.write(paths[0], text, several_writers=True)
@@ -192,6 +195,8 @@ def _read_card(content: bytes, name: str, what: str) -> dict[str, Any]:
 
 
 def _check(content: bytes, card: Mapping[str, Any], what: str, remedy: str) -> None:
+    if card["bytes"] > LIMIT:
+        raise ValueError(f"{what}: bytes is {card['bytes']}, expected at most {LIMIT}")
     if len(content) != card["bytes"]:
         raise ValueError(f"{what}: has {len(content)} bytes, expected {card['bytes']}; {remedy}")
     verify(content, card["sha256"], what, remedy)
@@ -205,7 +210,7 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
     example, shape = _example(name), tuple(card["frame_shape"])
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in card["sizes"].items()}
     # the first weights are replaced, so they take nothing from the caller's generator
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32():
         try:
             network: nn.Module = example.build(shape, example.sizes(**sizes) if example.sizes else sizes)
         except Exception as error:  # of any kind: not every example checks its sizes
@@ -218,6 +223,17 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
         raise ValueError(f"{what}: its tensors do not fit {name} ({len(differ)} differ): {'; '.join(shown)}")
     network.load_state_dict(tensors)
     return network.eval()
+
+
+@contextlib.contextmanager
+def _float32() -> Iterator[None]:
+    """Build in the dtype that weights are packed in, whatever the caller's default is."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @cache

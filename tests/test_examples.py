@@ -476,77 +476,73 @@ def test_partners_of_a_batch_show_the_same_identity_in_clips_of_their_own():
     assert batch.partner[1].shape == (12, 4)
 
 
-def test_losses_of_cdsvae_by_hand():
-    torch.manual_seed(0)
-    example = example_of("cdsvae")
-    sizes = {**example.preset("tiny").sizes, "encoder": (4,), "decoder": (4,)}
-    network = example.build((3, 8, 8), sizes).double()
-    network.temperature, network.num_clips = 0.5, 100
-    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
-    losses = {name: getattr(network, name) for name in LOSSES["cdsvae"]}
+def small_network(name):
+    example = example_of(name)
+    return example.build((3, 8, 8), {**example.preset("tiny").sizes, "encoder": (4,), "decoder": (4,)}).double()
+
+
+def auxiliary_of(network, names, *given):
+    """Return the named losses of a network, and what its guide drew."""
     kept = {}
 
     def keep(drawn, *_):
         kept.update(drawn)
         return drawn["f"].value.sum(-1)
 
-    found = elbo_terms(network.model, network.guide, frames, MASK, auxiliary_losses={"keep": keep, **losses})
-    f, z = kept["f"], kept["z"]
-    q_f = f.distribution.base_dist
-    for i in range(3):
-        of_f, of_z = (torch.zeros(3, dtype=torch.float64) for _ in range(2))
-        for j in range(3):
-            of_f[j] = sum(dist.Normal(q_f.loc[j], q_f.scale[j]).log_prob(f.value[i]))
-            for t in range(int(MASK[j].sum())):
-                step = network.motion(network.encoder(frames[j, t]))
-                of_z[j] += step.log_prob(z.value[i, t])
-        wanted = (of_f + of_z).exp().sum().log() - of_f.exp().sum().log() - of_z.exp().sum().log() + math.log(300)
-        torch.testing.assert_close(found.auxiliary_losses["information"][i], wanted)
-    cdsvae = importlib.import_module("cdsvae")
+    losses = {name: getattr(network, name) for name in names}
+    terms = elbo_terms(network.model, network.guide, *given, auxiliary_losses={"keep": keep, **losses})
+    return terms.auxiliary_losses, kept
+
+
+def test_losses_of_cdsvae_by_hand():
+    network = small_network("cdsvae")
+    network.temperature = 0.5
+    found, _ = auxiliary_of(network, ("contrast_f", "contrast_z"), torch.rand(3, 5, 3, 8, 8, dtype=torch.float64), MASK)
     one, other = torch.randn(2, 3, 4, dtype=torch.float64)
-    for i, loss in enumerate(cdsvae.contrast(one, other, 0.5)):
+    for i, loss in enumerate(importlib.import_module("cdsvae").contrast(one, other, 0.5)):
         similar = [2 * one[i] @ o / one[i].norm() / o.norm() for o in other]
         torch.testing.assert_close(loss, -(similar[i] - torch.stack(similar).logsumexp(0)))
-    assert all((found.auxiliary_losses[name] > 0).all() for name in ("contrast_f", "contrast_z"))
+    assert all((found[name] > 0).all() for name in ("contrast_f", "contrast_z"))
 
 
-def test_losses_of_s3vae_by_hand():
-    torch.manual_seed(0)
-    example = example_of("s3vae")
-    sizes = {**example.preset("tiny").sizes, "encoder": (4,), "decoder": (4,)}
-    network = example.build((3, 8, 8), sizes).double()
-    network.margin, network.num_clips = 2.0, 100
+@pytest.mark.parametrize("name", ["cdsvae", "s3vae"])
+def test_information_by_hand(name):
+    network = small_network(name)
+    network.num_clips = 100
     frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
-    kept = {}
-
-    def keep(drawn, *_):
-        kept.update(drawn)
-        return drawn["f"].value.sum(-1)
-
-    losses = {name: getattr(network, name) for name in ("motion_target", "information")}
-    found = elbo_terms(network.model, network.guide, frames, MASK, auxiliary_losses={"keep": keep, **losses})
-    f, z = kept["f"], kept["z"]
-    whole = elbo_terms(network.model, network.guide, frames, auxiliary_losses={"keep": keep, **losses})
-    f_whole, z_whole = kept["f"], kept["z"]
-    targets = importlib.import_module("s3vae").moving_parts(frames)
-    wanted = 0.0  # of the only clip without padding
-    for t in range(5):
-        for chance, moves in zip(network.moving(z.value[0, t]).sigmoid(), targets[0, t], strict=True):
-            wanted -= (chance if moves else 1 - chance).log() / 5
-    torch.testing.assert_close(found.auxiliary_losses["motion_target"][0], wanted)
-    q = f_whole.distribution.base_dist
+    found, drawn = auxiliary_of(network, ["information"], frames)
+    f, z = drawn["f"], drawn["z"]
+    q = f.distribution.base_dist
     for i in range(3):
         wanted = 0.0
         for t in range(5):
-            of_f = torch.stack([dist.Normal(q.loc[j], q.scale[j]).log_prob(f_whole.value[i]).sum() for j in range(3)])
-            steps = [network.motion(network.encoder(frames[j, t])) for j in range(3)]
-            of_z = torch.stack([step.log_prob(z_whole.value[i, t]) for step in steps])
+            of_f = torch.stack([dist.Normal(q.loc[j], q.scale[j]).log_prob(f.value[i]).sum() for j in range(3)])
+            of_z = torch.stack(
+                [network.motion(network.encoder(frames[j, t])).log_prob(z.value[i, t]) for j in range(3)]
+            )
             wanted += (of_f + of_z).exp().sum().log() - of_f.exp().sum().log() - of_z.exp().sum().log() + math.log(300)
-        torch.testing.assert_close(whole.auxiliary_losses["information"][i], wanted)
-    narrow = Inferred(dist.Normal(f.value, 1e-9).to_event(1), f.value)  # drawn again, it is the same
-    for i, loss in enumerate(network.consistency({"f": narrow}, frames)):
-        torch.testing.assert_close(loss, (2 - (f.value[i] - f.value[i - 1]).norm()).relu(), atol=1e-4, rtol=1e-4)
-    assert (network.consistency({"f": narrow}, frames) > 0).any()
+        torch.testing.assert_close(found["information"][i], wanted)
+    with pytest.raises(ValueError, match="got clips of different lengths, expected 0 for them"):
+        network.information(drawn, frames, MASK)
+
+
+def test_losses_of_s3vae_by_hand():
+    network, moving_parts = small_network("s3vae"), importlib.import_module("s3vae").moving_parts
+    network.margin = 2.0
+    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
+    found, drawn = auxiliary_of(network, ["motion_target"], frames, MASK)
+    f, z = drawn["f"].value, drawn["z"].value
+    for i, length in enumerate([5, 2, 4]):
+        targets, wanted = moving_parts(frames[i : i + 1, :length])[0], 0.0  # of the clip alone
+        for t in range(length):
+            for chance, moves in zip(network.moving(z[i, t]).sigmoid(), targets[t], strict=True):
+                wanted -= (chance if moves else 1 - chance).log() / length
+        torch.testing.assert_close(found["motion_target"][i], wanted)
+    narrow = Inferred(dist.Normal(f, 1e-9).to_event(1), f)  # drawn again, it is the same
+    losses = network.consistency({"f": narrow}, frames)
+    for i, loss in enumerate(losses):
+        torch.testing.assert_close(loss, (2 - (f[i] - f[i - 1]).norm()).relu(), atol=1e-4, rtol=1e-4)
+    assert (losses > 0).any()
 
 
 def test_the_moving_parts_of_a_frame():

@@ -1,5 +1,6 @@
 """The bench of the field: same clips, same judge, same minutes; what is finished stays, and cheats are found out."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def benchmarks_on_path():
 
 
 def field(*arguments):
-    command = [sys.executable, str(BENCHMARKS / "field.py"), "--preset", "tiny", *map(str, arguments)]
+    command = [sys.executable, str(BENCHMARKS / "field.py"), "--preset", "tiny", "--threads", "1", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
@@ -55,6 +57,8 @@ def test_models_and_cheats_on_one_table(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/0/*")}
     done = field(*asked, "--models", "dsvae", "--seeds", 2)
     assert done.returncode == 0, done.stdout + done.stderr
+    refused = field(*asked, "--models", "dsvae", "--seeds", 3, "--minutes", 5)
+    assert f"--minutes: got 5.0, but {folder} has runs with None; choose another --out" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     rows = json.loads((folder / "field.json").read_text())["tables"]["Summary"]["reconstruction, squared error"]
     found = [
@@ -103,17 +107,38 @@ def test_a_model_of_ones_own_joins_by_one_function(tmp_path):
     assert "has no function 'other'" in refused.stderr
     refused = field(*asked, "--models", "vdms")
     assert "--models: got 'vdms', expected FILE.py:FUNCTION or one of vdsm, " in refused.stderr
+    assert "unrecognized arguments: --grouped" in field(*asked, "--grouped").stderr
+
+
+def test_a_file_named_like_an_example_does_not_replace_it(tmp_path):
+    models = importlib.import_module("field_models")
+    dsvae = importlib.import_module("dsvae")
+    (tmp_path / "dsvae.py").write_text("def mine(task, seed, scale):\n    return 'mine'\n")
+    assert models.find_entry(f"{tmp_path / 'dsvae.py'}:mine")(None, 0, 1.0) == "mine"
+    assert importlib.import_module("dsvae") is dsvae
 
 
 @pytest.mark.slow
 def test_training_takes_the_minutes_that_are_asked_for(tmp_path):
     minutes = 0.15
-    asked = ["--data", "signals", "--seeds", 1, "--out", tmp_path, "--models", "dsvae", "--minutes", minutes]
+    asked = [
+        "--data",
+        "signals",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path,
+        "--models",
+        "dsvae",
+        "all in f",
+        "--minutes",
+        minutes,
+    ]
     done = field(*asked)
     assert done.returncode == 0, done.stdout + done.stderr
     about = json.loads((tmp_path / "signals" / "test" / "dsvae" / "0" / "about.json").read_text())
     assert about["scale"] > 5  # the preset has six steps
-    assert minutes / 3 < about["minutes"] < 3 * minutes
+    assert minutes / 1.6 < about["minutes"] < 1.6 * minutes
 
 
 def test_a_plan_is_stretched_with_its_schedules():
@@ -130,6 +155,25 @@ def test_a_plan_is_stretched_with_its_schedules():
     assert [getattr(tenth, name) for name in names] == [900, 400, 300, 20, 8, 0.5]
     paper = importlib.import_module("vdsm").EXAMPLE.preset("paper", "sprites")
     assert models.scaled(paper, 0.1).prior_steps == 0  # a stage that is left out stays out
+
+
+def test_a_weight_that_ends_elsewhere_is_stretched_too():
+    models = importlib.import_module("field_models")
+    plan = importlib.import_module("dsvae").EXAMPLE.preset("cpu", "sprites")
+    plan = dataclasses.replace(plan, annealed={"f": (300.0, 600, 5.0)})
+    assert models.scaled(plan, 0.5).annealed == {"f": (300.0, 300, 5.0)}
+
+
+def test_nobody_is_in_two_parts_of_a_users_own_clips(tmp_path):
+    load = importlib.import_module("field").load
+    frames = torch.randint(256, (40 * 3, 4, 16, 16, 3), dtype=torch.uint8)
+    np.savez(tmp_path / "own.npz", frames=frames.numpy(), identity=np.arange(120) // 3)
+    test, validation = (
+        load(str(tmp_path / "own.npz"), on, "tiny", ["--image-size=16"]) for on in ("test", "validation")
+    )
+    parts = [set(clips.identity.tolist()) for clips in (test.train, test.held_out, validation.held_out)]
+    assert [len(part) for part in parts] == [32, 4, 4]
+    assert len(set.union(*parts)) == 40
 
 
 def test_nobody_is_in_two_parts_of_sprites(data_root):

@@ -84,6 +84,16 @@ def change_tensors(folder, change):
 # What is packed is what is loaded
 
 
+def test_the_callers_default_dtype_is_of_no_account(folder):
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = load(NAME, source=folder).network
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("example", "sizes"), [("speakers", {}), ("vdsm", {"decoder_channels": (4, 4, 4, 4)})], ids=["speakers", "vdsm"]
 )
@@ -133,13 +143,14 @@ def test_a_model_packed_again_replaces_the_one_before(folder):
     assert sorted(path.name for path in folder.iterdir()) == [f"{NAME}.json", f"{NAME}.safetensors"]
 
 
-def test_the_card_is_written_last(tmp_path):
-    (tmp_path / f"{NAME}.json").mkdir()  # where the card cannot be written
+def test_no_card_stands_beside_weights_that_were_not_written(folder):
+    (folder / f"{NAME}.safetensors").unlink()
+    (folder / f"{NAME}.safetensors").mkdir()  # where the weights cannot be written
     with pytest.raises(OSError, match=NAME):
-        packed(tmp_path)
-    assert (tmp_path / f"{NAME}.safetensors").is_file()
+        packed(folder)
+    assert not (folder / f"{NAME}.json").exists()
     with pytest.raises(FileNotFoundError):
-        load(NAME, source=tmp_path)
+        load(NAME, source=folder)
 
 
 # What is refused
@@ -337,6 +348,16 @@ def test_what_is_cut_off_is_not_kept(server, ending, tmp_path):
 def test_a_wrong_file_of_a_server_is_not_kept(row, server, tmp_path):
     row.do(server.served)
     with pytest.raises(row.error, match=row.said):
+        load(NAME, source=server.url)
+    assert kept(tmp_path) == []
+
+
+def test_weights_above_the_limit_are_refused(folder, server, tmp_path):
+    change_weights(folder, bytes(5 * 2**20 + 1))
+    with pytest.raises(ValueError, match="bytes is 5242881, expected at most 5242880"):
+        load(NAME, source=folder)
+    server.served = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="safetensors: has more than 5242880 bytes; nothing was kept"):
         load(NAME, source=server.url)
     assert kept(tmp_path) == []
 
