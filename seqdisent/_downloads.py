@@ -51,8 +51,7 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
             content: bytes = response.read() if limit is None else response.read(limit + 1)
-            if limit is not None and len(content) <= limit and response.length:  # which a read of so many allows
-                raise http.client.IncompleteRead(content, response.length)
+            missing = 0 if limit is None else response.length or 0  # a read of so many bytes lets it be cut off
     except urllib.error.HTTPError as error:
         error.close()
         raise ConnectionError(f"could not download {url}: {error}; nothing was kept, try again") from error
@@ -60,6 +59,8 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
         raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
     if limit is not None and len(content) > limit:
         raise ValueError(f"{url}: has more than {limit} bytes; nothing was kept")
+    if missing:
+        raise ConnectionError(f"could not download {url}: {missing} bytes are missing; nothing was kept, try again")
     return content
 
 
