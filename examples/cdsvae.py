@@ -36,9 +36,9 @@ class ContrastPlan(Plan):
     """Training in one stage with losses beside the bound."""
 
     contrast_f: float = 1.0  # weights
-    contrast_z: float = 10.0
+    contrast_z: float = 1.0
     information: float = 1.0
-    contrast_temperature: float = 0.1
+    contrast_temperature: float = 0.5
 
 
 def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
