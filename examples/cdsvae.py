@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import dsvae
 import torch
 from command_line import main
 from dsvae import DSVAE
@@ -26,7 +27,7 @@ from parts import real_frames
 from settings import Example, Plan
 from torch import Tensor
 from torch.nn import functional as F
-from videos import VIDEOS, calibrated_stage, recoloured
+from videos import VIDEOS, recoloured
 
 from seqdisent import overwrite_padding
 
@@ -49,6 +50,8 @@ def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
 
 class CDSVAE(DSVAE):
     """A DSVAE and its losses; q(f | x) prod_t q(z_t | x_t)."""
+
+    losses = ("contrast_f", "contrast_z", "information")
 
     def __init__(
         self, frame_shape, static_dim: int = 64, latent_dim: int = 32, rnn_dim: int = 128, hidden_dim: int = 128,
@@ -75,9 +78,8 @@ class CDSVAE(DSVAE):
 
 
 def training(network, plan, clips, seed, **options):
-    network.temperature, network.num_clips = plan.contrast_temperature, len(clips)
-    losses = {name: getattr(plan, name) for name in ("contrast_f", "contrast_z", "information")}
-    return calibrated_stage(network, plan, clips, seed, losses=losses, **options)
+    network.temperature = plan.contrast_temperature
+    return dsvae.training(network, plan, clips, seed, **options)
 
 
 EXAMPLE = Example(

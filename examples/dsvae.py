@@ -39,6 +39,8 @@ from seqdisent.inference import minibatch_mutual_information
 class DSVAE(nn.Module):
     """p(f) p(z_{1:T}) prod_t p(x_t | f, z_t); q(f | x) prod_t q(z_t | x_t), or, full, q(f | x) q(z_{1:T} | f, x)."""
 
+    losses: tuple[str, ...] = ()  # methods that are losses beside the bound; the plan has a weight of each name
+
     def __init__(
         self, frame_shape, static_dim: int = 64, latent_dim: int = 32, rnn_dim: int = 128, hidden_dim: int = 128,
         feature_dim: int = 256, full: bool = False, grouped: bool = False, encoder: tuple[int, ...] | None = None,
@@ -108,6 +110,8 @@ class DSVAE(nn.Module):
 
 
 def training(network, plan, clips, seed, **options):
+    network.num_clips = len(clips)
+    options |= {"losses": {name: getattr(plan, name) for name in network.losses}}
     if network.grouped:
         options |= {"draw": paired_draws(clips, plan.batch_size, plan.clip_length), "arguments": tuple}
     return calibrated_stage(network, plan, clips, seed, **options)

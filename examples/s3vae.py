@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import dsvae
 import torch
 from command_line import main
 from dsvae import DSVAE
@@ -26,7 +27,7 @@ from parts import mlp, real_frames
 from settings import Example, Plan
 from torch import Tensor
 from torch.nn import functional as F
-from videos import VIDEOS, calibrated_stage
+from videos import VIDEOS
 
 PARTS, MOVING = 3, 3  # a frame is cut into 3 x 3 parts, and three of them are where it moves
 
@@ -63,6 +64,8 @@ def moving_parts(frames: Tensor, mask: Tensor | None = None) -> Tensor:
 class S3VAE(DSVAE):
     """A DSVAE and its losses; q(f | x) prod_t q(z_t | x_t)."""
 
+    losses = ("consistency", "motion_target", "information")
+
     def __init__(
         self, frame_shape, static_dim: int = 64, latent_dim: int = 32, rnn_dim: int = 128, hidden_dim: int = 128,
         feature_dim: int = 256, encoder: tuple[int, ...] | None = None, decoder: tuple[int, ...] | None = None,
@@ -84,9 +87,8 @@ class S3VAE(DSVAE):
 
 
 def training(network, plan, clips, seed, **options):
-    network.margin, network.num_clips = plan.margin, len(clips)
-    losses = {name: getattr(plan, name) for name in ("consistency", "motion_target", "information")}
-    return calibrated_stage(network, plan, clips, seed, losses=losses, **options)
+    network.margin = plan.margin
+    return dsvae.training(network, plan, clips, seed, **options)
 
 
 EXAMPLE = Example(
