@@ -10,8 +10,9 @@ nothing else run then. What is measured on was not trained on: `--on test`, or `
 seeds of a model train on the same split.
 
 A run is a folder, OUT/DATA/ON/MODEL/SEED. What is finished is not done again, what was stopped goes on; other settings
-need another OUT. After every run OUT/DATA/ON has the table of all that is finished: field.md, field.json and
-field.html, with each model's grid of swaps. Several processes may share a folder if each has models of its own.
+need another OUT, and a model that was changed needs its folder removed. After every run OUT/DATA/ON has the table of
+all that is finished: field.md, field.json and field.html, with each model's grid of swaps. Several processes may share
+a folder if each has models of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -113,23 +115,25 @@ def stretch(entry: Entry, task: Task, minutes: float) -> float:
 
 def scale_of(name: str, entry: Entry, task: Task, minutes: float | None, folder: Path) -> float:
     """Return what was measured before, or measure it."""
-    path = folder / f"{folder_name(name)}.scale.json"
+    path = folder / folder_name(name) / "scale.json"
     if not path.exists():
         learns = bool(entry(task, 0, PROBE).stages)
         scale = stretch(entry, task, minutes) if learns and minutes is not None else 1.0
         print(f"{name}: {scale:.3f} times its own steps", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _files.write(path, json.dumps(scale).encode(), several_writers=True)
     return json.loads(path.read_text())
 
 
 def folder_name(name: str) -> str:
-    return name.replace(" ", "_").replace("/", "_")
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Path, judge: Judge | None) -> None:
     """Train and measure one model with one seed, unless that is done."""
     run_folder = folder / folder_name(name) / str(seed)
     if (run_folder / "about.json").exists():
+        print(f"{name}, seed {seed}: was finished before, and is kept", flush=True)
         return
     torch.manual_seed(seed)
     contestant, seconds = entry(task, seed, scale), None
@@ -192,15 +196,27 @@ def main() -> None:
     recorded = ("data", "minutes", "preset", "image_size", "num_clips", "judge_steps", "threads")
     same_settings(folder, {name: getattr(options, name) for name in recorded})
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
-    for entry in entries.values():
-        entry(task, 0, PROBE)  # what cannot be built is found before anything is trained
+    for name, entry in entries.items():  # what cannot be built is found before anything is trained
+        try:
+            entry(task, 0, PROBE)
+        except ValueError as error:
+            sys.exit(f"{name}: {error}")
     scales = {name: scale_of(name, entry, task, options.minutes, folder) for name, entry in entries.items()}
     judge = find_judge(task, options.judge_steps, folder / "judge.pt")
+    failed, written = [], []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name, entry in entries.items():
-            run(name, entry, task, seed, scales[name], folder, judge)
+            try:
+                run(name, entry, task, seed, scales[name], folder, judge)
+            except FloatingPointError as error:  # the others go on
+                failed.append(f"{name}, seed {seed}: {error}")
+                print(failed[-1], flush=True)
+                continue
             written = write_tables(folder, names, f"The field on {options.data}, {options.on}")
-    print(written[0].read_text(), "wrote", *written, sep="\n  ")
+    if written:
+        print(written[0].read_text(), "wrote", *written, sep="\n  ")
+    if failed:
+        sys.exit("\n".join(["these did not end, and are not in the table:", *failed]))
 
 
 if __name__ == "__main__":

@@ -56,10 +56,6 @@ def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
         else:
             rows[f"{factor}: the clip's own all the same, %"] = score["accuracy"]
             rows[f"{factor}: ... if drawn independently, %"] = score["independent"]
-    for name, of in numbers.get("swapped_labels", {}).items():
-        for factor, score in of.items():
-            rows = found.setdefault("Labels told from mean and standard deviation", {})
-            rows |= {f"{name}, {factor}: {side}, %": value for side, value in score.items()}
     for title, of in probes(numbers, about):
         found[title] = {f"{factor}, %": score["accuracy"] for factor, score in of.items()}
     if frechet := numbers.get("frechet"):
@@ -70,9 +66,10 @@ def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
         rows["nearer to a training clip than half of the real ones are, %"] = numbers["memorisation"]["prior"][
             "share_nearer"
         ]
+    kls = {name: value for name, value in numbers["nats"].items() if name.startswith("KL")}
     found["Information and cost"] = {
-        "KL of all latents, nats a clip": sum(kl for name, kl in numbers["nats"].items() if name.startswith("KL")),
-        **{f"{name}, nats a clip": value for name, value in numbers["nats"].items() if name.startswith("KL")},
+        "KL of all latents, nats a clip": None if None in kls.values() else sum(kls.values()),
+        **{f"{name}, nats a clip": value for name, value in kls.items()},
         "steps, times the preset's": about["scale"],
         "parameters": about["parameters"],
     }

@@ -45,7 +45,7 @@ class SelfSupervisedPlan(Plan):
 def moving_parts(frames: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return (B, T, 9) of frames (B, T, C, H, W), or of windows (B, T, X): 1 for the three parts that change most.
 
-    A step is compared with the next, a clip's last one with the one before.
+    A step is compared with the next, a clip's last one with the one before. A part that stays as it is has 0.
     """
     change = frames.diff(dim=1).abs()
     before, after = (torch.cat(steps, 1) for steps in ([change[:, :1], change], [change, change[:, -1:]]))
@@ -58,7 +58,7 @@ def moving_parts(frames: Tensor, mask: Tensor | None = None) -> Tensor:
     else:
         parts = F.adaptive_avg_pool1d(change, PARTS * PARTS)
     moving = torch.zeros_like(parts).scatter_(1, parts.topk(MOVING, 1).indices, 1.0)
-    return moving.unflatten(0, frames.shape[:2])
+    return (moving * (parts > 0)).unflatten(0, frames.shape[:2])
 
 
 class S3VAE(DSVAE):
@@ -77,7 +77,7 @@ class S3VAE(DSVAE):
 
     def consistency(self, drawn, frames, mask=None):
         f = drawn["f"].value
-        again, other = drawn["f"].distribution.rsample(), f.roll(1, 0)
+        again, other = drawn["f"].distribution.rsample(), f.roll(1, -2)
         return F.triplet_margin_loss(f, again, other, margin=self.margin, reduction="none")
 
     def motion_target(self, drawn, frames, mask=None):

@@ -50,6 +50,8 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
     """The content behind an address, whole, or ConnectionError; ValueError if it has more bytes than `limit`."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
+            if url.startswith("https:") and not response.url.startswith("https:"):
+                raise OSError(f"it leads to {response.url}, expected https")
             content: bytes = response.read() if limit is None else response.read(limit + 1)
             missing = 0 if limit is None else response.length or 0  # a read of so many bytes lets it be cut off
     except urllib.error.HTTPError as error:

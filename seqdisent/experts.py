@@ -207,7 +207,7 @@ def _stack(experts: list[nn.Module]) -> nn.Module:
                 [expert.get_submodule(name).get_parameter(parameter_name).detach() for expert in experts]
             )
             if parameter not in stacked:
-                differ = bool((each != each[0]).any())
+                differ = not each.is_meta and bool((each != each[0]).any())
                 values = spread(each) if differ else each
                 stacked[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             if (row := _padding_row(module, parameter_name)) is not None:

@@ -80,7 +80,7 @@ def load(name: str, *, source: str | Path | None = None, timeout: float = 60.0) 
     Raises:
         ValueError: `name` is no such name; neither `source` nor `$SEQDISENT_ZOO` is set; a card is not JSON, is of
             another format or lacks a field; weights differ from the size or SHA-256 of the card, are not safetensors,
-            or do not fit the network.
+            or do not fit the network; `static` and `motion` are not those of the example.
         FileNotFoundError: the folder has no such model.
         ConnectionError: a download failed.
         ImportError: a package of the extra `zoo` is missing.
@@ -133,11 +133,14 @@ def save(
 
     Raises:
         ValueError: `name` is no such name, `sizes` or `metrics` are not JSON, the weights take more than 5 MB (5 times
-            2**20 bytes), or the network is not what `example`, `frame_shape` and `sizes` build.
+            2**20 bytes), a weight is not finite, `static` and `motion` are not those of `example`, or the network is
+            not what `example`, `frame_shape` and `sizes` build.
         ImportError: a package of the extra `zoo` is missing.
         OSError: a file could not be written.
     """
     card_path, path = _paths(folder, name)
+    if bad := [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"network: {bad[0]} is not finite")
     # each tensor with memory of its own: safetensors refuses those that share it
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in network.state_dict().items()}
     content: bytes = _safetensors().save(tensors)
@@ -182,7 +185,7 @@ def _fetched(address: str, name: str, timeout: float) -> tuple[Path, Path]:
 
 def _read_card(content: bytes, name: str, what: str) -> dict[str, Any]:
     try:
-        card = json.loads(content)
+        card = json.loads(content, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what}: cannot be read as JSON ({error})") from error
     if not isinstance(card, dict):
@@ -192,6 +195,10 @@ def _read_card(content: bytes, name: str, what: str) -> dict[str, Any]:
         if type(got) is not kind or expected not in (None, got):
             raise ValueError(f"{what}: {field} is {got!r}, expected {expected or kind.__name__}")
     return card
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _check(content: bytes, card: Mapping[str, Any], what: str, remedy: str) -> None:
@@ -208,19 +215,27 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
     if (name := card["example"]) not in known:
         raise ValueError(f"example: got {name!r}, expected one of {known}")
     example, shape = _example(name), tuple(card["frame_shape"])
+    for field in ("static", "motion"):
+        if card[field] != (wanted := list(getattr(example, field))):
+            raise ValueError(f"{field}: got {card[field]}, expected {wanted}, which are those of {name}")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in card["sizes"].items()}
-    # the first weights are replaced, so they take nothing from the caller's generator
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32():
-        try:
-            network: nn.Module = example.build(shape, example.sizes(**sizes) if example.sizes else sizes)
-        except Exception as error:  # of any kind: not every example checks its sizes
-            raise ValueError(f"sizes: {sizes} build no {name} for frames of shape {shape} ({error})") from error
+
+    def build(device: str) -> nn.Module:
+        # the first weights are replaced, so they take nothing from the caller's generator
+        with torch.random.fork_rng(devices=[]), torch.device(device), _float32():
+            try:
+                built: nn.Module = example.build(shape, example.sizes(**sizes) if example.sizes else sizes)
+            except Exception as error:  # of any kind: not every example checks its sizes
+                raise ValueError(f"sizes: {sizes} build no {name} for frames of shape {shape} ({error})") from error
+        return built
+
     found, wanted = ({key: f"{value.dtype} {tuple(value.shape)}" for key, value in each.items()}
-                     for each in (tensors, network.state_dict()))  # fmt: skip
+                     for each in (tensors, build("meta").state_dict()))  # fmt: skip  # any size, without memory
     differ = sorted({key for key, _ in found.items() ^ wanted.items()})
     if differ:
         shown = [f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}" for key in differ[:3]]
         raise ValueError(f"{what}: its tensors do not fit {name} ({len(differ)} differ): {'; '.join(shown)}")
+    network = build("cpu")
     network.load_state_dict(tensors)
     return network.eval()
 

@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import http.server
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -113,6 +115,36 @@ while True:
     _files.write(path, content, several_writers=True)
     os.unlink(path)
 """
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
+def test_an_address_of_https_does_not_lead_elsewhere(server, tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", self.server.to + self.path)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with serving(Redirect) as secure:
+        secure.socket = context.wrap_socket(secure.socket, server_side=True)
+        address = secure.url.replace("http:", "https:")
+        secure.to = server.url
+        with pytest.raises(
+            ConnectionError, match=f"{address}/path/one.bin: .*it leads to {server.url}/path/one.bin, exp"
+        ):
+            _downloads.fetch(f"{address}/path/one.bin", 5.0)
 
 
 def test_a_process_that_is_killed_while_it_fetches_leaves_nothing_that_counts(server, tmp_path):

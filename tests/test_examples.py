@@ -539,6 +539,10 @@ def test_losses_of_s3vae_by_hand():
     for i, loss in enumerate(losses):
         torch.testing.assert_close(loss, (2 - (f[i] - f[i - 1]).norm()).relu(), atol=1e-4, rtol=1e-4)
     assert (losses > 0).any()
+    two = torch.stack([f, f + 1])  # of two particles, the other clip is of the same particle
+    narrow = Inferred(dist.Normal(two, 1e-9).to_event(1), two)
+    again = network.consistency({"f": narrow}, frames)
+    torch.testing.assert_close(again, losses.expand(2, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_the_moving_parts_of_a_frame():
@@ -549,6 +553,8 @@ def test_the_moving_parts_of_a_frame():
     frames[0, 2, 0, 8, :3], frames[0, 2, 0, 4, 3:] = 0.5, 0.1  # then one below left, and a little of two in the middle
     found = s3vae.moving_parts(frames)
     assert found[0].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 0], *2 * [[0, 0, 0, 0, 1, 1, 1, 0, 0]]]
+    found = s3vae.moving_parts(frames[:, 1:2].repeat(1, 3, 1, 1, 1))
+    assert not found.any()  # where nothing moves, no part does
     windows = torch.zeros(1, 2, 18)
     windows[0, 1, [0, 1, 6, 17]] = torch.tensor([0.1, 0.1, 0.4, 0.9])
     assert s3vae.moving_parts(windows)[0].tolist() == 2 * [[1, 0, 0, 1, 0, 0, 0, 0, 1]]

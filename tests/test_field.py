@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,14 @@ from field_models import Contestant, of_example
 def mine(task, seed, scale):
     print("own entry", task.data, seed, round(scale, 2))
     return of_example("dsvae")(task, seed, scale)._replace(stages={})
+
+def broken(task, seed, scale):
+    contestant = of_example("dsvae")(task, seed, scale)
+    contestant.network.prior.loc.weight.data.fill_(float("nan"))
+    return contestant
+
+def misfit(task, seed, scale):
+    raise ValueError("width: got 3")
 """
 
 
@@ -99,15 +108,37 @@ def mine(task, seed, scale):
 def test_a_model_of_ones_own_joins_by_one_function(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     asked = ["--data", "pendulum", "--image-size", 16, "--judge-steps", 5, "--seeds", 1, "--out", tmp_path / "out"]
-    done = field(*asked, "--models", f"{tmp_path / 'mine.py'}:mine")
-    assert done.returncode == 0, done.stdout + done.stderr
+    broken, mine = (f"{tmp_path / 'mine.py'}:{name}" for name in ("broken", "mine"))
+    done = field(*asked, "--models", broken, mine)
+    # a model that breaks does not keep the others from the table
+    assert done.returncode == 1
+    assert f"these did not end, and are not in the table:\n{broken}, seed 0: " in done.stderr
     assert "own entry pendulum 0 1.0" in done.stdout
-    assert "mine" in (tmp_path / "out" / "pendulum" / "test" / "field.md").read_text()
+    folder = tmp_path / "out" / "pendulum" / "test"
+    assert set(json.loads((folder / "field.json").read_text())["tables"]["Summary"]["intervention score"]) == {mine}
+    (picture,) = re.findall(r"src=['\"]([^'\"]*swaps.png)", (folder / "field.html").read_text())
+    assert ":" not in picture  # or a browser takes what is before it for a protocol
+    assert (folder / picture).is_file()
+    assert f"{mine}, seed 0: was finished before, and is kept" in field(*asked, "--models", mine).stdout
+    misfit = f"{tmp_path / 'mine.py'}:misfit"
+    assert f"{misfit}: width: got 3" in field(*asked, "--models", misfit).stderr
     refused = field(*asked, "--models", f"{tmp_path / 'mine.py'}:other")
     assert "has no function 'other'" in refused.stderr
     refused = field(*asked, "--models", "vdms")
     assert "--models: got 'vdms', expected FILE.py:FUNCTION or one of vdsm, " in refused.stderr
     assert "unrecognized arguments: --grouped" in field(*asked, "--grouped").stderr
+
+
+def test_a_number_that_is_not_finite_is_left_out():
+    table = importlib.import_module("field_table")
+    run = BENCHMARKS / "field_results" / "sprites" / "test" / "dsvae" / "0"
+    numbers, about = (json.loads((run / name).read_text()) for name in ("metrics.json", "about.json"))
+    of_all = "KL of all latents, nats a clip"
+    rows = table.measures(numbers, about)["Information and cost"]
+    assert rows[of_all] == pytest.approx(numbers["nats"]["KL(f)"] + numbers["nats"]["KL(z)"])
+    numbers["nats"]["KL(z)"] = None  # as the report writes what is not finite
+    kept = table.measures(numbers, about)["Information and cost"]
+    assert rows.keys() - kept.keys() == {of_all, "KL(z), nats a clip"}
 
 
 def test_a_file_named_like_an_example_does_not_replace_it(tmp_path):

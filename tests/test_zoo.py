@@ -206,6 +206,10 @@ WEIGHT = "pose.loc.weight"
     ("a format that equals 1", with_card(format=True), ValueError, "json: format is True, expected 1"),
     ("no licence", with_card(licence=None), ValueError, "json: licence is None, expected str"),
     ("a seed in words", with_card(seed="0"), ValueError, "json: seed is '0', expected int"),
+    ("no sites of this model", with_card(static=["z"]), ValueError, r"^static: got \['z'\], expected \['s'\], which"),
+    ("sites of no kind", with_card(motion=[3]), ValueError, r"^motion: got \[3\], expected \['"),
+    ("not a number", with_file(".json", lambda content: content.replace(b"0.5", b"NaN")), ValueError,
+     r"\.json: cannot be read as JSON \(NaN is not JSON\)"),
     ("another model's card", with_card(name="vdsm"), ValueError, "json: name is 'vdsm', expected speakers-tiny"),
     ("another byte", with_file(".safetensors", flipped), ValueError, "SHA-256 is .*, expected .*; remove it and its"),
     ("cut off", with_file(".safetensors", lambda content: content[:-4]), ValueError, r"has \d+ bytes, expected \d+; r"),
@@ -218,6 +222,8 @@ WEIGHT = "pose.loc.weight"
     ("frames of another rank", with_card(frame_shape=[3, 64, 64]), ValueError, r"of shape \(3, 64, 64\)"),
     ("another size", with_card(sizes={"num_experts": 3, "latent_dim": 5, "hidden_dim": 6}), ValueError,
      r"\.safetensors: its tensors do not fit speakers \(\d+ differ\): .* is torch.float32 \(.*\), expected torch.fl"),
+    ("all memory", with_card(sizes={"num_experts": 3, "latent_dim": 2, "hidden_dim": 10**6}), ValueError,
+     r"\.safetensors: its tensors do not fit speakers \(\d+ differ\)"),
     ("a tensor missing", with_tensors(lambda tensors: tensors.pop(WEIGHT)), ValueError,
      rf": .* \(1 differ\): {WEIGHT} is missing, expected torch.float32 \(2, 6\)$"),
     ("a tensor too many", with_tensors(lambda tensors: tensors.update(extra=torch.ones(2))), ValueError,
@@ -264,9 +270,18 @@ def saving(**changes):
     ("a tensor", saving(metrics={"error": torch.ones(1)}), ValueError, r"^sizes, metrics: .* \(Object of type Tensor"),
     ("a seed in words", saving(seed="0"), ValueError, "^card: seed is '0', expected int"),
     ("frames of another rank", saving(frame_shape=(96, 1)), ValueError, "^sizes: "),
+    ("sites of another model", saving(motion=("s",)), ValueError, r"^motion: got \['s'\], expected \['"),
 )  # fmt: skip
 def test_what_load_would_refuse_is_not_packed(row, tmp_path):
     check(row, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_packed(tmp_path):
+    network, known = network_of("speakers")
+    network.get_parameter(WEIGHT).detach()[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"^network: {WEIGHT} is not finite"):
+        save(network, tmp_path, NAME, **known, metrics={}, licence="MIT")
     assert list(tmp_path.iterdir()) == []
 
 
