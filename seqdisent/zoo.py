@@ -220,22 +220,23 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
             raise ValueError(f"{field}: got {card[field]}, expected {wanted}, which are those of {name}")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in card["sizes"].items()}
 
-    def build(device: str) -> nn.Module:
+    def build(device: str) -> Any:
         # the first weights are replaced, so they take nothing from the caller's generator
         with torch.random.fork_rng(devices=[]), torch.device(device), _float32():
             try:
-                built: nn.Module = example.build(shape, example.sizes(**sizes) if example.sizes else sizes)
+                return example.build(shape, example.sizes(**sizes) if example.sizes else sizes)
             except Exception as error:  # of any kind: not every example checks its sizes
                 raise ValueError(f"sizes: {sizes} build no {name} for frames of shape {shape} ({error})") from error
-        return built
 
-    found, wanted = ({key: f"{value.dtype} {tuple(value.shape)}" for key, value in each.items()}
-                     for each in (tensors, build("meta").state_dict()))  # fmt: skip  # any size, without memory
+    def shapes(state: Mapping[str, Tensor]) -> dict[str, str]:
+        return {key: f"{value.dtype} {tuple(value.shape)}" for key, value in state.items()}
+
+    found, wanted = shapes(tensors), shapes(build("meta").state_dict())  # of sizes that need not fit into memory
     differ = sorted({key for key, _ in found.items() ^ wanted.items()})
     if differ:
         shown = [f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}" for key in differ[:3]]
         raise ValueError(f"{what}: its tensors do not fit {name} ({len(differ)} differ): {'; '.join(shown)}")
-    network = build("cpu")
+    network: nn.Module = build("cpu")
     network.load_state_dict(tensors)
     return network.eval()
 
