@@ -216,8 +216,8 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
         raise ValueError(f"example: got {name!r}, expected one of {known}")
     example, shape = _example(name), tuple(card["frame_shape"])
     for field in ("static", "motion"):
-        if card[field] != (wanted := list(getattr(example, field))):
-            raise ValueError(f"{field}: got {card[field]}, expected {wanted}, which are those of {name}")
+        if card[field] != (sites := list(getattr(example, field))):
+            raise ValueError(f"{field}: got {card[field]}, expected {sites}, which are those of {name}")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in card["sizes"].items()}
 
     def build(device: str) -> Any:
