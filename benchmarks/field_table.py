@@ -122,11 +122,17 @@ def chances(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
 
 
 def probes(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return each table's title and scores. Of several sites of a role, the first is probed (VDSM's d, not z)."""
+    """Return each table's title and scores. VDSM's second site that says what, z, has tables of its own."""
+    places = {
+        site: f"{place} site that says {role}"
+        for role, sites in (("who", about["static"]), ("what", about["motion"]))
+        for place, site in zip(("first", "second", "third"), sites, strict=False)
+    }
     return [
-        (f"Probes of the first site that says {'who' if site in about['static'] else 'what'}, {kind}", of)
+        (f"Probes of the {places[site]}, {kind}", of)
         for kind, latents in numbers.get("probes", {}).items()
         for site, of in latents.items()
+        if site in places
     ]
 
 

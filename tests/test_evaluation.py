@@ -144,6 +144,7 @@ def test_an_honest_model_scores_full_marks(found):
     for kind in ("linear", "mlp"):
         assert scores["probes"][kind]["d"]["who"]["accuracy"] < 0.6
         assert scores["probes"][kind]["s"]["what"]["accuracy"] < 0.75
+        assert scores["probes"][kind]["z"]["what"]["accuracy"] == 1  # also of what is not the first of its kind
     distance = {name: of["distance"] for name, of in scores["frechet"].items()}
     assert distance["reconstruction"] == pytest.approx(distance["real clips"], abs=1e-4)
     assert distance["prior"] > distance["real clips"] + 0.01
@@ -203,11 +204,13 @@ def test_the_report_says_what_was_measured(found, tmp_path):
 
 def test_published_numbers_stand_beside_ours(found):
     published = {"A paper": {"consistency": {"who": 99.67, "average": 99.53}, "static": {"who": 12.5}}}
+    published["A paper"]["motion"] = {"what": 61.5}
     tables = found["honest"].tables(beside=published)
     consistency, linear, *_ = (tables.split(f"## {title}")[1] for title in ("Judge and", "Probes, linear"))
     assert "| who | 100.00 | 100.00 | 99.67 |" in consistency
     assert "| average |  | 100.00 | 99.53 |" in consistency
     assert "| who | 100.00 | 12.50 |" in linear
+    assert tables.count("61.50") == 2  # beside d, for either kind of probe, and not again beside z
     assert "paper" not in found["honest"].tables()
 
 

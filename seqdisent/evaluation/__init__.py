@@ -78,7 +78,8 @@ class Evaluation:
 
         Args:
             beside: published numbers for columns of their own, ``{name: {"consistency": {factor: per cent}}}``; for
-                probes, "static" or "motion" in the place of "consistency".
+                probes of the first static and the first motion latent, "static" or "motion" in the place of
+                "consistency".
         """
         return "\n\n".join(table.markdown() for table in tables_of(self.numbers, beside or {}, self.roles))
 
@@ -308,7 +309,7 @@ def evaluate(
         if pictures and isinstance(held_out, Clips) and are_pictures:
             drawn = draw_pictures(programs, held_out, seed, more)
     known = {} if judge is None else {name: held_out.factor_names[name] for name in judge.num_classes}
-    roles = {name: "static" for name in programs.static[:1]} | {name: "motion" for name in programs.motion[:1]}
+    roles = dict.fromkeys(programs.static, "static") | dict.fromkeys(programs.motion, "motion")
     found = Evaluation(plain(numbers), drawn, judge, known, roles, intervals)
     if folder is not None:
         found.save(folder)

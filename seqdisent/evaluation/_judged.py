@@ -109,9 +109,9 @@ def some_rows(data: Sequences, count: int, seed: int) -> Tensor:
 def measure_probes(
     programs: Programs, train: Sequences, held_out: Sequences, factors: Sequence[str], seed: int, batch_size: int
 ) -> dict[str, Any]:
-    """Measure what is told from the posterior means of the first sites of who and what (VDSM: s and d)."""
+    """Measure what is told from the posterior means of each site of who and what."""
     clips = some(train, PROBED_CLIPS, seed), held_out
-    sites = [*programs.static[:1], *programs.motion[:1]]
+    sites = [*programs.static, *programs.motion]
     num_steps = max(half.values.shape[1] for half in clips) if isinstance(held_out, Clips) else None
     learnt, tested = (latents(programs, half, sites, batch_size, num_steps) for half in clips)
     labels = [{name: half.labels[name] for name in factors} for half in clips]

@@ -238,8 +238,10 @@ def _consistency(numbers: Mapping[str, Any], beside: Published) -> Table:
 
 def _probes(kind: str, latents: Mapping[str, Any], beside: Published, roles: Mapping[str, str]) -> Table:
     header, rows = ["factor"], {name: [name] for name in next(iter(latents.values()))}
+    firsts = {role: latent for latent, role in reversed(roles.items())}
     for latent, scores in latents.items():
-        columns = {name: of[roles[latent]] for name, of in beside.items() if roles[latent] in of}
+        role = roles[latent]
+        columns = {name: of[role] for name, of in beside.items() if role in of and firsts[role] == latent}
         header += [f"from {latent}, %", *columns]
         for name, score in scores.items():
             rows[name].append(_per_cent(score["accuracy"]) + ("" if score["converged"] else " (not converged)"))
