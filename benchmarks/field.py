@@ -18,6 +18,7 @@ a folder if each has models of its own.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import re
@@ -56,7 +57,19 @@ def load(data: str, on: str, preset: str, more: list[str]) -> Task:
             _, test, candidates = example.task.load(settings, download=False)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"--data {data}: {error}")
-    return Task(data, preset, train, validation if on == "validation" else test, candidates)
+    held_out = validation if on == "validation" else test
+    if (found := len(held_out.identity.unique())) < 2:
+        sys.exit(f"--held-out: leaves {found} identity to measure on; expected at least 2, as swaps are between two")
+    return Task(data, preset, train, held_out, candidates)
+
+
+def digest(task: Task) -> str:
+    """Return what tells other clips apart."""
+    found = hashlib.sha256()
+    for clips in (task.train, task.held_out):
+        for values in (clips.frames, clips.identity, *clips.labels.values()):
+            found.update(values.contiguous().numpy())
+    return found.hexdigest()[:16]
 
 
 def same_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -67,7 +80,7 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     known = json.loads(path.read_text())
     for name, value in settings.items():
         if known.get(name) != value:
-            option = "--" + name.replace("_", "-")
+            option = "--data" if name == "clips" else "--" + name.replace("_", "-")
             sys.exit(f"{option}: got {value}, but {folder} has runs with {known.get(name)}; choose another --out")
 
 
@@ -81,6 +94,9 @@ def find_judge(task: Task, num_steps: int, path: Path) -> Judge | None:
         judge = train_judge(task.train, task.held_out, factors=factors, seed=0, num_steps=num_steps)
         _files.write(path.parent / "judge.json", json.dumps(judge.accuracy).encode(), several_writers=True)
         judge.save(path)
+        print(
+            "judge, right on real clips:", {name: round(value, 3) for name, value in judge.accuracy.items()}, flush=True
+        )
     return Judge.load(path)
 
 
@@ -133,7 +149,7 @@ def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Pa
     """Train and measure one model with one seed, unless that is done."""
     run_folder = folder / folder_name(name) / str(seed)
     if (run_folder / "about.json").exists():
-        print(f"{name}, seed {seed}: was finished before, and is kept", flush=True)
+        print(f"{name}, seed {seed}: was finished before, and is kept ({run_folder})", flush=True)
         return
     torch.manual_seed(seed)
     contestant, seconds = entry(task, seed, scale), None
@@ -169,7 +185,7 @@ def main() -> None:
     how: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(description=__doc__, **how)
     add = parser.add_argument
-    add("--data", default="sprites", help="sprites, pendulum, signals, or what the models have a preset for")
+    add("--data", default="sprites", help="sprites, pendulum, signals, moving_mnist, or a folder or .npz of clips")
     add("--models", nargs="+", help=f"FILE.py:FUNCTION, or of {', '.join(ENTRIES)}")
     add("--seeds", type=int, default=3, help="how many: 0, 1, ...")
     add("--first-seed", type=int, default=0)
@@ -178,7 +194,8 @@ def main() -> None:
     add("--preset", default="cpu")
     add("--image-size", type=int, help="where clips are generated or read from a folder")
     add("--num-clips", type=int, help="where clips are generated")
-    add("--judge-steps", type=int, default=500)
+    add("--held-out", type=float, help="identities for validation, and as many for the test: a share, or how many")
+    add("--judge-steps", type=int, default=500, help="of the judge's training (default: 500)")
     add("--threads", type=int, default=2)
     add("--out", type=Path, default=Path("runs/field"))
     options = parser.parse_args()
@@ -188,13 +205,17 @@ def main() -> None:
     entries = {name: find_entry(name) for name in names}
     more = [
         f"--{name}={value}"
-        for name, value in (("image-size", options.image_size), ("num-clips", options.num_clips))
+        for name, value in (
+            ("image-size", options.image_size),
+            ("num-clips", options.num_clips),
+            ("held-out", options.held_out and (options.held_out if options.held_out < 1 else int(options.held_out))),
+        )
         if value is not None
     ]
     task = load(options.data, options.on, options.preset, more)
     folder = options.out / Path(options.data).name / options.on
-    recorded = ("data", "minutes", "preset", "image_size", "num_clips", "judge_steps", "threads")
-    same_settings(folder, {name: getattr(options, name) for name in recorded})
+    recorded = ("data", "minutes", "preset", "image_size", "num_clips", "held_out", "judge_steps", "threads")
+    same_settings(folder, {name: getattr(options, name) for name in recorded} | {"clips": digest(task)})
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
     for name, entry in entries.items():  # what cannot be built is found before anything is trained
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from seqdisent import _files
 from seqdisent.evaluation._report import Table, page
 
+LAST = "Information and cost"  # of the tables
 Measures = dict[str, dict[str, float]]  # {table: {row: value}}; a row that ends in "%" is in per cent
 
 
@@ -67,11 +68,11 @@ def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
             "share_nearer"
         ]
     kls = {name: value for name, value in numbers["nats"].items() if name.startswith("KL")}
-    found["Information and cost"] = {
-        "KL of all latents, nats a clip": None if None in kls.values() else sum(kls.values()),
-        **{f"{name}, nats a clip": value for name, value in kls.items()},
+    found[LAST] = {
         "steps, times the preset's": about["scale"],
         "parameters": about["parameters"],
+        "KL of all latents, nats a clip": None if None in kls.values() else sum(kls.values()),
+        **{f"{name}, nats a clip": value for name, value in kls.items()},
     }
     shown = {title: {row: value for row, value in rows.items() if value is not None} for title, rows in found.items()}
     return {title: rows for title, rows in shown.items() if rows}
@@ -79,24 +80,34 @@ def measures(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
 
 def summary(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the rows that tell most, averages over factors among them."""
-    swaps, protocol = numbers.get("swaps", {}), numbers.get("sampled_swaps", {})
-    rows = {
+    return {
         "reconstruction, squared error": numbers["mean_squared_error"]["reconstruction"],
         "identity swapped, squared error": numbers["mean_squared_error"].get("swapped"),
         "motion swapped, squared error": numbers["mean_squared_error"].get("motion_swapped"),
         "identity swapped: the nearest true clip is the right one, %": numbers.get("nearest_true_clip", {}).get("clip"),
+        **of_summary(numbers, "accuracy"),
+        "intervention score": numbers.get("intervention_score"),
+        "Frechet distance of clips from the prior": numbers.get("frechet", {}).get("prior", {}).get("distance"),
+        "minutes of training on two cores": about["minutes"],
     }
-    for direction, sides in (("identity", ("who follows", "what stays")), ("motion", ("what follows", "who stays"))):
-        for side, follows in zip(sides, (True, False), strict=True):
-            of_side = {name: of for name, of in swaps.get(direction, {}).items() if of["follows"] == follows}
-            scores = [of["accuracy"] for of in basic(of_side).values()]
-            rows[f"{direction} swapped: {side}, %"] = statistics.mean(scores) if scores else None
-    kept = [of["accuracy"] for of in basic({name: of for name, of in protocol.items() if of["kept"]}).values()]
-    rows["motion kept, identity drawn: what stays, %"] = statistics.mean(kept) if kept else None
-    rows["intervention score"] = numbers.get("intervention_score")
-    rows["Frechet distance of clips from the prior"] = numbers.get("frechet", {}).get("prior", {}).get("distance")
-    rows["minutes of training on two cores"] = about["minutes"]
-    return rows
+
+
+def of_summary(numbers: Mapping[str, Any], score: str) -> dict[str, float]:
+    """Return averages over the factors that follow or stay, of a score or of what a constant guess reaches."""
+    swaps, protocol = numbers.get("swaps", {}), numbers.get("sampled_swaps", {})
+    asked = {
+        f"{direction} swapped: {side}, %": {
+            name: of for name, of in swaps.get(direction, {}).items() if of["follows"] == follows
+        }
+        for direction, side, follows in (
+            ("identity", "who follows", True),
+            ("identity", "what stays", False),
+            ("motion", "what follows", True),
+            ("motion", "who stays", False),
+        )
+    }
+    asked["motion kept, identity drawn: what stays, %"] = {name: of for name, of in protocol.items() if of["kept"]}
+    return {row: statistics.mean(each[score] for each in basic(of).values()) for row, of in asked.items() if of}
 
 
 def basic(factors: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,7 +117,9 @@ def basic(factors: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def chances(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
     """Return what the best constant guess reaches, which is the same for every model on the same clips."""
-    found: Measures = {}
+    found: Measures = {"Summary": of_summary(numbers, "chance")}
+    if retrieval := numbers.get("nearest_true_clip"):
+        found["Summary"]["identity swapped: the nearest true clip is the right one, %"] = 1 / retrieval["of"]
     for direction, factors in numbers.get("swaps", {}).items():
         rows = found.setdefault(f"Swap: {direction} from the donor, as the judge sees it", {})
         for factor, score in factors.items():
@@ -150,7 +163,7 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
             chance.setdefault(title_of_table, {}).update(rows)
     judge = folder / "judge.json"
     first = [of[0] for of in of_runs.values()]
-    titles = list(dict.fromkeys(table for of in first for table in of))
+    titles = sorted(dict.fromkeys(table for of in first for table in of), key=lambda each: each == LAST)  # is stable
     tables, plain = [], {}
     for table in titles:
         header = ["", *models, *(["constant guess"] if table in chance else [])]
@@ -169,21 +182,27 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
                 if of
             }
         tables.append(Table(table, header, lines))
-    seeds = ", ".join(f"{name}: {len(of)}" for name, of in runs.items())
+    seeds = ", ".join(f"{name}: {len(runs[name])}" for name in models)
     note = f"Mean and standard deviation over the seeds of training ({seeds})."
+    sites = {name: next(iter(runs[name].values()))[1] for name in models}
+    said = ", ".join(f"{name}: {'+'.join(of['static'])} | {'+'.join(of['motion'])}" for name, of in sites.items())
+    note += f" Sites that say who and what ({said})."
     if judge.exists():
-        right = ", ".join(f"{name} {100 * value:.1f}" for name, value in json.loads(judge.read_text()).items())
+        accuracy = json.loads(judge.read_text())
+        right = ", ".join(f"{name} {100 * value:.1f}" for name, value in accuracy.items())
         note += f" The judge's own accuracy on the real clips, %: {right}."
-    pictures = [
-        str((path / "swaps.png").relative_to(folder))
+        if weak := [name for name, value in accuracy.items() if value < 0.9]:
+            note += f" Its rows on {', '.join(weak)}, and averages with them, say little: it cannot tell them itself."
+    pictures = {
+        str((path / "swaps.png").relative_to(folder)): f"{name}: each row a clip's identity, each column one's motion"
         for name in models
         for _, _, path in list(runs[name].values())[:1]
         if (path / "swaps.png").exists()
-    ]
+    }
     text = "\n\n".join([f"# {title}", note, *(table.markdown() for table in tables)]) + "\n"
     written = [folder / f"field.{ending}" for ending in ("md", "json", "html")]
     for path, content in zip(
-        written, (text, json.dumps({"title": title, "tables": plain}, indent=2), page(title, tables, pictures)),
+        written, (text, json.dumps({"title": title, "tables": plain}, indent=2), page(title, tables, pictures, note)),
         strict=True,
     ):  # fmt: skip
         _files.write(path, content.encode(), several_writers=True)

@@ -56,7 +56,8 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
             missing = 0 if limit is None else response.length or 0  # a read of so many bytes lets it be cut off
     except urllib.error.HTTPError as error:
         error.close()
-        raise ConnectionError(f"could not download {url}: {error}; nothing was kept, try again") from error
+        remedy = "there is no such file" if error.code in (404, 410) else "try again"
+        raise ConnectionError(f"could not download {url}: {error}; nothing was kept, {remedy}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
     if limit is not None and len(content) > limit:

@@ -81,7 +81,7 @@ def load(name: str, *, source: str | Path | None = None, timeout: float = 60.0) 
         ValueError: `name` is no such name; neither `source` nor `$SEQDISENT_ZOO` is set; a card is not JSON, is of
             another format or lacks a field; weights differ from the size or SHA-256 of the card, are not safetensors,
             or do not fit the network; `static` and `motion` are not those of the example.
-        FileNotFoundError: the folder has no such model.
+        FileNotFoundError: there is no such folder, or it has no such model.
         ConnectionError: a download failed.
         ImportError: a package of the extra `zoo` is missing.
     """
@@ -91,7 +91,9 @@ def load(name: str, *, source: str | Path | None = None, timeout: float = 60.0) 
     remote = zoo.startswith(("https://", "http://"))
     card_path, path = _fetched(zoo.rstrip("/"), name, timeout) if remote else _paths(zoo, name)
     if missing := [each for each in (card_path, path) if not each.is_file()]:
-        known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"source: there is no folder {path.parent}")
+        known = sorted(found.stem for found in path.parent.glob("*.json"))
         raise FileNotFoundError(f"name: got {name!r}, but there is no {missing[0]}; expected one of {known}")
     card, content = _read_card(card_path.read_bytes(), name, str(card_path)), path.read_bytes()
     _check(content, card, str(path), "remove it and its card, and fetch or pack the model again")
@@ -145,7 +147,10 @@ def save(
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in network.state_dict().items()}
     content: bytes = _safetensors().save(tensors)
     if len(content) > LIMIT:
-        raise ValueError(f"network: its weights take {len(content) / 2**20:.1f} MB, expected at most {LIMIT >> 20} MB")
+        raise ValueError(
+            f"network: its weights take {len(content) / 2**20:.1f} MB, expected at most {LIMIT >> 20} MB; "
+            "smaller sizes, such as the channels of its encoder and decoder, make it fit"
+        )
     versions = {each: next((found.version for found in distributions(name=each)), None) for each in PACKAGES}
     card = {
         "format": FORMAT, "name": name, "example": example, "frame_shape": list(frame_shape), "sizes": dict(sizes),

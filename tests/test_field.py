@@ -205,6 +205,36 @@ def test_nobody_is_in_two_parts_of_a_users_own_clips(tmp_path):
     parts = [set(clips.identity.tolist()) for clips in (test.train, test.held_out, validation.held_out)]
     assert [len(part) for part in parts] == [32, 4, 4]
     assert len(set.union(*parts)) == 40
+    more = load(str(tmp_path / "own.npz"), "test", "tiny", ["--image-size=16", "--held-out=7"])
+    assert len(more.held_out.identity.unique()) == 7
+    with pytest.raises(SystemExit, match="--held-out: leaves 1 identity to measure on; expected at least 2"):
+        load(str(tmp_path / "own.npz"), "test", "tiny", ["--image-size=16", "--held-out=1"])
+
+
+def test_other_clips_need_another_folder(tmp_path):
+    frames = torch.randint(256, (40, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(40) % 2
+    asked = [
+        "--data",
+        tmp_path / "own.npz",
+        "--image-size",
+        16,
+        "--models",
+        "all in f",
+        "--seeds",
+        1,
+        "--judge-steps",
+        1,
+    ]
+    asked += ["--out", tmp_path / "out"]
+    for i in range(2):
+        np.savez(tmp_path / "own.npz", frames=frames.numpy(), identity=np.arange(40) // 2, way=labels)
+        done = field(*asked)
+        assert (done.returncode, "--data: got" in done.stderr) == ((0, False), (1, True))[i], done.stdout + done.stderr
+        frames[0, 0, 0, 0, 0] += 1
+    note = (tmp_path / "out" / "own.npz" / "test" / "field.md").read_text()
+    assert "and averages with them, say little" in note  # one step teaches a judge nothing
+    assert "and averages with them, say little" in (tmp_path / "out" / "own.npz" / "test" / "field.html").read_text()
 
 
 def test_nobody_is_in_two_parts_of_sprites(data_root):

@@ -195,8 +195,10 @@ WEIGHT = "pose.loc.weight"
     ("no name", loading(name=""), ValueError, "^name: got ''"),
     ("an unknown name", loading(name="vdsm"), FileNotFoundError,
      r"^name: got 'vdsm', but there is no .*vdsm\.json; expected one of \['speakers-tiny'\]$"),
+    ("no folder", loading(lambda folder: shutil.rmtree(folder)), FileNotFoundError,
+     r"^source: there is no folder .*zoo$"),
     ("no weights", loading(lambda folder: (folder / f"{NAME}.safetensors").unlink()), FileNotFoundError,
-     r"there is no .*speakers-tiny\.safetensors"),
+     r"there is no .*speakers-tiny\.safetensors; expected one of \['speakers-tiny'\]$"),
     ("no JSON", with_file(".json", lambda content: content[:-9]), ValueError, r"\.json: cannot be read as JSON \("),
     ("no text", with_file(".json", lambda _: b"\xff\xfe\xfa"), ValueError, r"\.json: cannot be read as JSON \("),
     ("nested without end", with_file(".json", lambda _: b"[" * 10**6), ValueError, "cannot be read as JSON"),
@@ -265,7 +267,8 @@ def saving(**changes):
 
 @rows(
     ("a bad name", saving(name="Speakers"), ValueError, "^name: got 'Speakers'"),
-    ("too large", saving(sizes={"hidden_dim": 400}), ValueError, r"^network: .* \d+\.\d MB, expected at most 5 MB$"),
+    ("too large", saving(sizes={"hidden_dim": 400}), ValueError,
+     r"^network: .* \d+\.\d MB, expected at most 5 MB; smaller sizes"),
     ("no number", saving(metrics={"error": float("nan")}), ValueError, "^sizes, metrics: expected finite numbers"),
     ("a tensor", saving(metrics={"error": torch.ones(1)}), ValueError, r"^sizes, metrics: .* \(Object of type Tensor"),
     ("a seed in words", saving(seed="0"), ValueError, "^card: seed is '0', expected int"),
@@ -358,7 +361,8 @@ def test_what_is_cut_off_is_not_kept(server, ending, tmp_path):
      rf"^http://.*/{NAME}\.safetensors: has 6 bytes, expected \d+; nothing was kept"),
     ("a page for a card", lambda files: files.update({f"{NAME}.json": b"<html>"}), ValueError,
      rf"^http://.*/{NAME}\.json: cannot be read as JSON"),
-    ("no model", lambda files: files.clear(), ConnectionError, rf"http://.*/{NAME}\.json: HTTP Error 404"),
+    ("no model", lambda files: files.clear(), ConnectionError,
+     rf"http://.*/{NAME}\.json: HTTP Error 404: .*; nothing was kept, there is no such file$"),
 )  # fmt: skip
 def test_a_wrong_file_of_a_server_is_not_kept(row, server, tmp_path):
     row.do(server.served)

@@ -115,7 +115,7 @@ class Evaluation:
         images = [f"![{path.name}]({path.name})" for path in pictures]
         text = [f"# {title}", *(table.markdown() for table in tables), "## Pictures", *images]
         _files.write(folder / "report.md", ("\n\n".join(text) + "\n").encode())
-        _files.write(folder / "report.html", page(title, tables, [path.name for path in pictures]).encode())
+        _files.write(folder / "report.html", page(title, tables, {path.name: path.stem for path in pictures}).encode())
         return written
 
     def _save_pictures(self, folder: Path) -> list[Path]:

@@ -41,12 +41,15 @@ class Table(NamedTuple):
         return f"<h2>{html.escape(self.title)}</h2>\n<table>\n{body}\n</table>"
 
 
-def page(title: str, tables: Sequence[Table], pictures: Sequence[str]) -> str:
-    """Return a page of HTML."""
-    images = "".join(f"\n<p><img src='{name}' alt='{name}'></p>" for name in pictures)
+def page(title: str, tables: Sequence[Table], pictures: Mapping[str, str], note: str = "") -> str:
+    """Return a page of HTML, with `pictures` {file: what is written above it}."""
+    images = "".join(
+        f"\n<h3>{html.escape(above)}</h3>\n<p><img src='{name}' alt='{name}'></p>" for name, above in pictures.items()
+    )
     head = f"<!doctype html>\n<meta charset='utf-8'>\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>"
     body = "\n".join(table.html() for table in tables)
-    return f"{head}\n<h1>{html.escape(title)}</h1>\n{body}\n<h2>Pictures</h2>{images}\n"
+    above = f"<h1>{html.escape(title)}</h1>\n" + (f"<p>{html.escape(note)}</p>\n" if note else "")
+    return f"{head}\n{above}{body}\n<h2>Pictures</h2>{images}\n"
 
 
 def plain(measured: Any) -> Any:
@@ -238,7 +241,7 @@ def _consistency(numbers: Mapping[str, Any], beside: Published) -> Table:
 
 def _probes(kind: str, latents: Mapping[str, Any], beside: Published, roles: Mapping[str, str]) -> Table:
     header, rows = ["factor"], {name: [name] for name in next(iter(latents.values()))}
-    firsts = {role: latent for latent, role in reversed(roles.items())}
+    firsts = {role: latent for latent, role in reversed(list(roles.items()))}
     for latent, scores in latents.items():
         role = roles[latent]
         columns = {name: of[role] for name, of in beside.items() if role in of and firsts[role] == latent}
