@@ -141,6 +141,20 @@ def test_a_number_that_is_not_finite_is_left_out():
     assert rows.keys() - kept.keys() == {of_all, "KL(z), nats a clip"}
 
 
+def test_the_summary_has_averages_and_what_a_constant_guess_reaches():
+    table = importlib.import_module("field_table")
+    run = BENCHMARKS / "field_results" / "sprites" / "test" / "dsvae" / "0"
+    numbers, about = (json.loads((run / name).read_text()) for name in ("metrics.json", "about.json"))
+    found, guessed = (of(numbers, about)["Summary"] for of in (table.measures, table.chances))
+    for direction, who, what in (("identity", "who follows", "what stays"), ("motion", "who stays", "what follows")):
+        scores = numbers["swaps"][direction]
+        for side, factors in ((who, ("body", "shirt", "pants", "hair")), (what, ("action", "direction"))):
+            for summary, score in ((found, "accuracy"), (guessed, "chance")):
+                average = sum(scores[factor][score] for factor in factors) / len(factors)
+                assert summary[f"{direction} swapped: {side}, %"] == pytest.approx(average)
+    assert guessed["identity swapped: the nearest true clip is the right one, %"] == 1 / 7560
+
+
 def test_a_file_named_like_an_example_does_not_replace_it(tmp_path):
     models = importlib.import_module("field_models")
     dsvae = importlib.import_module("dsvae")
