@@ -50,8 +50,7 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
     """The content behind an address, whole, or ConnectionError; ValueError if it has more bytes than `limit`."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            if url.startswith("https:") and not response.url.startswith("https:"):
-                raise OSError(f"it leads to {response.url}, expected https")
+            address = response.url  # where it led to
             content: bytes = response.read() if limit is None else response.read(limit + 1)
             missing = 0 if limit is None else response.length or 0  # a read of so many bytes lets it be cut off
     except urllib.error.HTTPError as error:
@@ -60,6 +59,8 @@ def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
         raise ConnectionError(f"could not download {url}: {error}; nothing was kept, {remedy}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
+    if url.startswith("https:") and not address.startswith("https:"):
+        raise ConnectionError(f"could not download {url}: it leads to {address}, expected https; nothing was kept")
     if limit is not None and len(content) > limit:
         raise ValueError(f"{url}: has more than {limit} bytes; nothing was kept")
     if missing:
