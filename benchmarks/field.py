@@ -194,7 +194,7 @@ def main() -> None:
     add("--preset", default="cpu")
     add("--image-size", type=int, help="where clips are generated or read from a folder")
     add("--num-clips", type=int, help="where clips are generated")
-    add("--held-out", type=float, help="identities for validation, and as many for the test: a share, or how many")
+    add("--held-out", help="identities for validation, and as many for the test: a share, or how many")
     add("--judge-steps", type=int, default=500, help="of the judge's training (default: 500)")
     add("--threads", type=int, default=2)
     add("--out", type=Path, default=Path("runs/field"))
@@ -208,7 +208,7 @@ def main() -> None:
         for name, value in (
             ("image-size", options.image_size),
             ("num-clips", options.num_clips),
-            ("held-out", options.held_out and (options.held_out if options.held_out < 1 else int(options.held_out))),
+            ("held-out", options.held_out),
         )
         if value is not None
     ]

@@ -141,10 +141,10 @@ def save(
         OSError: a file could not be written.
     """
     card_path, path = _paths(folder, name)
-    if bad := [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
-        raise ValueError(f"network: {bad[0]} is not finite")
     # each tensor with memory of its own: safetensors refuses those that share it
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in network.state_dict().items()}
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"network: {bad[0]} is not finite")
     content: bytes = _safetensors().save(tensors)
     if len(content) > LIMIT:
         raise ValueError(

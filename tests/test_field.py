@@ -228,19 +228,8 @@ def test_nobody_is_in_two_parts_of_a_users_own_clips(tmp_path):
 def test_other_clips_need_another_folder(tmp_path):
     frames = torch.randint(256, (40, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = np.arange(40) % 2
-    asked = [
-        "--data",
-        tmp_path / "own.npz",
-        "--image-size",
-        16,
-        "--models",
-        "all in f",
-        "--seeds",
-        1,
-        "--judge-steps",
-        1,
-    ]
-    asked += ["--out", tmp_path / "out"]
+    asked = ["--data", tmp_path / "own.npz", "--image-size", 16, "--held-out", 3, "--out", tmp_path / "out"]
+    asked += ["--models", "all in f", "--seeds", 1, "--judge-steps", 1]
     for i in range(2):
         np.savez(tmp_path / "own.npz", frames=frames.numpy(), identity=np.arange(40) // 2, way=labels)
         done = field(*asked)
