@@ -38,7 +38,7 @@ from seqdisent.evaluation import evaluate
 from seqdisent.metrics import Judge, train_judge
 from seqdisent.training import save_weights, train_stages
 
-MODELS = ["vdsm", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"]
+MODELS = ["vdsm", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "dbse", "all in f", "all in z"]
 GENERATED = ("pendulum", "moving_mnist", "signals")
 OTHER_CLIPS = 1000  # added to the seed where the clips to test on are generated
 PROBE = 0.01  # of a plan's steps, to measure how long they take

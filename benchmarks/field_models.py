@@ -191,6 +191,7 @@ ENTRIES: dict[str, Entry] = {
     "dsvae-grouped": of_example("dsvae", "grouped"),
     "cdsvae": of_example("cdsvae"),
     "s3vae": of_example("s3vae"),
+    "dbse": of_example("dbse"),
     "speakers": of_example("speakers"),
     "all in f": cheat("f"),
     "all in z": cheat("z"),

@@ -29,7 +29,8 @@ for needed in ("lightning", "matplotlib", "torchmetrics"):
     pytest.importorskip(needed)
 MODELS = [
     ("dmm", {}), ("dmm", {"num_flows": 1}), ("vrnn", {}), ("srnn", {}), ("rssm", {}), ("dsvae", {}),
-    ("dsvae", {"full": True}), ("cdsvae", {}), ("s3vae", {}), ("kalman_vae", {}), ("speakers", {}),
+    ("dsvae", {"full": True}), ("cdsvae", {}), ("s3vae", {}), ("dbse", {}), ("kalman_vae", {}),
+    ("speakers", {}),
 ]  # fmt: skip
 NAMES = [f"{name}{'-' + next(iter(sizes)) if sizes else ''}" for name, sizes in MODELS]
 
@@ -113,6 +114,7 @@ SEEN_BY = {
     "dsvae-full": (lambda t, j: True, NEVER),
     "cdsvae": (lambda t, j: t == j, NEVER),
     "s3vae": (lambda t, j: t == j, NEVER),
+    "dbse": (lambda t, j: True, NEVER),  # all, minus the first
     "kalman_vae": (NEVER, NEVER),  # the codes are all that z sees
     "speakers": (lambda t, j: t == j, NEVER),
 }
@@ -399,6 +401,7 @@ def run(name, *arguments):
         ("dsvae", ["--data", "pendulum", "--image-size", 16, "--grouped"]),
         ("cdsvae", ["--data", "pendulum", "--image-size", 16]),
         ("s3vae", ["--data", "pendulum", "--image-size", 16]),
+        ("dbse", ["--data", "pendulum", "--image-size", 16]),
     ],
 )  # fmt: skip
 def test_command_line_of_models_of_clips(tmp_path, name, arguments):
@@ -558,6 +561,31 @@ def test_the_moving_parts_of_a_frame():
     windows = torch.zeros(1, 2, 18)
     windows[0, 1, [0, 1, 6, 17]] = torch.tensor([0.1, 0.1, 0.4, 0.9])
     assert s3vae.moving_parts(windows)[0].tolist() == 2 * [[1, 0, 0, 1, 0, 0, 0, 0, 1]]
+
+
+@torch.no_grad()
+def test_what_f_and_z_of_dbse_cannot_tell():
+    network = small_network("dbse")
+    still = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64).expand(-1, 5, -1, -1, -1)
+    goes_on = torch.cat([still[:, :2], torch.rand(2, 3, 3, 8, 8, dtype=torch.float64)], 1)
+    of_still, of_other = infer(network.guide, still), infer(network.guide, goes_on)
+    # f has seen the first step alone; that two clips differ there is all it can tell
+    torch.testing.assert_close(of_still["f"].distribution.mean, of_other["f"].distribution.mean)
+    assert (of_still["f"].distribution.mean.diff(dim=0).abs() > 1e-3).any()
+    # where nothing moves, z is the same whatever stands there
+    where = of_still["z"].distribution.mean_path()
+    torch.testing.assert_close(where[0], where[1])
+    assert ((of_other["z"].distribution.mean_path() - where).abs() > 1e-3).any()
+
+
+def test_loss_of_dbse_by_hand():
+    network = small_network("dbse")
+    frames = torch.rand(3, 5, 3, 8, 8, dtype=torch.float64)
+    found, drawn = auxiliary_of(network, ["first_step"], frames, MASK)
+    for i in range(3):
+        shown = network.decoder(torch.cat([drawn["f"].value[i], drawn["z"].value[i, 0]])).sigmoid()
+        wanted = -(frames[i, 0] * shown.log() + (1 - frames[i, 0]) * (1 - shown).log()).sum()
+        torch.testing.assert_close(found["first_step"][i], wanted)
 
 
 def test_a_weight_ends_where_the_plan_says():

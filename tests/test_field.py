@@ -36,7 +36,7 @@ def field(*arguments):
 @pytest.mark.slow
 def test_models_and_cheats_on_one_table(tmp_path):
     asked = ["--data", "pendulum", "--image-size", 16, "--judge-steps", 5, "--out", tmp_path]
-    models = ["vdsm", "dsvae", "dsvae-full", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"]
+    models = ["vdsm", "dsvae", "dsvae-full", "dsvae-grouped", "cdsvae", "s3vae", "dbse", "all in f", "all in z"]
     done = field(*asked, "--models", *models, "--seeds", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "pendulum" / "test"
@@ -77,7 +77,7 @@ def test_signals_have_models_of_their_own(tmp_path):
     done = field("--data", "signals", "--seeds", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "signals" / "test" / "field.json").read_text())["tables"]
-    models = {"speakers", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "all in f", "all in z"}
+    models = {"speakers", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "dbse", "all in f", "all in z"}
     assert set(table["Summary"]["identity swapped, squared error"]) == models
     nearest = table["Nearest of 1440 true clips to a swap of the identity"]
     assert nearest["has the right voice, %"]["all in f"]["mean"] == 1
