@@ -2,7 +2,7 @@
 
     python benchmarks/field.py --data sprites --seeds 3 --minutes 15
     python benchmarks/field.py --data signals --models speakers dsvae "all in f" --seeds 3 --minutes 3
-    python benchmarks/field.py --data pendulum --models mine.py:mine dsvae       a model of one's own
+    python benchmarks/field.py --data pendulum --preset small --models mine.py:mine dsvae      a model of one's own
 
 Every model trains on the same clips for as many steps as take the minutes on two cores (of processor time: on one
 thread twice as long), with its preset's schedules stretched to them. How long a step takes is measured first: let
