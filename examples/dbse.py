@@ -1,14 +1,15 @@
-"""Disentanglement by a single element (DBSE: Berman, Naiman, Arbiv, Fadlon and Azencot, ICML 2024), on Sprites.
+"""Static information from a single sequence element (DBSE: Berman, Naiman, Arbiv, Fadlon, Azencot, ICML 2024), Sprites.
 
     python examples/dbse.py                      train, then measure swaps
     python examples/dbse.py --data pendulum      on pendula, which need no file
     python examples/dbse.py evaluate RUN         judge, swaps, probes
 
 The model is that of a DSVAE, and so is the bound; what keeps who and what apart is how they are inferred. f comes from
-the first step alone, so it cannot tell how the sequence goes on. z comes from how the features of each step differ from
-those of the first, read in both directions, so it cannot tell how the first step looks. What stays for a whole sequence
-is in f therefore, also where it is motion: the direction in which a character looks. The one loss beside the bound,
-`first_step` in the plan, has the first step explained once more. Data and pictures are in `videos.py`.
+the first step alone, so it sees nothing that happens later. z comes from how the features of each step differ from
+those of the first, read in both directions: where nothing moves, z sees nothing of what stands there. Where something
+moves, the differences may still tell how it looks; and what a single frame shows, such as the direction in which a
+character looks, f may take for who. The one loss beside the bound, `first_step` in the plan, has the first step
+explained once more. Data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from seqdisent import MarkovChain, NormalHead, read_backward
 class FirstStepPlan(Plan):
     """Training in one stage with a loss beside the bound."""
 
-    first_step: float = 0.2  # weight
+    first_step: float = 0.2  # weight; the released code has 1 to the 5 of the whole sequence
 
 
 class DBSE(DSVAE):

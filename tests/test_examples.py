@@ -564,7 +564,7 @@ def test_the_moving_parts_of_a_frame():
 
 
 @torch.no_grad()
-def test_what_f_and_z_of_dbse_cannot_tell():
+def test_f_of_dbse_sees_the_first_step_and_z_sees_nothing_of_a_still_clip():
     network = small_network("dbse")
     still = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64).expand(-1, 5, -1, -1, -1)
     goes_on = torch.cat([still[:, :2], torch.rand(2, 3, 3, 8, 8, dtype=torch.float64)], 1)
