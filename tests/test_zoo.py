@@ -381,6 +381,16 @@ def test_weights_above_the_limit_are_refused(folder, server, tmp_path):
     assert kept(tmp_path) == []
 
 
+def test_a_card_of_the_cache_in_another_format_says_how_to_have_it_again(server, tmp_path):
+    load(NAME, source=server.url)
+    (path,) = (tmp_path / "cache").rglob("*.json")
+    path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(ValueError, match=r"remove it to fetch it again\): format is 0, expected 1"):
+        load(NAME, source=server.url)
+    path.unlink()
+    assert load(NAME, source=server.url).card["format"] == 1
+
+
 def test_a_file_of_the_cache_that_was_damaged_is_named(server, tmp_path):
     load(NAME, source=server.url)
     (path,) = (tmp_path / "cache").rglob("*.safetensors")
