@@ -25,11 +25,12 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from field_models import ENTRIES, Contestant, Entry, Task, find_entry
+from field_models import ENTRIES, Contestant, Entry, Task, check, find_entry
 from field_table import write_tables
 from settings import settings_of
 
@@ -51,7 +52,10 @@ def load(data: str, on: str, preset: str, more: list[str]) -> Task:
     try:
         train, validation, candidates = example.task.load(settings, download=False)
         if data not in GENERATED:  # as many identities again are for the test; training has neither these nor those
-            train, test = train.split(len(validation.identity.unique()), 1, by="identity")
+            taken, left = (len(clips.identity.unique()) for clips in (validation, train))
+            if left <= taken:
+                sys.exit(f"--held-out: validation and the test have {taken} identities each, of {taken + left} in all")
+            train, test = train.split(taken, 1, by="identity")
         elif on == "test":
             settings.seed += OTHER_CLIPS
             _, test, candidates = example.task.load(settings, download=False)
@@ -81,7 +85,8 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if known.get(name) != value:
             option = "--data" if name == "clips" else "--" + name.replace("_", "-")
-            sys.exit(f"{option}: got {value}, but {folder} has runs with {known.get(name)}; choose another --out")
+            known_value = known.get(name)
+            sys.exit(f"{option}: got {value}, but {folder} was begun with {known_value}; choose another --out")
 
 
 def find_judge(task: Task, num_steps: int, path: Path) -> Judge | None:
@@ -181,18 +186,27 @@ def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Pa
     _files.write(run_folder / "about.json", (json.dumps(about, indent=2) + "\n").encode())  # last: it is finished
 
 
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if not (value := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"got {text}, expected more than 0")
+        return value
+
+    return read
+
+
 def main() -> None:
     how: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(description=__doc__, **how)
     add = parser.add_argument
     add("--data", default="sprites", help="sprites, pendulum, signals, moving_mnist, or a folder or .npz of clips")
     add("--models", nargs="+", help=f"FILE.py:FUNCTION, or of {', '.join(ENTRIES)}")
-    add("--seeds", type=int, default=3, help="how many: 0, 1, ...")
+    add("--seeds", type=positive(int), default=3, help="how many: 0, 1, ...")
     add("--first-seed", type=int, default=0)
-    add("--minutes", type=float, help="of training on two cores; default: the models' own steps")
+    add("--minutes", type=positive(float), help="of training on two cores; default: the models' own steps")
     add("--on", choices=["test", "validation"], default="test", help="the clips to measure on")
     add("--preset", default="cpu")
-    add("--image-size", type=int, help="where clips are generated or read from a folder")
+    add("--image-size", type=int, help="where clips are generated, or one's own (default: 64)")
     add("--num-clips", type=int, help="where clips are generated")
     add("--held-out", help="identities for validation, and as many for the test: a share, or how many")
     add("--judge-steps", type=int, default=500, help="of the judge's training (default: 500)")
@@ -215,15 +229,21 @@ def main() -> None:
     task = load(options.data, options.on, options.preset, more)
     folder = options.out / Path(options.data).name / options.on
     recorded = ("data", "minutes", "preset", "image_size", "num_clips", "held_out", "judge_steps", "threads")
-    same_settings(folder, {name: getattr(options, name) for name in recorded} | {"clips": digest(task)})
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
-    for name, entry in entries.items():  # what cannot be built is found before anything is trained
+    for name, entry in entries.items():  # what cannot be built or measured is found before anything is trained
         try:
-            entry(task, 0, PROBE)
+            found = entry(task, 0, PROBE)
         except ValueError as error:
             sys.exit(f"{name}: {error}")
+        try:
+            check(found, task)
+        except (ValueError, TypeError) as error:
+            sys.exit(f"{name}: {error}")
+    same_settings(folder, {name: getattr(options, name) for name in recorded} | {"clips": digest(task)})
     scales = {name: scale_of(name, entry, task, options.minutes, folder) for name, entry in entries.items()}
     judge = find_judge(task, options.judge_steps, folder / "judge.pt")
+    if judge is None:
+        print("no judge: steps are no pictures, or clips have no labels; what it would see is left out", flush=True)
     failed, written = [], []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name, entry in entries.items():

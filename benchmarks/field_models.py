@@ -35,6 +35,8 @@ from torch import Tensor, nn
 
 from seqdisent import IndependentSteps, batch_sizes
 from seqdisent.datasets import Clips
+from seqdisent.evaluation._checks import check_programs
+from seqdisent.evaluation._programs import Programs
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -72,6 +74,18 @@ class Contestant(NamedTuple):
 Entry = Callable[[Task, int, float], Contestant]
 
 
+def check(found: Any, task: Task) -> None:
+    """Check what an entry returns, by a run of both programs on a clip: before a training, not after it."""
+    if not isinstance(found, Contestant):
+        raise TypeError(f"got {type(found).__name__}, expected a Contestant")
+    if not isinstance(found.stages, Mapping):
+        raise TypeError(f"stages: got {type(found.stages).__name__}, expected {{name: function that returns a plan}}")
+    found.network.eval()
+    check_programs(found.model, found.guide, found.static, found.motion)
+    sites = tuple(found.static), tuple(found.motion)
+    Programs(found.model, found.guide, *sites, found.emission, False, found.history, {}).looked_at(task.held_out)
+
+
 def of_example(name: str, *flags: str) -> Entry:
     """Return the entry of an example, trained as its preset for these data says."""
 
@@ -80,7 +94,13 @@ def of_example(name: str, *flags: str) -> Entry:
         flagged = [f"--{flag}" for flag in flags]
         settings = settings_of(example, ["--preset", task.preset, "--data", task.data, *flagged])
         plan = scaled(example.plan_of(settings), scale)
-        network = example.build(task.frame_shape, plan.sizes)
+        try:
+            network = example.build(task.frame_shape, plan.sizes)
+        except ValueError as error:
+            other = f"of_example({name!r}, 'plan.sizes.encoder=[16, 32]') in a FILE.py changes sizes"
+            raise ValueError(
+                f"preset {task.preset!r} is not for frames {task.frame_shape}: {error}; {other}"
+            ) from error
         stages = {stage: partial(make, network, plan, task.train, seed) for stage, make in example.stages.items()}
         options = {"clip_norm": plan.clip_norm, "checkpoint_every": plan.checkpoint_every}
         sites = example.static, example.motion
@@ -199,12 +219,15 @@ ENTRIES: dict[str, Entry] = {
 
 
 def find_entry(name: str) -> Entry:
-    """Return an entry by its name, or `FILE.py:FUNCTION`."""
+    """Return an entry by its name, or `FILE.py:FUNCTION`, which may import what lies beside FILE.py."""
     if name in ENTRIES:
         return ENTRIES[name]
     path, _, function = name.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py"):
         sys.exit(f"--models: got {name!r}, expected FILE.py:FUNCTION or one of {', '.join(ENTRIES)}")
+    if not Path(path).is_file():
+        sys.exit(f"--models: got {name!r}, but there is no file {path}")
+    sys.path.append(str(Path(path).resolve().parent))
     unlike = (
         f"_entry_of_{hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]}"  # any other module's name
     )

@@ -183,11 +183,16 @@ def _as_options(files: list[str]) -> list[str]:
 def preset_files(name: str, preset: str, data: str, *, changed_by: Path | None = None) -> list[Path]:
     """Return the files of a preset for these data, the one that it changes first."""
     folder = PRESETS / name
-    paths = [folder / f"{stem}.yaml" for stem in (f"{preset}_{data}", f"{preset}_clips", preset)]
-    path = next((path for path in paths if path.is_file() and path != changed_by), None)
-    if path is None:
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
-        sys.exit(f"--data: got {data!r}, which preset {preset!r} is not for; expected one of {known}")
+
+    def paths_of(preset: str) -> list[Path]:
+        stems = (f"{preset}_{data}", f"{preset}_clips", preset)
+        return [path for stem in stems if (path := folder / f"{stem}.yaml").is_file() and path != changed_by]
+
+    if not (paths := paths_of(preset)):
+        presets = sorted({file.stem.split("_")[0] for file in folder.glob("*.yaml")})
+        known = ", ".join(each for each in presets if paths_of(each)) or "none"
+        sys.exit(f"--preset: {name}'s {preset!r} is not for --data {data}; of its presets, these are: {known}")
+    path = paths[0]
     base = yaml.safe_load(path.read_text()).get("base")
     return [*(preset_files(name, base, data, changed_by=path) if base else []), path]
 

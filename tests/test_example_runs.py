@@ -119,6 +119,10 @@ def test_an_objective_is_a_setting(settings):
         (["--config", "no/such.yaml"], "no/such.yaml"),
         (["--preset", "cpu", "--config", "MY"], "my.yaml|stage2_steps"),
         (["--preset", "huge"], "huge"),
+        (
+            ["--preset", "small", "--data", "my.npz"],
+            "small.* not for --data my.npz; .* these are: ablation, cpu, paper",
+        ),
         (["generat", "RUN"], "(?i)unrecognized arguments: generat RUN"),
     ],
 )

@@ -61,7 +61,7 @@ def test_models_and_cheats_on_one_table(tmp_path):
     done = field(*asked, "--models", "dsvae", "--seeds", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     refused = field(*asked, "--models", "dsvae", "--seeds", 3, "--minutes", 5)
-    assert f"--minutes: got 5.0, but {folder} has runs with None; choose another --out" in refused.stderr
+    assert f"--minutes: got 5.0, but {folder} was begun with None; choose another --out" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     rows = json.loads((folder / "field.json").read_text())["tables"]["Summary"]["reconstruction, squared error"]
     found = [
@@ -129,6 +129,43 @@ def test_a_model_of_ones_own_joins_by_one_function(tmp_path):
     refused = field(*asked, "--models", "vdms")
     assert "--models: got 'vdms', expected FILE.py:FUNCTION or one of vdsm, " in refused.stderr
     assert "unrecognized arguments: --grouped" in field(*asked, "--grouped").stderr
+
+
+def test_what_an_entry_returns_is_checked_before_anything_is_trained():
+    models, load = importlib.import_module("field_models"), importlib.import_module("field").load
+    task = load("pendulum", "test", "tiny", ["--image-size=16", "--num-clips=140"])
+    right = models.of_example("dsvae")(task, 0, 1.0)
+    models.check(right, task)
+    for wrong, error, message in (
+        (right.network, TypeError, "got DSVAE, expected a Contestant"),
+        (right._replace(stages=print), TypeError, "stages: got builtin_function_or_method, expected {name: function"),
+        (right._replace(static="f"), TypeError, "static: got the string 'f'"),
+        (right._replace(motion=("what",)), ValueError, "motion: the guide has no site ['what'], expected some of"),
+        (right._replace(motion=("f",)), ValueError, "motion: ['f'] are in `static` too"),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            models.check(wrong, task)
+    with pytest.raises(ValueError, match=r"preset 'cpu' is not for frames \(3, 16, 16\): channels: got 4 values"):
+        models.of_example("dsvae")(task._replace(preset="cpu"), 0, 1.0)
+
+
+def test_an_entry_is_a_function_of_a_file_and_may_import_its_neighbours(tmp_path, monkeypatch):
+    models = importlib.import_module("field_models")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_mine.py").write_text("answer = 42\n")
+    (tmp_path / "mine.py").write_text("from beside_mine import answer\n\ndef mine():\n    return answer\n")
+    assert models.find_entry(f"{tmp_path / 'mine.py'}:mine")() == 42
+    with pytest.raises(SystemExit, match=r"but there is no file .*mines\.py"):
+        models.find_entry(f"{tmp_path / 'mines.py'}:mine")
+
+
+def test_a_first_call_that_could_not_start_leaves_no_settings_behind(tmp_path):
+    asked = ["--data", "pendulum", "--image-size", 16, "--out", tmp_path, "--models", "dsvae"]
+    refused = field(*asked, "--preset", "cpu")
+    assert "dsvae: preset 'cpu' is not for frames (3, 16, 16): " in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    for option in ("--seeds", "--minutes"):
+        assert f"argument {option}: got 0, expected more than 0" in field(*asked, option, 0).stderr
 
 
 def test_a_number_that_is_not_finite_is_left_out():
@@ -225,6 +262,8 @@ def test_nobody_is_in_two_parts_of_a_users_own_clips(tmp_path):
     assert len(more.held_out.identity.unique()) == 7
     with pytest.raises(SystemExit, match="--held-out: leaves 1 identity to measure on; expected at least 2"):
         load(str(tmp_path / "own.npz"), "test", "tiny", ["--image-size=16", "--held-out=1"])
+    with pytest.raises(SystemExit, match="--held-out: validation and the test have 20 identities each, of 40 in all"):
+        load(str(tmp_path / "own.npz"), "test", "tiny", ["--image-size=16", "--held-out=20"])
 
 
 def test_other_clips_need_another_folder(tmp_path):
