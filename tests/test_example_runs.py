@@ -121,7 +121,7 @@ def test_an_objective_is_a_setting(settings):
         (["--preset", "huge"], "huge"),
         (
             ["--preset", "small", "--data", "my.npz"],
-            "small.* not for --data my.npz; .* these are: ablation, cpu, paper",
+            "small.* not for --data my.npz; .* are: ablation, cpu, paper",
         ),
         (["generat", "RUN"], "(?i)unrecognized arguments: generat RUN"),
     ],
