@@ -159,16 +159,17 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
     of_runs = {name: [measures(numbers, about) for numbers, about, _ in runs[name].values()] for name in models}
     chance: Measures = {}
     for of in runs.values():
-        for title_of_table, rows in chances(*next(iter(of.values()))[:2]).items():
-            chance.setdefault(title_of_table, {}).update(rows)
+        for numbers, about, _ in of.values():
+            for title_of_table, rows in chances(numbers, about).items():
+                chance.setdefault(title_of_table, {}).update(rows)
     judge = folder / "judge.json"
-    first = [of[0] for of in of_runs.values()]
-    titles = sorted(dict.fromkeys(table for of in first for table in of), key=lambda each: each == LAST)  # is stable
+    every = [run for of in of_runs.values() for run in of]  # one may have measures that another lacks
+    titles = sorted(dict.fromkeys(table for run in every for table in run), key=lambda each: each == LAST)  # is stable
     tables, plain = [], {}
     for table in titles:
         header = ["", *models, *(["constant guess"] if table in chance else [])]
         lines = []
-        for row in dict.fromkeys(row for of in first for row in of.get(table, {})):
+        for row in dict.fromkeys(row for run in every for row in run.get(table, {})):
             values = {
                 name: [run[table][row] for run in of if row in run.get(table, {})] for name, of in of_runs.items()
             }

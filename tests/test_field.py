@@ -180,6 +180,23 @@ def test_a_number_that_is_not_finite_is_left_out():
     assert rows.keys() - kept.keys() == {of_all, "KL(z), nats a clip"}
 
 
+def test_a_measure_that_only_a_later_run_has_is_on_the_table(tmp_path):
+    run = BENCHMARKS / "field_results" / "sprites" / "test" / "vdsm" / "1"
+    numbers, about = (json.loads((run / name).read_text()) for name in ("metrics.json", "about.json"))
+    for seed in (0, 1):
+        folder = tmp_path / "vdsm" / str(seed)
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text(json.dumps({**about, "seed": seed}))
+        probes = {kind: {k: v for k, v in of.items() if k != "z" or seed} for kind, of in numbers["probes"].items()}
+        (folder / "metrics.json").write_text(json.dumps({**numbers, "probes": probes}))
+    importlib.import_module("field_table").write_tables(tmp_path, ["vdsm"], "two runs")
+    row = json.loads((tmp_path / "field.json").read_text())["tables"][
+        "Probes of the second site that says what, linear"
+    ]
+    assert row["action, %"]["vdsm"]["seeds"] == 1
+    assert "| action, % | 100.0 | 33.3 |" in (tmp_path / "field.md").read_text()
+
+
 def test_the_summary_has_averages_and_what_a_constant_guess_reaches():
     table = importlib.import_module("field_table")
     run = BENCHMARKS / "field_results" / "sprites" / "test" / "dsvae" / "0"
