@@ -25,7 +25,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from seqdisent.metrics import Judge, train_judge
 from seqdisent.training import save_weights, train_stages
 
 MODELS = ["vdsm", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "dbse", "all in f", "all in z"]
+OF_ONE_LENGTH = ("cdsvae", "s3vae", "all in f", "all in z")  # of MODELS, those for clips of one length alone
 GENERATED = ("pendulum", "moving_mnist", "signals")
 OTHER_CLIPS = 1000  # added to the seed where the clips to test on are generated
 PROBE = 0.01  # of a plan's steps, to measure how long they take
@@ -89,6 +92,22 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
             sys.exit(f"{option}: got {value}, but {folder} was begun with {known_value}; choose another --out")
 
 
+def check_judge(folder: Path) -> None:
+    """Leave if a finished run was measured by another judge than the folder has."""
+    path = folder / "judge.pt"
+    for about in folder.glob("*/*/about.json"):
+        if json.loads(about.read_text()).get("judge") != digest_of(path):
+            sys.exit(
+                f"{about.parent} was measured by another judge than {path}: put that one back, remove the run's"
+                " about.json to have it measured again, or choose another --out"
+            )
+
+
+def digest_of(path: Path) -> str | None:
+    """Return what tells a file from others, None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else None
+
+
 def find_judge(task: Task, num_steps: int, path: Path) -> Judge | None:
     """Return the judge of all models, trained once; None where steps are no pictures or labels are not shared."""
     names = [clips.factor_names for clips in (task.train, task.held_out)]
@@ -123,8 +142,8 @@ def stretch(entry: Entry, task: Task, minutes: float) -> float:
 
     seconds(PROBE)  # what only the first training takes
     scale, less = PROBE, seconds(PROBE)
-    while (more := seconds(2 * scale)) < 1.3 * less + 1:  # too short to tell what a step takes
-        if scale > 100:
+    while (more := seconds(2 * scale)) < 1.3 * less + max(1, 2 * minutes):  # too short to tell what a step takes
+        if scale > 1000:
             sys.exit("--minutes: a training takes no longer with more steps; its number of steps should follow `scale`")
         scale, less = 2 * scale, more
     of_all_steps = (more - less) / scale
@@ -181,9 +200,20 @@ def run(name: str, entry: Entry, task: Task, seed: int, scale: float, folder: Pa
         "model": name, "seed": seed, "static": contestant.static, "motion": contestant.motion,
         "scale": scale if contestant.stages else None,
         "minutes": None if seconds is None else seconds / 120,
+        "judge": digest_of(folder / "judge.pt"),
         "parameters": sum(parameter.numel() for parameter in contestant.network.parameters()),
     }  # fmt: skip
     _files.write(run_folder / "about.json", (json.dumps(about, indent=2) + "\n").encode())  # last: it is finished
+
+
+@contextmanager
+def others_go_on(name: str, failed: list[str]) -> Iterator[None]:
+    """Note the error of one model, whatever it is."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        failed.append(f"{name}: {type(error).__name__}: {error}")
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -214,9 +244,6 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/field"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    own = ["speakers", *MODELS[1:]] if options.data == "signals" else MODELS
-    names = options.models or own
-    entries = {name: find_entry(name) for name in names}
     more = [
         f"--{name}={value}"
         for name, value in (
@@ -227,33 +254,33 @@ def main() -> None:
         if value is not None
     ]
     task = load(options.data, options.on, options.preset, more)
+    names = options.models or ["speakers" if options.data == "signals" else MODELS[0], *MODELS[1:]]
+    if options.models is None and not task.one_length:
+        names = [name for name in names if name not in OF_ONE_LENGTH]
+        print("left out, as clips have different lengths:", ", ".join(OF_ONE_LENGTH), flush=True)
+    entries = {name: find_entry(name) for name in names}
     folder = options.out / Path(options.data).name / options.on
     recorded = ("data", "minutes", "preset", "image_size", "num_clips", "held_out", "judge_steps", "threads")
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
     for name, entry in entries.items():  # what cannot be built or measured is found before anything is trained
         try:
-            found = entry(task, 0, PROBE)
-        except ValueError as error:
-            sys.exit(f"{name}: {error}")
-        try:
-            check(found, task)
+            check(entry(task, 0, PROBE), task)
         except (ValueError, TypeError) as error:
             sys.exit(f"{name}: {error}")
     same_settings(folder, {name: getattr(options, name) for name in recorded} | {"clips": digest(task)})
-    scales = {name: scale_of(name, entry, task, options.minutes, folder) for name, entry in entries.items()}
+    check_judge(folder)
+    failed, written, scales = [], [], {}
+    for name, entry in entries.items():
+        with others_go_on(f"{name}, its time", failed):
+            scales[name] = scale_of(name, entry, task, options.minutes, folder)
     judge = find_judge(task, options.judge_steps, folder / "judge.pt")
     if judge is None:
         print("no judge: steps are no pictures, or clips have no labels; what it would see is left out", flush=True)
-    failed, written = [], []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for name, entry in entries.items():
-            try:
-                run(name, entry, task, seed, scales[name], folder, judge)
-            except FloatingPointError as error:  # the others go on
-                failed.append(f"{name}, seed {seed}: {error}")
-                print(failed[-1], flush=True)
-                continue
-            written = write_tables(folder, names, f"The field on {options.data}, {options.on}")
+        for name, scale in scales.items():
+            with others_go_on(f"{name}, seed {seed}", failed):
+                run(name, entries[name], task, seed, scale, folder, judge)
+                written = write_tables(folder, names, f"The field on {options.data}, {options.on}")
     if written:
         print(written[0].read_text(), "wrote", *written, sep="\n  ")
     if failed:

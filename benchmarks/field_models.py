@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from seqdisent import IndependentSteps, batch_sizes
 from seqdisent.datasets import Clips
+from seqdisent.datasets.batch import frames_and_mask
 from seqdisent.evaluation._checks import check_programs
 from seqdisent.evaluation._programs import Programs
 
@@ -51,6 +52,12 @@ class Task(NamedTuple):
     train: Clips
     held_out: Clips
     candidates: Clips | None
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all clips have the same number of steps."""
+        both = self.train, self.held_out
+        return all(bool(clips.mask.all()) for clips in both) and len({clips.mask.shape[1] for clips in both}) == 1
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -83,7 +90,13 @@ def check(found: Any, task: Task) -> None:
     found.network.eval()
     check_programs(found.model, found.guide, found.static, found.motion)
     sites = tuple(found.static), tuple(found.motion)
-    Programs(found.model, found.guide, *sites, found.emission, False, found.history, {}).looked_at(task.held_out)
+    programs = Programs(found.model, found.guide, *sites, found.emission, False, found.history, {})
+    batch = task.held_out.batch([0])
+    mean = programs.looked_at(task.held_out).reconstruct(*frames_and_mask(batch))
+    if mean.shape != batch.frames.shape:
+        raise ValueError(
+            f"emission: its mean has shape {tuple(mean.shape)}, expected the frames' {tuple(batch.frames.shape)}"
+        )
 
 
 def of_example(name: str, *flags: str) -> Entry:
@@ -94,12 +107,17 @@ def of_example(name: str, *flags: str) -> Entry:
         flagged = [f"--{flag}" for flag in flags]
         settings = settings_of(example, ["--preset", task.preset, "--data", task.data, *flagged])
         plan = scaled(example.plan_of(settings), scale)
+        if getattr(plan, "information", 0) and not task.one_length:
+            raise ValueError(
+                "the mutual information of its plan needs clips of one length;"
+                f" of_example({name!r}, 'plan.information=0') in a FILE.py leaves it out"
+            )
         try:
             network = example.build(task.frame_shape, plan.sizes)
         except ValueError as error:
-            other = f"of_example({name!r}, 'plan.sizes.encoder=[16, 32]') in a FILE.py changes sizes"
             raise ValueError(
-                f"preset {task.preset!r} is not for frames {task.frame_shape}: {error}; {other}"
+                f"preset {task.preset!r} is not for frames {task.frame_shape}: {error}; of_example with other"
+                f" 'plan.sizes' in a FILE.py changes sizes ('python examples/{name}.py --help' lists them)"
             ) from error
         stages = {stage: partial(make, network, plan, task.train, seed) for stage, make in example.stages.items()}
         options = {"clip_norm": plan.clip_norm, "checkpoint_every": plan.checkpoint_every}
@@ -157,8 +175,7 @@ class Cheat(nn.Module):
     def __init__(self, task: Task, full: str) -> None:
         super().__init__()
         self.full = full
-        whole = {clips.frames.shape[1] for clips in (task.train, task.held_out)}
-        if len(whole) > 1 or task.train.mask.logical_not().any():
+        if not task.one_length:
             raise ValueError("a cheat knows clips of one length alone")
         known = [task.train, task.held_out, *([] if task.candidates is None else [task.candidates])]
         self.frames = torch.cat([clips.frames for clips in known])

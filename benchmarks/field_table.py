@@ -112,7 +112,8 @@ def of_summary(numbers: Mapping[str, Any], score: str) -> dict[str, float]:
 
 def basic(factors: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the factors without `motion`, where others say it already (Sprites: action and direction)."""
-    return {name: of for name, of in factors.items() if name != "motion" or len(factors) == 1}
+    said = {"action", "direction"} <= factors.keys()
+    return {name: of for name, of in factors.items() if not (said and name == "motion")}
 
 
 def chances(numbers: Mapping[str, Any], about: Mapping[str, Any]) -> Measures:
@@ -177,19 +178,15 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
             if table in chance:
                 cells.append(spread([chance[table][row]], row) if row in chance[table] else "")
             lines.append([row, *cells])
-            plain.setdefault(table, {})[row] = {
-                name: {"mean": statistics.mean(of), "deviation": deviation(of), "seeds": len(of)}
-                for name, of in values.items()
-                if of
-            }
+            plain.setdefault(table, {})[row] = {name: numbers_of(of, row) for name, of in values.items() if of}
         tables.append(Table(table, header, lines))
     seeds = ", ".join(f"{name}: {len(runs[name])}" for name in models)
     note = f"Mean and standard deviation over the seeds of training ({seeds})."
-    sites = {name: next(iter(runs[name].values()))[1] for name in models}
-    said = ", ".join(f"{name}: {'+'.join(of['static'])} | {'+'.join(of['motion'])}" for name, of in sites.items())
+    abouts = {name: next(iter(runs[name].values()))[1] for name in models}
+    sites = {name: {"who": of["static"], "what": of["motion"]} for name, of in abouts.items()}
+    said = ", ".join(f"{name}: {'+'.join(of['who'])} | {'+'.join(of['what'])}" for name, of in sites.items())
     note += f" Sites that say who and what ({said})."
-    if judge.exists():
-        accuracy = json.loads(judge.read_text())
+    if accuracy := json.loads(judge.read_text()) if judge.exists() else {}:
         right = ", ".join(f"{name} {100 * value:.1f}" for name, value in accuracy.items())
         note += f" The judge's own accuracy on the real clips, %: {right}."
         if weak := [name for name, value in accuracy.items() if value < 0.9]:
@@ -202,10 +199,12 @@ def write_tables(folder: Path, names: Sequence[str], title: str) -> list[Path]:
     }
     text = "\n\n".join([f"# {title}", note, *(table.markdown() for table in tables)]) + "\n"
     written = [folder / f"field.{ending}" for ending in ("md", "json", "html")]
+    guess = {table: {row: factor_of(row) * value for row, value in rows.items()} for table, rows in chance.items()}
+    judged = {name: 100 * value for name, value in accuracy.items()}
+    found = {"title": title, "sites": sites, "judge, %": judged, "constant guess": guess, "tables": plain}
     for path, content in zip(
-        written, (text, json.dumps({"title": title, "tables": plain}, indent=2), page(title, tables, pictures, note)),
-        strict=True,
-    ):  # fmt: skip
+        written, (text, json.dumps(found, indent=2), page(title, tables, pictures, note)), strict=True
+    ):
         _files.write(path, content.encode(), several_writers=True)
     return written
 
@@ -214,10 +213,21 @@ def deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def factor_of(row: str) -> int:
+    """Return by what a measure is multiplied to be what its row's name says."""
+    return 100 if row.endswith("%") else 1
+
+
+def numbers_of(values: Sequence[float], row: str) -> dict[str, float | None]:
+    """Return mean, deviation and how many, for field.json."""
+    values = [factor_of(row) * value for value in values]
+    return {"mean": statistics.mean(values), "deviation": deviation(values), "seeds": len(values)}
+
+
 def spread(values: Sequence[float], row: str) -> str:
     """Return mean and deviation as text."""
     if not values:
         return ""
-    factor, form = (100, ".1f") if row.endswith("%") else (1, ".0f" if row == "parameters" else ".3g")
+    factor, form = factor_of(row), ".1f" if row.endswith("%") else ".0f" if row == "parameters" else ".3g"
     mean, over = factor * statistics.mean(values), deviation(values)
     return f"{mean:{form}}" + ("" if over is None or row == "parameters" else f" ± {factor * over:{form}}")

@@ -2,15 +2,15 @@
 
     python examples/dsvae.py                      train with the factorised posterior, then measure swaps
     python examples/dsvae.py --full               with the full posterior, in which z reads f and all frames
-    python examples/dsvae.py --grouped            f is inferred from another clip of the same identity in training
+    python examples/dsvae.py --grouped            f is inferred from any clip of the same identity in training
     python examples/dsvae.py --data pendulum      on pendula, which need no file
     python examples/dsvae.py evaluate RUN         judge, swaps, probes
 
 f says who, z_1 ... z_T what; the prior of z is a recurrent network's. The paper infers f with a recurrent network; here
 it is from the average of the frames' features, as in VDSM. Nothing in a single clip says whether what does not change
 in it (a direction) is who or what. With `--grouped`, as in VDSM's first stage, training knows which clips show the same
-identity: f comes from another one, and so has nothing of the clip's own motion. The command line is in
-`command_line.py`, data and pictures are in `videos.py`.
+identity: f comes from one of them, drawn at random, and tells of the clip's own motion only where that is the clip
+itself (on Sprites one time in nine). The command line is in `command_line.py`, data and pictures are in `videos.py`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ EXAMPLE = Example(
     motion=("z",),
     flags={
         "full": ("the full posterior, in which z reads f and all frames", {"full": True}),
-        "grouped": ("f is inferred from another clip of the same identity in training", {"grouped": True}),
+        "grouped": ("f is inferred from any clip of the same identity in training", {"grouped": True}),
     },
 )
 

@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from seqdisent import _files
 
@@ -46,21 +47,25 @@ def verify(content: bytes, digest: str, what: str, remedy: str, *, gzipped: bool
         raise ValueError(f"{what}: SHA-256 is {got}, expected {digest}; {remedy}")
 
 
+class _HttpsLeadsToHttps(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise urllib.error.HTTPError(req.full_url, code, f"it leads to {newurl}, expected https", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def fetch(url: str, timeout: float, *, limit: int | None = None) -> bytes:
     """The content behind an address, whole, or ConnectionError; ValueError if it has more bytes than `limit`."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
-            address = response.url  # where it led to
+        with urllib.request.build_opener(_HttpsLeadsToHttps).open(url, timeout=timeout) as response:
             content: bytes = response.read() if limit is None else response.read(limit + 1)
             missing = 0 if limit is None else response.length or 0  # a read of so many bytes lets it be cut off
     except urllib.error.HTTPError as error:
         error.close()
-        remedy = "there is no such file" if error.code in (404, 410) else "try again"
-        raise ConnectionError(f"could not download {url}: {error}; nothing was kept, {remedy}") from error
+        remedy = ", there is no such file" if error.code in (404, 410) else ", try again" if error.code >= 400 else ""
+        raise ConnectionError(f"could not download {url}: {error}; nothing was kept{remedy}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise ConnectionError(f"could not download {url}: {error!r}; nothing was kept, try again") from error
-    if url.startswith("https:") and not address.startswith("https:"):
-        raise ConnectionError(f"could not download {url}: it leads to {address}, expected https; nothing was kept")
     if limit is not None and len(content) > limit:
         raise ValueError(f"{url}: has more than {limit} bytes; nothing was kept")
     if missing:

@@ -225,6 +225,10 @@ def _build(card: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) ->
         if card[field] != (sites := list(getattr(example, field))):
             raise ValueError(f"{field}: got {card[field]}, expected {sites}, which are those of {name}")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in card["sizes"].items()}
+    counts = [(key, each) for key, value in sizes.items() for each in (value if isinstance(value, tuple) else [value])]
+    of_all = sum(tensor.numel() for tensor in tensors.values())
+    if large := [f"{key}: got {each}" for key, each in counts if isinstance(each, int) and each > of_all]:
+        raise ValueError(f"sizes: {', '.join(large)}, expected at most the {of_all} numbers of {what}")
 
     def build(device: str) -> Any:
         # the first weights are replaced, so they take nothing from the caller's generator

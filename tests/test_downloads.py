@@ -145,6 +145,7 @@ def test_an_address_of_https_does_not_lead_elsewhere(server, tmp_path, monkeypat
             ConnectionError, match=f"{address}/path/one.bin: .*it leads to {server.url}/path/one.bin, exp"
         ):
             _downloads.fetch(f"{address}/path/one.bin", 5.0)
+        assert server.asked == []  # not even on the way
 
 
 def test_a_process_that_is_killed_while_it_fetches_leaves_nothing_that_counts(server, tmp_path):

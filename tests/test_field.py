@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from seqdisent.datasets import sprites
 
@@ -47,10 +48,10 @@ def test_models_and_cheats_on_one_table(tmp_path):
     assert table["Summary"]["reconstruction, squared error"]["all in f"] == {"mean": 0, "deviation": None, "seeds": 1}
     nearest = table["Nearest of 98 true clips to a swap of the identity"]
     # with everything in f, a swap of f is a swap of the clip; in z, nothing follows
-    assert nearest["has the right colour, %"]["all in f"]["mean"] == 1
+    assert nearest["has the right colour, %"]["all in f"]["mean"] == 100
     assert nearest["has the right speed, %"]["all in f"]["mean"] == 0
     assert nearest["has the right colour, %"]["all in z"]["mean"] == 0
-    assert nearest["has the right speed, %"]["all in z"]["mean"] == 1
+    assert nearest["has the right speed, %"]["all in z"]["mean"] == 100
     page = (folder / "field.html").read_text()
     for name in models:
         picture = f"{name.replace(' ', '_')}/0/swaps.png"
@@ -82,9 +83,9 @@ def test_signals_have_models_of_their_own(tmp_path):
     models = {"speakers", "dsvae", "dsvae-grouped", "cdsvae", "s3vae", "dbse", "all in f", "all in z"}
     assert set(table["Summary"]["identity swapped, squared error"]) == models
     nearest = table["Nearest of 1440 true clips to a swap of the identity"]
-    assert nearest["has the right voice, %"]["all in f"]["mean"] == 1
+    assert nearest["has the right voice, %"]["all in f"]["mean"] == 100
     assert nearest["has the right clip, %"]["all in f"]["mean"] == 0
-    assert nearest["has the right speed, %"]["all in z"]["mean"] == 1
+    assert nearest["has the right speed, %"]["all in z"]["mean"] == 100
 
 
 OWN = """
@@ -136,17 +137,25 @@ def test_what_an_entry_returns_is_checked_before_anything_is_trained():
     task = load("pendulum", "test", "tiny", ["--image-size=16", "--num-clips=140"])
     right = models.of_example("dsvae")(task, 0, 1.0)
     models.check(right, task)
+    grey = models.of_example("dsvae")(task, 0, 1.0)
+    grey.network.emission = lambda decoded, mask: right.network.emission(decoded[..., :1, :, :], mask)
     for wrong, error, message in (
         (right.network, TypeError, "got DSVAE, expected a Contestant"),
         (right._replace(stages=print), TypeError, "stages: got builtin_function_or_method, expected {name: function"),
         (right._replace(static="f"), TypeError, "static: got the string 'f'"),
         (right._replace(motion=("what",)), ValueError, "motion: the guide has no site ['what'], expected some of"),
         (right._replace(motion=("f",)), ValueError, "motion: ['f'] are in `static` too"),
+        (right._replace(emission="nope"), ValueError, "emission: the model has no site 'nope', expected one of"),
+        (grey, ValueError, "emission: its mean has shape (1, 16, 1, 16, 16)"),
     ):
         with pytest.raises(error, match=re.escape(message)):
             models.check(wrong, task)
-    with pytest.raises(ValueError, match=r"preset 'cpu' is not for frames \(3, 16, 16\): channels: got 4 values"):
-        models.of_example("dsvae")(task._replace(preset="cpu"), 0, 1.0)
+    for name in ("dsvae", "vdsm"):
+        said = (
+            rf"preset 'cpu' is not for frames \(3, 16, 16\): channels: got 4 values.* 'plan.sizes' .*{name}.py --help"
+        )
+        with pytest.raises(ValueError, match=said):
+            models.of_example(name)(task._replace(preset="cpu"), 0, 1.0)
 
 
 def test_an_entry_is_a_function_of_a_file_and_may_import_its_neighbours(tmp_path, monkeypatch):
@@ -166,6 +175,60 @@ def test_a_first_call_that_could_not_start_leaves_no_settings_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
     for option in ("--seeds", "--minutes"):
         assert f"argument {option}: got 0, expected more than 0" in field(*asked, option, 0).stderr
+
+
+def test_runs_of_two_judges_do_not_come_into_one_table(tmp_path):
+    bench = importlib.import_module("field")
+    bench.check_judge(tmp_path)  # nothing is finished
+    (tmp_path / "judge.pt").write_bytes(b"one")
+    (tmp_path / "mine" / "0").mkdir(parents=True)
+    about = tmp_path / "mine" / "0" / "about.json"
+    about.write_text(json.dumps({"judge": bench.digest_of(tmp_path / "judge.pt")}))
+    bench.check_judge(tmp_path)
+    (tmp_path / "judge.pt").write_bytes(b"two")
+    with pytest.raises(SystemExit, match=f"{about.parent} was measured by another judge than {tmp_path / 'judge.pt'}"):
+        bench.check_judge(tmp_path)
+    (tmp_path / "judge.pt").unlink()
+    with pytest.raises(SystemExit, match="was measured by another judge"):
+        bench.check_judge(tmp_path)
+    about.write_text(json.dumps({"judge": None}))  # of clips that have none
+    bench.check_judge(tmp_path)
+
+
+def test_one_model_that_fails_does_not_stop_the_others(capsys):
+    bench, failed = importlib.import_module("field"), []
+    for error in (ValueError("width"), RuntimeError("memory")):
+        with bench.others_go_on("mine, seed 0", failed):
+            raise error
+    assert failed == ["mine, seed 0: ValueError: width", "mine, seed 0: RuntimeError: memory"]
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt), bench.others_go_on("mine, seed 0", failed):
+        raise KeyboardInterrupt
+
+
+def test_a_label_called_motion_counts_unless_it_says_what_others_say():
+    table = importlib.import_module("field_table")
+    assert set(table.basic({"motion": {}, "light": {}})) == {"motion", "light"}
+    assert set(table.basic({"motion": {}, "action": {}, "direction": {}})) == {"action", "direction"}
+
+
+@pytest.mark.slow
+def test_of_clips_of_different_lengths_the_models_that_can_take_part(tmp_path):
+    generator = np.random.default_rng(0)
+    for clip in range(24):
+        folder = tmp_path / "clips" / f"who{clip // 2}" / f"clip{clip % 2}"
+        folder.mkdir(parents=True)
+        for step in range(4 + clip % 3):
+            Image.fromarray(generator.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"{step}.png")
+    asked = ["--data", tmp_path / "clips", "--image-size", 16, "--held-out", 2, "--seeds", 1]
+    asked += ["--out", tmp_path / "out"]
+    done = field(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out, as clips have different lengths: cdsvae, s3vae, all in f, all in z" in done.stdout
+    tables = json.loads((tmp_path / "out" / "clips" / "test" / "field.json").read_text())["tables"]
+    assert set(tables["Summary"]["reconstruction, squared error"]) == {"vdsm", "dsvae", "dsvae-grouped", "dbse"}
+    for name, said in (("cdsvae", "of_example('cdsvae', 'plan.information=0')"), ("all in f", "clips of one length")):
+        assert said in field(*asked, "--models", name).stderr
 
 
 def test_a_number_that_is_not_finite_is_left_out():
@@ -193,7 +256,12 @@ def test_a_measure_that_only_a_later_run_has_is_on_the_table(tmp_path):
     row = json.loads((tmp_path / "field.json").read_text())["tables"][
         "Probes of the second site that says what, linear"
     ]
-    assert row["action, %"]["vdsm"]["seeds"] == 1
+    assert row["action, %"]["vdsm"] == {"mean": 100.0, "deviation": None, "seeds": 1}
+    found = json.loads((tmp_path / "field.json").read_text())
+    assert found["sites"] == {"vdsm": {"who": ["s"], "what": ["d", "z"]}}
+    assert found["constant guess"]["Probes of the second site that says what, linear"]["action, %"] == pytest.approx(
+        100 / 3
+    )
     assert "| action, % | 100.0 | 33.3 |" in (tmp_path / "field.md").read_text()
 
 
