@@ -10,9 +10,9 @@ nothing else run then. What is measured on was not trained on: `--on test`, or `
 seeds of a model train on the same split.
 
 A run is a folder, OUT/DATA/ON/MODEL/SEED. What is finished is not done again, what was stopped goes on; other settings
-need another OUT, and a model that was changed needs its folder removed. After every run OUT/DATA/ON has the table of
-all that is finished: field.md, field.json and field.html, with each model's grid of swaps. Several processes may share
-a folder if each has models of its own.
+or another judge need another OUT, and a model that was changed needs its folder removed. After every run OUT/DATA/ON
+has the table of all that is finished: field.md, field.json and field.html, with each model's grid of swaps. Several
+processes may share a folder if each has models of its own.
 """
 
 from __future__ import annotations
