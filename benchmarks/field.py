@@ -95,8 +95,9 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
 def check_judge(folder: Path) -> None:
     """Leave if a finished run was measured by another judge than the folder has."""
     path = folder / "judge.pt"
+    own = digest_of(path)
     for about in folder.glob("*/*/about.json"):
-        if json.loads(about.read_text()).get("judge") != digest_of(path):
+        if json.loads(about.read_text()).get("judge") != own:
             sys.exit(
                 f"{about.parent} was measured by another judge than {path}: put that one back, remove the run's"
                 " about.json to have it measured again, or choose another --out"
