@@ -3,9 +3,6 @@
 import importlib
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyro
@@ -13,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import yaml
+from commands import run_here
 from half_precision import runs_lstm
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -387,9 +385,7 @@ def test_voices_swap_as_the_renderer_says():
 
 
 def run(name, *arguments):
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return run_here(EXAMPLES / f"{name}.py", *arguments)
 
 
 @pytest.mark.slow

@@ -3,15 +3,14 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_here
 from PIL import Image
 
 from seqdisent.datasets import sprites
@@ -31,9 +30,7 @@ def benchmarks_on_path():
 
 
 def field(*arguments):
-    command = [sys.executable, str(BENCHMARKS / "field.py"), "--preset", "tiny", "--threads", "1", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return run_here(BENCHMARKS / "field.py", "--preset", "tiny", "--threads", 1, *arguments)
 
 
 @pytest.mark.slow

@@ -2,13 +2,11 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_here
 from strategies import mask_of
 
 from seqdisent import elbo_terms
@@ -207,11 +205,8 @@ def test_a_switching_system_starts_at_principal_components(slds):
 
 
 def test_a_switching_system_runs(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "slds.py"), str(tmp_path / "run"), "--data", "lorenz", "--seeds", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--num-steps", "3"], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    asked = ["--data", "lorenz", "--seeds", 0, "--num-steps", 3]
+    done = run_here(EXAMPLES / "slds.py", tmp_path / "run", *asked)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(found) == {"k-means of differences", "autoregressive HMM", "SLDS"}
@@ -232,10 +227,6 @@ def test_a_switching_system_runs(tmp_path):
 def test_an_example_runs(tmp_path, data_root, name, arguments, rows):
     if not (data_root / "japanese_vowels").is_dir():
         pytest.skip("the folder of data has no japanese_vowels")
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(tmp_path / "run"), "--seeds", "0", "--num-steps", "4"]
-    environment = {**os.environ, "SEQDISENT_DATA": str(data_root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_here(EXAMPLES / f"{name}.py", tmp_path / "run", "--seeds", 0, "--num-steps", 4, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())) == rows

@@ -2,13 +2,11 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_here
 
 for needed in ("lightning", "sklearn", "torchmetrics"):
     pytest.importorskip(needed)
@@ -16,9 +14,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name, *arguments):
-    command = [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_here(EXAMPLES / f"{name}.py", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 

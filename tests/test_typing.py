@@ -40,28 +40,25 @@ def examples() -> Iterator[str]:
                 yield textwrap.indent("".join(example.source for example in shown), "    ")
 
 
-def check(command, program, folder):
-    """Run a type checker on a program away from this project's settings, and return what it says."""
-    (folder / "user.py").write_text(program, encoding="utf-8")
-    done = subprocess.run([*command, "user.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+def check(command, programs, folder):
+    """Run a type checker on programs away from this project's settings, and return what it says."""
+    for name, program in programs.items():
+        (folder / name).write_text(program, encoding="utf-8")
+    done = subprocess.run([*command, *programs], cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_mypy_is_content_with_the_user(tmp_path):
+def test_mypy_is_content_with_the_user_and_the_examples(tmp_path):
     pytest.importorskip("mypy")
-    code, said = check([sys.executable, "-m", "mypy", "--strict"], USER.read_text(encoding="utf-8"), tmp_path)
-    assert code == 0, said
-
-
-@pytest.mark.slow
-def test_mypy_is_content_with_the_examples(tmp_path):
-    pytest.importorskip("mypy")
+    loose = "# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n"  # functions within examples
     imports = "".join("from {0} import {2}\n".format(*name.rpartition(".")) for name in PUBLIC)
     functions = [f"def example_{i}() -> None:\n{body}" for i, body in enumerate(examples())]
-    loose = ["--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls"]  # functions within examples
-    command = [sys.executable, "-m", "mypy", "--strict", *loose]
-    code, said = check(command, "\n\n".join([PRELUDE + imports, *functions]), tmp_path)
+    programs = {
+        "user.py": USER.read_text(encoding="utf-8"),
+        "examples.py": "\n\n".join([loose + PRELUDE + imports, *functions]),
+    }
+    code, said = check([sys.executable, "-m", "mypy", "--strict"], programs, tmp_path)
     assert code == 0, said
 
 
@@ -69,5 +66,7 @@ def test_mypy_is_content_with_the_examples(tmp_path):
 def test_pyright_is_content_with_the_user(tmp_path):
     if shutil.which("pyright") is None:
         pytest.skip("pyright is not installed")
-    code, said = check(["pyright", "--pythonpath", sys.executable], USER.read_text(encoding="utf-8"), tmp_path)
+    code, said = check(
+        ["pyright", "--pythonpath", sys.executable], {"user.py": USER.read_text(encoding="utf-8")}, tmp_path
+    )
     assert code == 0, said

@@ -467,10 +467,8 @@ def run(command, folder, **environment):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def packed_run(tmp_path_factory):
-    """The folder in which README's commands have trained a tiny model and packed it."""
-    folder = tmp_path_factory.mktemp("trained")
+def train_and_pack(folder):
+    """Run README's commands that train a model, at a tiny size, and pack it."""
     train, pack, export = readme_block("train-and-pack", "bash").splitlines()
     tiny = ["--preset=tiny", "--num-clips=70", "--plan.sizes.decoder_channels=[4, 4, 4, 4]"]
     for command, options in ((train, tiny), (pack, [])):
@@ -478,12 +476,12 @@ def packed_run(tmp_path_factory):
         assert python == "python"
         run([str(ROOT / script), *words, *options], folder)
     assert export == "export SEQDISENT_ZOO=zoo"
-    return folder
 
 
 @pytest.mark.slow
-def test_the_readme_swaps_with_a_model_that_a_server_has(packed_run, server, tmp_path):
-    server.served = {path.name: path.read_bytes() for path in (packed_run / "zoo").iterdir()}
+def test_the_readme_swaps_with_a_model_that_a_server_has_and_its_card_says_how_to_train_it_again(server, tmp_path):
+    train_and_pack(tmp_path)
+    server.served = {path.name: path.read_bytes() for path in (tmp_path / "zoo").iterdir()}
     empty = tmp_path / "empty"
     empty.mkdir()
     block = readme_block("a-trained-model", "py")
@@ -491,17 +489,9 @@ def test_the_readme_swaps_with_a_model_that_a_server_has(packed_run, server, tmp
     assert said.splitlines()[-1] == "(1, 16, 3, 64, 64)"
     assert server.asked == ["/vdsm-pendulum.json", "/vdsm-pendulum.safetensors"]
     assert list(empty.iterdir()) == []
-
-
-def test_the_readme_needs_five_lines():
-    assert len([line for line in readme_block("a-trained-model", "py").splitlines() if line]) == 5
-
-
-@pytest.mark.slow
-def test_the_card_of_a_run_says_how_to_train_it_again(packed_run):
     settings, vdsm = importlib.import_module("settings"), importlib.import_module("vdsm").EXAMPLE
-    (run_folder,) = (packed_run / "runs").iterdir()
-    card, recorded = load("vdsm-pendulum", source=packed_run / "zoo").card, settings.read_settings(vdsm, run_folder)
+    (run_folder,) = (tmp_path / "runs").iterdir()
+    card, recorded = load("vdsm-pendulum", source=tmp_path / "zoo").card, settings.read_settings(vdsm, run_folder)
     python, script, *words = shlex.split(card["command"])
     assert (python, script) == ("python", "examples/vdsm.py")
     again = settings.settings_of(vdsm, words)
@@ -511,3 +501,7 @@ def test_the_card_of_a_run_says_how_to_train_it_again(packed_run):
     measured = json.loads((run_folder / "metrics.json").read_bytes())
     for name in ("mean_squared_error", "nats", "held_out_clips", "minutes"):
         assert card["metrics"][name] == measured[name]
+
+
+def test_the_readme_needs_five_lines():
+    assert len([line for line in readme_block("a-trained-model", "py").splitlines() if line]) == 5
