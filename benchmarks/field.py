@@ -254,12 +254,12 @@ def main() -> None:
         )
         if value is not None
     ]
-    task = load(options.data, options.on, options.preset, more)
     names = options.models or ["speakers" if options.data == "signals" else MODELS[0], *MODELS[1:]]
-    if options.models is None and not task.one_length:
-        names = [name for name in names if name not in OF_ONE_LENGTH]
-        print("left out, as clips have different lengths:", ", ".join(OF_ONE_LENGTH), flush=True)
     entries = {name: find_entry(name) for name in names}
+    task = load(options.data, options.on, options.preset, more)
+    if options.models is None and not task.one_length:
+        entries = {name: entry for name, entry in entries.items() if name not in OF_ONE_LENGTH}
+        print("left out, as clips have different lengths:", ", ".join(OF_ONE_LENGTH), flush=True)
     folder = options.out / Path(options.data).name / options.on
     recorded = ("data", "minutes", "preset", "image_size", "num_clips", "held_out", "judge_steps", "threads")
     print(f"training on {task.train}, measured on {task.held_out}", flush=True)
@@ -281,7 +281,7 @@ def main() -> None:
         for name, scale in scales.items():
             with others_go_on(f"{name}, seed {seed}", failed):
                 run(name, entries[name], task, seed, scale, folder, judge)
-                written = write_tables(folder, names, f"The field on {options.data}, {options.on}")
+                written = write_tables(folder, list(entries), f"The field on {options.data}, {options.on}")
     if written:
         print(written[0].read_text(), "wrote", *written, sep="\n  ")
     if failed:

@@ -172,6 +172,8 @@ def test_a_first_call_that_could_not_start_leaves_no_settings_behind(tmp_path):
     assert "dsvae: preset 'cpu' is not for frames (3, 16, 16): " in refused.stderr
     assert list(tmp_path.iterdir()) == []
     assert "argument --minutes: got 0, expected more than 0" in field(*asked, "--minutes", 0).stderr
+    # a name is looked up before clips are read, which takes long
+    assert "--models: got 'vdms', expected " in field("--data", tmp_path / "no_clips", "--models", "vdms").stderr
 
 
 def test_runs_of_two_judges_do_not_come_into_one_table(tmp_path):
