@@ -205,7 +205,9 @@ def draw_rolls(example: Example, network: nn.Module, data: Data, run: Path, seed
     }
     figure = Figure(figsize=(9, 9), layout="constrained")
     for axis, (name, roll) in zip(figure.subplots(len(rolls), 1, sharex=True), rolls.items(), strict=True):
-        axis.imshow(roll[0].T, origin="lower", aspect="auto", cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(
+            roll[0].T.numpy(), origin="lower", aspect="auto", cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+        )
         axis.set(title=name, ylabel="key", ylim=(20, 78))
     axis.set_xlabel("quarter note")
     figure.savefig(run / "rolls.png", dpi=100)
