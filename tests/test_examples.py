@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import yaml
-from commands import run_here
+from commands import run_here, starts_alone
 from half_precision import runs_lstm
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -386,6 +386,11 @@ def test_voices_swap_as_the_renderer_says():
 
 def run(name, *arguments):
     return run_here(EXAMPLES / f"{name}.py", *arguments)
+
+
+@pytest.mark.parametrize("name", ["dsvae", "speakers", "dmm", "slds", "time_series"])  # one of each family
+def test_an_example_starts_by_itself(name):
+    assert f"usage: {name}.py" in starts_alone(EXAMPLES / f"{name}.py")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run_here
+from commands import run_here, starts_alone
 from PIL import Image
 
 from seqdisent.datasets import sprites
@@ -31,6 +31,10 @@ def benchmarks_on_path():
 
 def field(*arguments):
     return run_here(BENCHMARKS / "field.py", "--preset", "tiny", "--threads", 1, *arguments)
+
+
+def test_the_bench_starts_by_itself():
+    assert "FILE.py:FUNCTION" in starts_alone(BENCHMARKS / "field.py")
 
 
 @pytest.mark.slow
@@ -365,7 +369,7 @@ def test_other_clips_need_another_folder(tmp_path):
     assert "and averages with them, say little" in (tmp_path / "out" / "own.npz" / "test" / "field.html").read_text()
 
 
-def test_nobody_is_in_two_parts_of_sprites_and_a_few_of_the_test_are_in_vdsms_other_splits(data_root):
+def test_nobody_is_in_two_parts_of_sprites(data_root):
     load = importlib.import_module("field").load
     test, validation = (load("sprites", on, "cpu", []) for on in ("test", "validation"))
     parts = [set(clips.identity.tolist()) for clips in (test.train, test.held_out, validation.held_out)]
