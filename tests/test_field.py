@@ -175,7 +175,8 @@ def test_a_first_call_that_could_not_start_leaves_no_settings_behind(tmp_path):
     refused = field(*asked, "--preset", "cpu")
     assert "dsvae: preset 'cpu' is not for frames (3, 16, 16): " in refused.stderr
     assert list(tmp_path.iterdir()) == []
-    assert "argument --minutes: got 0, expected more than 0" in field(*asked, "--minutes", 0).stderr
+    for option in ("--seeds", "--minutes"):
+        assert f"argument {option}: got 0, expected more than 0" in field(*asked, option, 0).stderr
     # a name is looked up before clips are read, which takes long
     assert "--models: got 'vdms', expected " in field("--data", tmp_path / "no_clips", "--models", "vdms").stderr
 

@@ -48,7 +48,7 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[st
 
 def starts_alone(script: Path) -> str:
     """What a script says when asked for help, in a process of its own, away from its folder and the tests' path."""
-    command = [sys.executable, "-W", "ignore", str(script), "--help"]
+    command = [sys.executable, str(script), "--help"]
     here = {"PYTHONPATH": str(Path(seqdisent.__file__).parents[1])}  # the copy that is tested
     done = subprocess.run(
         command, cwd="/", env={**os.environ, **here}, capture_output=True, text=True, timeout=300, check=False
